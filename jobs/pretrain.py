@@ -1,0 +1,38 @@
+"""Pre-trains a multilingual encoder.
+
+ray job submit --working-dir . -- python jobs/pretrain.py --config jobs/configs/pretrain.yaml key=value ...
+"""
+
+import argparse
+import sys
+
+from mlray import config as configuration
+
+
+def main() -> int:
+    """Parses, runs, and says in one line why it failed: 0 done, 1 failed, 2 bad configuration."""
+    parser = argparse.ArgumentParser(description="Pre-train a multilingual encoder from a corpus on S3.")
+    parser.add_argument("--config", help="YAML with what differs from the defaults")
+    parser.add_argument(
+        "--plan", action="store_true", help="print files, rows, tokens, steps and memory, and stop"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    arguments = parser.parse_args()
+    try:
+        config = configuration.load(arguments.config, arguments.overrides)
+        from mlray.training.pretrain import (
+            pretrain,
+        )  # loads torch and ray: not before the configuration is good
+
+        pretrain(config, plan_only=arguments.plan)
+    except configuration.ConfigError as error:
+        print(f"configuration: {error}", file=sys.stderr)
+        return 2
+    except configuration.RunError as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,295 @@
+"""Every knob of a run, on one page.
+
+A YAML file holds what differs from the defaults; `section.key=value` on the command line overrides it. Both
+go through `load`, so there is one way to set a value. The result is frozen; an unknown key names its nearest
+neighbour.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+_SCIENTIFIC = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class ConfigError(Exception):
+    """A configuration that cannot run; the message says what to change. Jobs exit with 2."""
+
+
+class RunError(Exception):
+    """A run that failed for a cause one line can name. Jobs exit with 1."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class Source(_Section):
+    """One place that text comes from."""
+
+    uri: str
+    """A file or folder, local or `s3://bucket/prefix`, or `hf://name[:config[:split]]` for `datasets`."""
+    format: Literal["auto", "parquet", "jsonl", "text"] = "auto"
+    """`auto` goes by the file name; `.gz` and `.zst` are read through for text and JSON lines."""
+    text: str | tuple[str, ...] = "text"
+    """Column (or columns, joined by a line break) that hold the text; ignored for plain text files."""
+    pair: str | None = None
+    """Column with the translation of `text`; in text files any value means tab-separated pairs."""
+    language: str = "filename"
+    """`column:<name>`, `partition[:<key>]` (hive), `filename` (`de.txt.gz`), or a fixed tag such as `de`."""
+
+
+class Run(_Section):
+    """Name, place and seed of a run."""
+
+    name: str = "pretrain"
+    """Folder below `storage_uri`; a run with the same name resumes."""
+    storage_uri: str = "runs"
+    """Local folder or `s3://bucket/prefix`; with several nodes it must be reachable from all of them."""
+    seed: int = Field(0, ge=0)
+
+
+class Storage(_Section):
+    """How S3 is reached; keys come from the environment or the instance role, never from here."""
+
+    endpoint_url: str | None = None
+    """S3 endpoint; empty means AWS (or `AWS_ENDPOINT_URL`)."""
+    region: str = "us-east-1"
+    timeout_s: float = Field(10.0, gt=0)
+    """Seconds to wait for a connection or for the next bytes; three attempts are made."""
+
+
+class Corpus(_Section):
+    """What is read, how languages are mixed, and how rows are packed."""
+
+    sources: tuple[Source, ...] = ()
+    alpha: Probability = 0.3
+    """Temperature of the mixture: a language with n rows is drawn with p ~ n^alpha."""
+    languages: tuple[str, ...] = ()
+    """Languages that must be present; empty means every language that is found."""
+    window_rows: int = Field(8192, ge=16)
+    """Documents that are shuffled and packed together."""
+    sequence_length: int = Field(128, ge=8)
+    """Tokens of a packed row."""
+    validation_rows: int = Field(200, ge=0)
+    """Documents held out for each language, at most a tenth of them."""
+    max_chars: int = Field(1_000_000, ge=1)
+    """A longer record is quarantined."""
+    num_readers: int = Field(1, ge=1)
+    """Actors that read windows; one feeds about fifty tokenising cores."""
+    max_tokenizers: int = Field(1024, ge=1)
+    """Actors that tokenise and pack, at most; as many start as CPUs are free and the workers can use."""
+    read_cpus: float = Field(0.1, ge=0)
+    tokenize_cpus: float = Field(0.5, gt=0)
+
+
+class Tokenizer(_Section):
+    """A tokenizer that is loaded, or trained on the mixture."""
+
+    path: str | None = None
+    """Folder, `s3://` prefix or hub name; empty means: train one."""
+    algorithm: Literal["unigram", "bpe"] = "unigram"
+    vocab_size: int = Field(16_000, ge=64)
+    train_rows: int = Field(200_000, ge=1)
+    """Documents of the mixture that training sees."""
+    character_coverage: Annotated[float, Field(gt=0, le=1)] = 0.9995
+    """Share of all characters that the vocabulary covers; rarer ones become unknown."""
+
+
+class Model(_Section):
+    """An encoder, built small from these numbers or loaded from `path`."""
+
+    family: Literal["bert", "xlm-roberta", "modernbert"] = "xlm-roberta"
+    path: str | None = None
+    """Folder, `s3://` prefix or hub name of a checkpoint of the family; the sizes below are then its own."""
+    hidden_size: int = Field(256, ge=8)
+    num_layers: int = Field(4, ge=1)
+    num_heads: int = Field(4, ge=1)
+    intermediate_size: int = Field(1024, ge=8)
+    max_positions: int = Field(512, ge=8)
+    dropout: Probability = 0.1
+
+
+class Objective(_Section):
+    """Masked language modelling (BERT; translation pairs make it XLM's TLM)."""
+
+    name: Literal["masked"] = "masked"
+    mask_rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    whole_word: bool = False
+
+
+class Train(_Section):
+    """Optimisation, the DeepSpeed engine, and how often things happen (in steps)."""
+
+    steps: int = Field(1000, ge=1)
+    global_batch_size: int = Field(64, ge=1)
+    """Packed rows that one optimiser step sees, over all workers."""
+    micro_batch_size: int = Field(16, ge=1)
+    """Packed rows of one forward pass on one worker."""
+    lr: float = Field(5e-4, gt=0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_steps: int = Field(50, ge=0)
+    min_lr_ratio: Probability = 0.1
+    weight_decay: float = Field(0.01, ge=0)
+    """Not applied to biases and norms."""
+    adam_betas: tuple[float, float] = (0.9, 0.98)
+    adam_eps: float = Field(1e-6, gt=0)
+    gradient_clipping: float = Field(1.0, ge=0)
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    offload: bool = False
+    """Keep optimiser state in host memory (ZeRO-1 and up)."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`auto` takes bf16 where the hardware computes in it."""
+    activation_checkpointing: bool = False
+    validate_every: int = Field(100, ge=1)
+    checkpoint_every: int = Field(100, ge=1)
+    keep_checkpoints: int = Field(2, ge=1)
+    log_every: int = Field(10, ge=1)
+    early_stopping: str | None = None
+    """`<language>.<metric>` or `macro.<metric>`; metric: loss, accuracy, bits_per_char."""
+    patience: int = Field(3, ge=1)
+    """Validations without improvement before the run stops."""
+    resume: bool = True
+    """Continue from the newest good checkpoint of the run folder."""
+
+
+class Cluster(_Section):
+    """What the run asks of Ray."""
+
+    address: str | None = None
+    """Ray address; empty means the cluster of this job, or a local one."""
+    num_workers: int = Field(1, ge=1)
+    cpus_per_worker: float = Field(0.5, gt=0)
+    gpus_per_worker: float = Field(0.0, ge=0)
+    threads_per_worker: int = Field(1, ge=1)
+    """Threads of torch in a worker on CPU."""
+    max_failures: int = Field(3, ge=0)
+    """Restarts after a lost worker, each from the newest good checkpoint."""
+    wait_s: float = Field(0.0, ge=0)
+    """Seconds to wait for the nodes of an autoscaling cluster before workers count as impossible to place."""
+
+
+class RunConfig(_Section):
+    """The whole configuration; functions take the section they need."""
+
+    run: Run = Run()
+    storage: Storage = Storage()
+    corpus: Corpus = Corpus()
+    tokenizer: Tokenizer = Tokenizer()
+    model: Model = Model()
+    objective: Objective = Objective()
+    train: Train = Train()
+    cluster: Cluster = Cluster()
+
+    @property
+    def gradient_accumulation_steps(self) -> int:
+        """Forward passes of one worker in one optimiser step."""
+        return self.train.global_batch_size // (self.train.micro_batch_size * self.cluster.num_workers)
+
+    def to_yaml(self) -> str:
+        """The resolved configuration as YAML that `load` reads back."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load(path: str | Path | None = None, overrides: tuple[str, ...] | list[str] = ()) -> RunConfig:
+    """Reads a YAML file, applies `section.key=value` overrides and checks the result.
+
+    Raises:
+        ConfigError: an unreadable file, an unknown key, a value of the wrong kind, or sizes that do not fit.
+    """
+    values = _read_yaml(Path(path)) if path else {}
+    for override in overrides:
+        _apply(values, override)
+    return build(values)
+
+
+def build(values: dict[str, Any]) -> RunConfig:
+    """Checks a nested dictionary and freezes it.
+
+    Raises:
+        ConfigError: as `load`.
+    """
+    try:
+        config = RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from None
+    per_step = config.train.micro_batch_size * config.cluster.num_workers
+    if config.train.global_batch_size % per_step:
+        raise ConfigError(
+            f"train.global_batch_size={config.train.global_batch_size} is no multiple of train.micro_batch_size "
+            f"x cluster.num_workers = {config.train.micro_batch_size} x {config.cluster.num_workers}; change one"
+        )
+    if config.train.offload and config.train.zero_stage == 0:
+        raise ConfigError("train.offload=true needs train.zero_stage 1, 2 or 3")
+    if config.model.hidden_size % config.model.num_heads:
+        raise ConfigError(
+            f"model.hidden_size={config.model.hidden_size} is no multiple of "
+            f"model.num_heads={config.model.num_heads}"
+        )
+    return config
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold sections such as `train:`, not a {type(values).__name__}")
+    return {name: section for name, section in values.items() if section is not None}
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"override {override!r} is not of the form section.key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    if isinstance(value, str) and _SCIENTIFIC.fullmatch(text.strip()):  # YAML 1.1 reads 1e-4 as a string.
+        value = float(value)
+    *parents, leaf = key.split(".")
+    node = values
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"override {override!r}: {parent!r} is a value, not a section")
+        node = child
+    node[leaf] = value
+
+
+def _likeness(key: str, known: str) -> float:
+    """How alike two dotted keys are: as a whole, or by their last parts where the section is missing or wrong."""
+    whole = difflib.SequenceMatcher(None, key, known).ratio()
+    last = difflib.SequenceMatcher(None, key.rsplit(".", 1)[-1], known.rsplit(".", 1)[-1]).ratio()
+    return max(whole, last) + 0.1 * whole
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            nearest = max(_known_keys(), key=lambda known: _likeness(key, known))
+            lines.append(f"unknown key {key!r}; did you mean {nearest!r}?")
+        else:
+            lines.append(f"{key}: {item['msg']} (got {item['input']!r})")
+    return "; ".join(lines)
+
+
+def _known_keys() -> list[str]:
+    keys = list(RunConfig.model_fields)
+    for name, field in RunConfig.model_fields.items():
+        keys += [f"{name}.{key}" for key in field.default.__class__.model_fields]
+    return keys + [f"corpus.sources.0.{key}" for key in Source.model_fields]

@@ -1,0 +1,1 @@
+"""From files on S3 to packed token rows."""

@@ -1,0 +1,156 @@
+"""What the corpus holds: chunks, good documents per language, the held-out rows, and what was refused.
+
+Built once by a streaming pass and kept beside the run; every later stage is a function of it. Held-out
+documents are those with the smallest content hashes of their language, so every copy of a held-out text is
+held out with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from mlray import storage
+from mlray.config import Corpus, Storage
+from mlray.corpus import records
+from mlray.corpus.sources import SourceFile
+
+CHUNK_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Part:
+    """The documents of one language in one chunk: raw rows less bad and held-out ones."""
+
+    language: str
+    documents: int
+    characters: int
+    held_out: tuple[int, ...]
+    """Raw rows that belong to validation."""
+
+
+@dataclass(frozen=True)
+class ChunkEntry:
+    """A chunk and its parts; its place in the manifest is the upper half of its documents' ids."""
+
+    chunk: records.Chunk
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A validation document."""
+
+    language: str
+    text: str
+    pair: str
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A record, or the rest of a file, that cannot be used."""
+
+    uri: str
+    position: str
+    language: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The corpus as the stream sees it."""
+
+    chunks: tuple[ChunkEntry, ...]
+    held_out: tuple[HeldOut, ...]
+    refused: tuple[Refused, ...]
+    fingerprint: str
+
+    @property
+    def languages(self) -> list[str]:
+        """Languages with training documents, ordered; a document's language number is its place here."""
+        return sorted({part.language for entry in self.chunks for part in entry.parts if part.documents})
+
+    def documents(self) -> dict[str, int]:
+        """Training documents per language."""
+        return self._sums("documents")
+
+    def characters(self) -> dict[str, int]:
+        """Characters of the training documents per language."""
+        return self._sums("characters")
+
+    def refused_counts(self) -> dict[str, dict[str, int]]:
+        """Refused records: language -> reason -> count."""
+        counts: dict[str, dict[str, int]] = {}
+        for entry in self.refused:
+            reasons = counts.setdefault(entry.language, {})
+            reasons[entry.reason] = reasons.get(entry.reason, 0) + 1
+        return counts
+
+    def _sums(self, attribute: str) -> dict[str, int]:
+        sums = dict.fromkeys(self.languages, 0)
+        for entry in self.chunks:
+            for part in entry.parts:
+                if part.documents:
+                    sums[part.language] += int(getattr(part, attribute))
+        return sums
+
+
+def fingerprint(files: list[SourceFile], corpus: Corpus) -> str:
+    """Hash of everything the manifest depends on: files with their ETags, column mapping, limits."""
+    parts = [json.dumps(asdict(file), sort_keys=True) for file in files]
+    parts.append(f"{corpus.max_chars} {corpus.validation_rows} {CHUNK_BYTES}")
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def save(manifest: Manifest, folder: str, settings: Storage) -> None:
+    """Writes `manifest.json` and `quarantine.jsonl` below `folder`; the manifest last, as it marks the end."""
+    lines = "".join(json.dumps(asdict(entry), ensure_ascii=False) + "\n" for entry in manifest.refused)
+    storage.write_bytes(storage.join(folder, "quarantine.jsonl"), lines.encode(), settings)
+    files = {entry.chunk.file.uri: entry.chunk.file for entry in manifest.chunks}
+    numbers = {uri: number for number, uri in enumerate(files)}
+    body = {
+        "fingerprint": manifest.fingerprint,
+        "files": [asdict(file) for file in files.values()],
+        "chunks": [_chunk_row(entry, numbers) for entry in manifest.chunks],
+        "held_out": [[entry.language, entry.text, entry.pair] for entry in manifest.held_out],
+        "refused": [list(asdict(entry).values()) for entry in manifest.refused],
+    }
+    data = json.dumps(body, ensure_ascii=False).encode()
+    storage.write_bytes(storage.join(folder, "manifest.json"), data, settings)
+
+
+def load(folder: str, settings: Storage) -> Manifest | None:
+    """The manifest below `folder`, or None if there is none yet."""
+    uri = storage.join(folder, "manifest.json")
+    if not storage.exists(uri, settings):
+        return None
+    body = json.loads(storage.read_bytes(uri, settings))
+    files = [SourceFile(**{**file, "columns": tuple(file["columns"])}) for file in body["files"]]
+    entries = []
+    for number, start, stop, parts in body["chunks"]:
+        chunk = records.Chunk(files[number], start, stop)
+        entries.append(ChunkEntry(chunk, tuple(Part(a, b, c, tuple(rows)) for a, b, c, rows in parts)))
+    held_out = tuple(HeldOut(*row) for row in body["held_out"])
+    return Manifest(
+        tuple(entries), held_out, tuple(Refused(*row) for row in body["refused"]), body["fingerprint"]
+    )
+
+
+def part_sizes(manifest: Manifest, language: str) -> tuple[np.ndarray, np.ndarray]:
+    """Chunk numbers that hold the language, and its documents in each (both int64, same length)."""
+    pairs = [
+        (number, part.documents)
+        for number, entry in enumerate(manifest.chunks)
+        for part in entry.parts
+        if part.language == language and part.documents
+    ]
+    numbers, sizes = zip(*pairs, strict=True)
+    return np.array(numbers, dtype=np.int64), np.array(sizes, dtype=np.int64)
+
+
+def _chunk_row(entry: ChunkEntry, numbers: dict[str, int]) -> list[object]:
+    parts = [[part.language, part.documents, part.characters, part.held_out] for part in entry.parts]
+    return [numbers[entry.chunk.file.uri], entry.chunk.start, entry.chunk.stop, parts]

@@ -1,0 +1,275 @@
+"""Reads the records of a chunk, in order, from any row on; a bad record never hides its neighbours.
+
+A chunk is the unit that is opened: a parquet row group, a byte range of an uncompressed text or JSON-lines
+file (cut at line ends), or a whole compressed file. `read` yields one entry a raw record, so row numbers
+are stable whatever is bad.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mlray import languages, storage
+from mlray.config import Storage
+from mlray.corpus.cleaning import BadRecord, clean, decode
+from mlray.corpus.sources import SourceFile
+
+_BLOCK_BYTES = 1 << 20
+_COMPRESSED_BLOCK_BYTES = 1 << 10  # a truncated stream gives no part of the block it breaks in
+_BATCH_ROWS = 2048
+_MARGIN_BYTES = 1 << 16  # keys and other columns of a JSON line
+
+
+class Record(NamedTuple):
+    """One raw record: its row in the chunk and either its text or the reason why it has none."""
+
+    row: int
+    language: str
+    text: str
+    pair: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What is opened at once: `start` is a row group of a parquet file, else a byte; `stop` is the byte after it."""
+
+    file: SourceFile
+    start: int = 0
+    stop: int = 0
+
+
+class BrokenChunk(Exception):
+    """The rest of a chunk cannot be read; the message is the reason."""
+
+
+def chunks(file: SourceFile, chunk_bytes: int, settings: Storage) -> list[Chunk]:
+    """Cuts a file into chunks.
+
+    Raises:
+        BrokenChunk: the file is no parquet file.
+        StorageError: it cannot be read.
+    """
+    if file.format == "parquet":
+        try:
+            with storage.open_input(file.uri, settings) as handle:
+                groups = pq.ParquetFile(handle).num_row_groups
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+            storage.raise_if_transport(error, file.uri, settings)
+            raise BrokenChunk(f"not a readable parquet file: {_first_line(error)}") from None
+        return [Chunk(file, group) for group in range(groups)]
+    if file.codec:
+        return [Chunk(file, 0, file.size)]
+    cuts = range(0, file.size, chunk_bytes)
+    return [Chunk(file, cut, min(cut + chunk_bytes, file.size)) for cut in cuts]
+
+
+def read(chunk: Chunk, max_chars: int, settings: Storage, first_row: int = 0) -> Iterator[list[Record]]:
+    """Batches of records from row `first_row` on.
+
+    Raises:
+        BrokenChunk: after the last readable record, where the rest of the chunk is damaged.
+        StorageError: the file is gone or unreachable.
+    """
+    if chunk.file.format == "parquet":
+        return _read_parquet(chunk, max_chars, settings, first_row)
+    return _read_lines(chunk, max_chars, settings, first_row)
+
+
+def _read_parquet(chunk: Chunk, max_chars: int, settings: Storage, first_row: int) -> Iterator[list[Record]]:
+    file = chunk.file
+    wanted = [
+        *file.columns,
+        *([file.pair] if file.pair else []),
+        *([file.language_column] if file.language_column else []),
+    ]
+    row = 0
+    with storage.open_input(file.uri, settings) as handle:
+        try:
+            table = pq.ParquetFile(handle, page_checksum_verification=True)
+            missing = [name for name in wanted if name not in table.schema_arrow.names]
+            if missing:
+                raise BrokenChunk(
+                    f"no column {missing[0]!r}; the file has {', '.join(table.schema_arrow.names)}"
+                )
+            batches = table.iter_batches(_BATCH_ROWS, row_groups=[chunk.start], columns=wanted)
+            for batch in batches:
+                if row + len(batch) > first_row:
+                    cut = batch.slice(max(first_row - row, 0))
+                    columns = [_values(cut.column(name)) for name in wanted]
+                    start = row + len(batch) - len(cut)
+                    rows = zip(*columns, strict=True)
+                    yield [_record(start + i, list(cells), file, max_chars) for i, cells in enumerate(rows)]
+                row += len(batch)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+            storage.raise_if_transport(error, file.uri, settings)
+            raise BrokenChunk(f"damaged parquet page: {_first_line(error)}") from None
+
+
+def _values(column: pa.Array) -> list[object]:
+    """Python values; a string that is no UTF-8 stays bytes, so that only its own row is bad."""
+    try:
+        return list(column.to_pylist())
+    except UnicodeDecodeError:
+        nested = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+        raw = column.cast(pa.list_(pa.large_binary()) if nested else pa.large_binary())
+        return [_decoded(value) for value in raw.to_pylist()]
+
+
+def _decoded(value: object) -> object:
+    if isinstance(value, list):
+        return [_decoded(part) for part in value]
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return value
+    return value
+
+
+def _read_lines(chunk: Chunk, max_chars: int, settings: Storage, first_row: int) -> Iterator[list[Record]]:
+    batch: list[Record] = []
+    for row, line in enumerate(_lines(chunk, _line_limit(chunk.file, max_chars), settings)):
+        if isinstance(line, BrokenChunk):
+            yield batch
+            raise line
+        if row < first_row:
+            continue
+        batch.append(_parse_line(row, line, chunk.file, max_chars))
+        if len(batch) == _BATCH_ROWS:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _lines(chunk: Chunk, limit: int, settings: Storage) -> Iterator[bytes | BrokenChunk]:
+    """Lines that start inside the chunk; of a line over `limit` bytes only its beginning is held."""
+    stop = None if chunk.file.codec else chunk.stop
+    skip = chunk.start > 0  # the end of a line that belongs to the chunk before, perhaps only its line break
+    position = line_start = max(chunk.start - 1, 0)
+    carry = b""
+    for block in _blocks(chunk, position, settings):
+        if isinstance(block, BrokenChunk):
+            yield block
+            return
+        *complete, rest = block.split(b"\n")
+        for part in complete:
+            if stop is not None and line_start >= stop:
+                return
+            if not skip:
+                yield (carry + part)[: limit + 1]
+            skip, carry = False, b""
+            position += len(part) + 1
+            line_start = position
+        position += len(rest)
+        carry = (carry + rest)[: limit + 1]
+        if stop is not None and position >= stop and (skip or len(carry) > limit):
+            break  # the next line starts after the chunk
+    if carry and not skip and (stop is None or line_start < stop):
+        yield carry
+
+
+def _blocks(chunk: Chunk, position: int, settings: Storage) -> Iterator[bytes | BrokenChunk]:
+    """The decompressed bytes of a file from `position` on; the reason where they break off."""
+    file = chunk.file
+    size = _COMPRESSED_BLOCK_BYTES if file.codec else _BLOCK_BYTES
+    with storage.open_input(file.uri, settings) as handle:
+        handle.seek(position)
+        stream = pa.CompressedInputStream(handle, file.codec) if file.codec else handle
+        try:
+            while block := stream.read(size):
+                yield block
+        except (OSError, pa.ArrowInvalid) as error:
+            storage.raise_if_transport(error, file.uri, settings)
+            yield BrokenChunk(f"damaged {file.codec or 'file'}: {_first_line(error)}")
+
+
+def _line_limit(file: SourceFile, max_chars: int) -> int:
+    """Bytes beyond which a line surely is too long: JSON may spell a character with twelve."""
+    return 12 * max_chars * (len(file.columns) + bool(file.pair)) + _MARGIN_BYTES
+
+
+def _parse_line(row: int, line: bytes, file: SourceFile, max_chars: int) -> Record:
+    language = file.language or languages.UNKNOWN
+    try:
+        if len(line) > _line_limit(file, max_chars):
+            raise BadRecord(f"longer than {max_chars} characters")
+        text = decode(line.rstrip(b"\r")).removeprefix("\ufeff")
+        if file.format == "jsonl":
+            cells = _json_cells(text, file)
+        elif file.pair:
+            cells = _tab_cells(text)
+        else:
+            cells = [text]
+    except BadRecord as error:
+        return Record(row, language, "", "", str(error))
+    return _record(row, cells, file, max_chars)
+
+
+def _json_cells(text: str, file: SourceFile) -> list[object]:
+    if not text.strip():
+        raise BadRecord("empty")
+    try:
+        entry = json.loads(text)
+    except (ValueError, RecursionError):  # also a number of too many digits
+        raise BadRecord("not JSON") from None
+    if not isinstance(entry, dict):
+        raise BadRecord(f"not a JSON object but {type(entry).__name__}")
+    names = [
+        *file.columns,
+        *([file.pair] if file.pair else []),
+        *([file.language_column] if file.language_column else []),
+    ]
+    missing = [name for name in names if name not in entry]
+    if missing:
+        raise BadRecord(f"no key {missing[0]!r}")
+    return [entry[name] for name in names]
+
+
+def _tab_cells(text: str) -> list[object]:
+    cells: list[object] = list(text.split("\t"))
+    if len(cells) != 2:
+        raise BadRecord(f"{len(cells)} tab-separated columns instead of 2")
+    return cells
+
+
+def _record(row: int, cells: list[object], file: SourceFile, max_chars: int) -> Record:
+    language = file.language or languages.UNKNOWN
+    try:
+        if file.language_column:
+            tag = clean(cells.pop(), 64)
+            normal = languages.normalize(tag)
+            if normal is None:
+                raise BadRecord("no language tag in the language column")
+            language = normal
+        pair = clean(cells.pop(), max_chars) if file.pair else ""
+        text = clean(cells[0] if len(cells) == 1 and isinstance(cells[0], str) else _joined(cells), max_chars)
+    except BadRecord as error:
+        return Record(row, language, "", "", str(error))
+    return Record(row, language, text, pair, "")
+
+
+def _joined(cells: Sequence[object]) -> object:
+    """Several columns, or a list column, as one text with a line break between; anything else stays what it is."""
+    parts: list[str] = []
+    for cell in cells:
+        if isinstance(cell, bytes):
+            parts.append(decode(cell))
+        elif isinstance(cell, list) and all(isinstance(part, str | bytes) for part in cell):
+            parts += [part if isinstance(part, str) else decode(part) for part in cell]
+        elif isinstance(cell, str):
+            parts.append(cell)
+        else:
+            return cell
+    return "\n".join(parts)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__

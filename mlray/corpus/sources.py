@@ -1,0 +1,127 @@
+"""Which files a source holds, how each is read, and which language its name tells."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from urllib.parse import unquote
+
+from mlray import languages, storage
+from mlray.config import ConfigError, Source, Storage
+
+_FORMATS = {
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".txt": "text",
+    ".text": "text",
+    ".tsv": "text",
+}
+_CODECS = {".gz": "gzip", ".zst": "zstd"}
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file of the corpus and how to read it."""
+
+    uri: str
+    size: int
+    etag: str
+    format: str
+    codec: str | None
+    columns: tuple[str, ...]
+    pair: str | None
+    language: str | None
+    """The language of every row, or None where `language_column` holds it."""
+    language_column: str | None
+
+
+def list_files(sources: tuple[Source, ...], settings: Storage) -> list[SourceFile]:
+    """Every file of all sources, ordered by name.
+
+    Raises:
+        ConfigError: no sources, a file of unknown format, or a name that tells no language.
+        StorageError: a source that is empty or cannot be listed.
+    """
+    if not sources:
+        raise ConfigError(
+            "corpus.sources is empty; name at least one, e.g. corpus.sources=[{uri: s3://bucket/corpus}]"
+        )
+    found: dict[str, SourceFile] = {}
+    for source in sources:
+        root = storage.absolute(source.uri)
+        for file in storage.list_files(root, settings):
+            found[file.uri] = _describe(file, root, source)
+    return [found[uri] for uri in sorted(found)]
+
+
+def import_datasets(sources: tuple[Source, ...], folder: str, settings: Storage) -> tuple[Source, ...]:
+    """Writes `hf://name[:config[:split]]` sources as parquet below `folder` (once), so that all nodes read the
+    same.
+
+        Raises:
+            ConfigError: `datasets` cannot load the name.
+    """
+    return tuple(
+        _import(source, folder, settings) if source.uri.startswith("hf://") else source for source in sources
+    )
+
+
+def _import(source: Source, folder: str, settings: Storage) -> Source:
+    name, config, split = [*source.uri.removeprefix("hf://").split(":"), "", ""][:3]
+    target = storage.join(
+        folder, f"{PurePosixPath(name).name}-{hashlib.sha256(source.uri.encode()).hexdigest()[:8]}"
+    )
+    target_file = storage.join(target, "data.parquet")
+    if not storage.exists(target_file, settings):
+        import datasets  # heavy, and every Ray worker that reads text imports this module
+
+        try:
+            loaded = datasets.load_dataset(name, config or None, split=split or "train")
+        except Exception as error:
+            cause = " ".join(str(error).split())
+            raise ConfigError(f"{source.uri}: `datasets` cannot load it: {cause}") from error
+        with storage.staging() as stage:
+            loaded.to_parquet(str(stage / "data.parquet"))
+            storage.upload(stage / "data.parquet", target_file, settings)
+    return source.model_copy(update={"uri": target, "format": "parquet"})
+
+
+def _describe(file: storage.File, root: str, source: Source) -> SourceFile:
+    name = PurePosixPath(file.uri).name
+    codec = next((codec for suffix, codec in _CODECS.items() if name.endswith(suffix)), None)
+    stem = PurePosixPath(name).stem if codec else name
+    kind = source.format if source.format != "auto" else _FORMATS.get(PurePosixPath(stem).suffix.lower(), "")
+    if not kind:
+        raise ConfigError(
+            f"{file.uri}: unknown file type; set corpus.sources[].format to parquet, jsonl or text"
+        )
+    if kind == "parquet" and codec:
+        raise ConfigError(f"{file.uri}: parquet compresses inside; a compressed parquet file cannot be read")
+    language, column = _language(file.uri, root, stem, source)
+    columns = (source.text,) if isinstance(source.text, str) else source.text
+    return SourceFile(file.uri, file.size, file.etag, kind, codec, columns, source.pair, language, column)
+
+
+def _language(uri: str, root: str, stem: str, source: Source) -> tuple[str | None, str | None]:
+    rule, _, argument = source.language.partition(":")
+    if rule == "column":
+        return None, argument or "language"
+    if rule == "partition":
+        parts = dict(part.split("=", 1) for part in uri.removeprefix(root).split("/") if "=" in part)
+        key = argument or next(iter(parts), "")
+        tag = unquote(parts.get(key, ""))
+    elif rule == "filename":
+        tag = stem.split(".")[0]
+    else:
+        tag = source.language
+    normal = languages.normalize(tag)
+    if normal is None:
+        raise ConfigError(
+            f"{uri}: no language in {tag!r} (corpus.sources[].language={source.language!r}); use column:<name>, "
+            "partition:<key>, filename, or a fixed tag such as de"
+        )
+    return normal, None

@@ -1,0 +1,162 @@
+"""The corpus as a Ray Data stream: windows are read, packed and cut into micro-batches, always in the same
+order.
+
+Guarantees, each held by a test:
+- the rows are a pure function of (manifest, configuration, seed), whatever the number of tasks or workers;
+- micro-batch k goes to rank k mod world size, so 1, 2 and 4 workers see the same global batches;
+- a stream that starts at a position gives the rows that an undisturbed one gives from there on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+
+from mlray.config import Corpus, RunError, Storage
+from mlray.corpus import packing, scan
+from mlray.corpus.manifest import Manifest
+from mlray.corpus.packing import TextEncoder
+from mlray.corpus.sources import SourceFile
+from mlray.corpus.windows import Window, WindowReader
+from mlray.schema import WINDOW_SCHEMA, PackedBatch, Position
+
+_BLOCK_BYTES = 1 << 20
+_IDS_PER_BLOCK = 64
+CUT_CPUS = 0.05
+"""CPU share of an actor that cuts packed rows into micro-batches."""
+
+
+def build_manifest(files: list[SourceFile], corpus: Corpus, settings: Storage, fingerprint: str) -> Manifest:
+    """Builds the manifest: one Ray Data task a file.
+
+    Raises:
+        ConfigError: no usable documents.
+        StorageError: a file cannot be reached.
+    """
+    rows = [{"number": number, "file": json.dumps(asdict(file))} for number, file in enumerate(files)]
+
+    def read(batch: dict[str, np.ndarray]) -> pa.Table:
+        values = json.loads(str(batch["file"][0]))
+        file = SourceFile(**{**values, "columns": tuple(values["columns"])})
+        fragment = scan.read_file(file, corpus.max_chars, corpus.validation_rows, settings)
+        return pa.table({"number": batch["number"], "fragment": pa.array([fragment], pa.large_binary())})
+
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        read, batch_size=1, num_cpus=corpus.tokenize_cpus
+    )
+    fragments = ((row["number"], row["fragment"]) for row in dataset.iter_rows())
+    return scan.merge(files, fragments, corpus, fingerprint)
+
+
+class _ReadWindows:
+    """The actor that turns window numbers into windows, one row each."""
+
+    def __init__(self, reader: Any) -> None:
+        self._reader: WindowReader = ray.get(reader)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[pa.Table]:
+        for number in batch["window"]:
+            window = self._reader.read(int(number))
+            columns = {
+                "window": [window.number],
+                "text": [window.text],
+                "pair": [window.pair],
+                "language": [window.language],
+                "document": [window.document],
+            }
+            yield pa.table(columns, schema=WINDOW_SCHEMA)
+
+
+class _PackWindows:
+    """The actor that tokenises and packs; it keeps its process and its tokenizer."""
+
+    def __init__(self, encoder: TextEncoder, sequence_length: int, seed: int, start: Position) -> None:
+        self._encoder, self._sequence_length, self._seed, self._start = encoder, sequence_length, seed, start
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        values = table.to_pylist()[0]
+        window = Window(
+            values["window"], values["text"], values["pair"], values["language"], values["document"]
+        )
+        packed = packing.pack(window, self._encoder, self._sequence_length, self._seed)
+        return packed.slice(self._start.row) if window.number == self._start.window else packed
+
+
+def dataset(
+    reader: WindowReader,
+    encoder: TextEncoder,
+    corpus: Corpus,
+    *,
+    start: Position,
+    num_windows: int,
+    rows_per_block: int,
+) -> ray.data.Dataset:
+    """Packed rows from `start` on, over `num_windows` windows, in blocks of `rows_per_block` rows."""
+    ids = np.arange(start.window, start.window + num_windows)
+    # Ready blocks, and a share of a CPU for every stage: a read task of Ray's own would ask for a whole one, which
+    # a small machine whose workers hold the rest never has.
+    numbers = ray.data.from_arrow(
+        [pa.table({"window": part}) for part in np.array_split(ids, -(-num_windows // _IDS_PER_BLOCK))]
+    )
+    context = numbers.context
+    context.target_max_block_size = _BLOCK_BYTES
+    context.enable_progress_bars = False
+    windows = numbers.map_batches(
+        _ReadWindows,
+        fn_constructor_args=(ray.put(reader),),
+        batch_size=1,
+        num_cpus=corpus.read_cpus,
+        compute=ray.data.ActorPoolStrategy(size=corpus.num_readers),
+    )
+    packed = windows.map_batches(
+        _PackWindows,
+        fn_constructor_args=(encoder, corpus.sequence_length, reader.mixture.seed, start),
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=corpus.tokenize_cpus,
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=corpus.max_tokenizers),
+    )
+    blocks = packed.repartition(target_num_rows_per_block=rows_per_block, strict=True)
+    # `repartition` has no arguments for these: by default each of its cheap tasks asks for a whole CPU, and on a
+    # small machine for a new process, which costs a hundred times what the task does.
+    cut = blocks._logical_plan.dag
+    cut.ray_remote_args["num_cpus"] = CUT_CPUS
+    object.__setattr__(cut, "compute", ray.data.ActorPoolStrategy(size=corpus.num_readers))
+    return blocks
+
+
+def execution_options() -> ray.data.ExecutionOptions:
+    """What a consumer of `dataset` must run it with: blocks come in the order of their windows."""
+    return ray.data.ExecutionOptions(preserve_order=True)
+
+
+def batches(
+    shard: Any, micro_batch_size: int, start: Position, rank: int, prefetch: int = 2
+) -> Iterator[PackedBatch]:
+    """The micro-batches of one rank; an incomplete one at the end of the stream is dropped.
+
+    Raises:
+        RunError: the stream does not begin where the checkpoint ends.
+    """
+    tables: Iterable[pa.Table] = shard.iter_batches(
+        batch_size=micro_batch_size, batch_format="pyarrow", prefetch_batches=prefetch, drop_last=True
+    )
+    for number, table in enumerate(tables):
+        batch = packing.unpack(table)
+        if number == 0:
+            _check_start(batch, start, rank, micro_batch_size)
+        yield batch
+
+
+def _check_start(batch: PackedBatch, start: Position, rank: int, micro_batch_size: int) -> None:
+    expected = start.row + rank * micro_batch_size
+    if int(batch.window_B[0]) == start.window and int(batch.row_B[0]) != expected:
+        raise RunError(
+            f"the stream starts at row {batch.row_B[0]} of window {start.window} instead of {expected}"
+        )

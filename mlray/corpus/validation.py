@@ -1,0 +1,55 @@
+"""Held-out documents as packed rows: each row holds one language, so every figure is a language's own."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from mlray.corpus import packing
+from mlray.corpus.manifest import Manifest
+from mlray.corpus.packing import TextEncoder
+from mlray.corpus.windows import Window
+from mlray.schema import PackedBatch, packed_schema
+
+_FIRST_WINDOW = 1 << 40
+"""Windows of validation are numbered from here, so that their masks never are those of a training row."""
+
+
+def texts(manifest: Manifest) -> dict[str, list[str]]:
+    """Held-out texts per language; a pair gives both sides."""
+    result: dict[str, list[str]] = {}
+    for held in manifest.held_out:
+        result.setdefault(held.language, []).extend(text for text in (held.text, held.pair) if text)
+    return result
+
+
+def rows(manifest: Manifest, encoder: TextEncoder, sequence_length: int, seed: int) -> pa.Table:
+    """Packed rows of every held-out document, language after language."""
+    tables = [packed_schema(sequence_length).empty_table()]
+    for number, language in enumerate(manifest.languages):
+        held = [entry for entry in manifest.held_out if entry.language == language]
+        if held:
+            window = Window(
+                _FIRST_WINDOW + number,
+                [entry.text for entry in held],
+                [entry.pair for entry in held],
+                [number] * len(held),
+                list(range(len(held))),
+            )
+            tables.append(packing.pack(window, encoder, sequence_length, seed))
+    return pa.concat_tables(tables)
+
+
+def batches(table: pa.Table, micro_batch_size: int) -> list[PackedBatch]:
+    """All rows in micro-batches; the last may be smaller."""
+    return [
+        packing.unpack(table.slice(start, micro_batch_size))
+        for start in range(0, len(table), micro_batch_size)
+    ]
+
+
+def row_languages(batch: PackedBatch) -> np.ndarray:
+    """Language number of each row (B,)."""
+    languages_B = np.zeros(len(batch), dtype=np.int64)
+    languages_B[batch.batch_D] = batch.languages_D
+    return languages_B

@@ -1,0 +1,60 @@
+"""What the project knows of a language tag: script, and whether words are written apart.
+
+Tags follow BCP-47 (RFC 5646): `de`, `zh-Hant`, `pt-BR`. A translation pair has the tag `<a>-<b>` with two
+two-letter codes, such as `de-en`; `en-GB` keeps its upper-case region, so the two forms stay apart.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+UNKNOWN = "und"
+
+_TAG = re.compile(r"[A-Za-z]{2,3}(?:[-_][A-Za-z0-9]{2,8})*")
+
+
+def normalize(tag: str) -> str | None:
+    """The tag in BCP-47 spelling (`zh_hant` -> `zh-Hant`), or None if it is no tag."""
+    tag = tag.strip()
+    if not _TAG.fullmatch(tag):
+        return None
+    head, *rest = tag.replace("_", "-").split("-")
+    parts = [head.lower()]
+    for part in rest:
+        if len(part) == 4 and part.isalpha():
+            parts.append(part.title())
+        else:
+            parts.append(part.upper() if len(part) == 2 and part.isupper() else part.lower())
+    return "-".join(parts)
+
+
+def is_unspaced(character: str) -> bool:
+    """True for a character of a script that writes words without spaces (Han, kana, Thai, Lao, Khmer, Burmese)."""
+    code = ord(character)
+    return (
+        0x3040 <= code <= 0x30FF  # kana
+        or 0x3400 <= code <= 0x4DBF
+        or 0x4E00 <= code <= 0x9FFF
+        or 0xF900 <= code <= 0xFAFF
+        or 0x20000 <= code <= 0x323AF  # Han
+        or 0x0E00 <= code <= 0x0EFF  # Thai, Lao
+        or 0x1000 <= code <= 0x109F  # Burmese
+        or 0x1780 <= code <= 0x17FF  # Khmer
+    )
+
+
+def count_words(text: str) -> int:
+    """Words of a text: runs between spaces; in scripts without spaces each letter counts as one."""
+    words = 0
+    inside = False
+    for character in text:
+        if is_unspaced(character):
+            words += unicodedata.category(character)[0] == "L"
+            inside = False
+        elif character.isspace():
+            inside = False
+        elif not inside and character.isalnum():
+            words += 1
+            inside = True
+    return words

@@ -1,0 +1,202 @@
+"""Encoder backbones with a masked-language head that is computed on masked positions only.
+
+Every family comes from `transformers`; nothing is patched. Shape letters: B rows, T tokens, N masked
+positions, V vocabulary, H hidden size.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+
+from mlray.config import ConfigError
+from mlray.config import Model as ModelConfig
+
+
+@dataclass(frozen=True)
+class Family:
+    """What differs between encoder families."""
+
+    config: Callable[..., Any]
+    first_position: Callable[[Any], int]
+    """Position id of the first token: XLM-R counts from the one after the padding token's id."""
+    head: Callable[[Any, torch.Tensor], torch.Tensor]
+    """The language-model head of a loaded model on hidden states (N, H)."""
+    sizes: Callable[[ModelConfig, int], dict[str, Any]]
+    """Arguments of `config` beyond the common ones, from our configuration and the padding token."""
+
+
+def _bert_sizes(config: ModelConfig, _: int) -> dict[str, Any]:
+    return {
+        "max_position_embeddings": config.max_positions,
+        "hidden_dropout_prob": config.dropout,
+        "attention_probs_dropout_prob": config.dropout,
+    }
+
+
+def _xlm_roberta_sizes(config: ModelConfig, pad_id: int) -> dict[str, Any]:
+    rows = config.max_positions + pad_id + 1
+    return {**_bert_sizes(config, pad_id), "max_position_embeddings": rows, "type_vocab_size": 1}
+
+
+def _modernbert_sizes(config: ModelConfig, _: int) -> dict[str, Any]:
+    return {
+        "max_position_embeddings": config.max_positions,
+        "embedding_dropout": config.dropout,
+        "attention_dropout": config.dropout,
+        "mlp_dropout": config.dropout,
+    }
+
+
+FAMILIES = {
+    "bert": Family(
+        transformers.BertConfig, lambda _: 0, lambda model, hidden: model.cls(hidden), _bert_sizes
+    ),
+    "xlm-roberta": Family(
+        transformers.XLMRobertaConfig,
+        lambda config: int(config.pad_token_id) + 1,
+        lambda model, hidden: model.lm_head(hidden),
+        _xlm_roberta_sizes,
+    ),
+    "modernbert": Family(
+        transformers.ModernBertConfig,
+        lambda _: 0,
+        lambda model, hidden: model.decoder(model.head(hidden)),
+        _modernbert_sizes,
+    ),
+}
+
+
+class MaskedEncoder(torch.nn.Module):
+    """A masked-language model that reads packed rows."""
+
+    def __init__(self, model: transformers.PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        self.family = FAMILIES[model.config.model_type]
+        self.first_position = self.family.first_position(model.config)
+        self._window = model.config.sliding_window if model.config.model_type == "modernbert" else None
+
+    def forward(
+        self,
+        tokens_BT: torch.Tensor,
+        segments_BT: torch.Tensor,
+        offsets_BT: torch.Tensor,
+        masked_N: torch.Tensor,
+    ) -> torch.Tensor:
+        """Logits (N, V) at the flat positions `masked_N` (row x T + column).
+
+        Attention stays inside a document: token i sees token j where their segment numbers are equal.
+        """
+        hidden_BTH = self.model.base_model(
+            input_ids=tokens_BT,
+            attention_mask=self._attention(segments_BT, offsets_BT),
+            position_ids=offsets_BT + self.first_position,
+        )[0]
+        hidden_NH = hidden_BTH.flatten(0, 1).index_select(0, masked_N)
+        return self.family.head(self.model, hidden_NH)
+
+    def _attention(
+        self, segments_BT: torch.Tensor, offsets_BT: torch.Tensor
+    ) -> torch.Tensor | dict[str, torch.Tensor]:
+        same_B1TT = (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None]
+        if self._window is None:
+            return same_B1TT
+        # A ready mask reaches every layer as it is, so the local layers' window has to be in it.
+        near_B1TT = ((offsets_BT[:, :, None] - offsets_BT[:, None, :]).abs() <= self._window)[:, None]
+        return {"full_attention": same_B1TT, "sliding_attention": same_B1TT & near_B1TT}
+
+
+def build(
+    config: ModelConfig, tokenizer: transformers.PreTrainedTokenizerFast, folder: Path | str | None = None
+) -> MaskedEncoder:
+    """A fresh model from the configuration, or the checkpoint at `folder` (also a hub name).
+
+    Raises:
+        ConfigError: the checkpoint is of another family, is no safetensors file, or its vocabulary does not
+        fit.
+    """
+    if folder is None:
+        return MaskedEncoder(_fresh(config, tokenizer))
+    try:
+        model = transformers.AutoModelForMaskedLM.from_pretrained(
+            folder,
+            attn_implementation="sdpa",
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=torch.float32,
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ConfigError(
+            f"no safetensors checkpoint at {config.path}: {str(error).splitlines()[0]}"
+        ) from error
+    if model.config.model_type != config.family:
+        raise ConfigError(f"{config.path} is a {model.config.model_type} checkpoint; set model.family to it")
+    if model.config.vocab_size < len(tokenizer):
+        raise ConfigError(
+            f"{config.path} has {model.config.vocab_size} token embeddings and the tokenizer {len(tokenizer)} tokens; "
+            "set tokenizer.path to the checkpoint's own"
+        )
+    return MaskedEncoder(model)
+
+
+def _fresh(
+    config: ModelConfig, tokenizer: transformers.PreTrainedTokenizerFast
+) -> transformers.PreTrainedModel:
+    family = FAMILIES[config.family]
+    sizes = family.sizes(config, int(tokenizer.pad_token_id))
+    settings = family.config(**_common(config, tokenizer), **sizes)
+    settings._attn_implementation = "sdpa"
+    return transformers.AutoModelForMaskedLM.from_config(settings)
+
+
+def _common(config: ModelConfig, tokenizer: transformers.PreTrainedTokenizerFast) -> dict[str, Any]:
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": config.hidden_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "intermediate_size": config.intermediate_size,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id
+        if tokenizer.bos_token_id is not None
+        else tokenizer.cls_token_id,
+        "eos_token_id": tokenizer.eos_token_id
+        if tokenizer.eos_token_id is not None
+        else tokenizer.sep_token_id,
+        "cls_token_id": tokenizer.cls_token_id,
+        "sep_token_id": tokenizer.sep_token_id,
+    }
+
+
+def quiet() -> None:
+    """Keeps the library's own progress bars out of the run's."""
+    transformers.utils.logging.disable_progress_bar()
+
+
+def positions(encoder: MaskedEncoder) -> int:
+    """Longest row that the model can read."""
+    return int(encoder.model.config.max_position_embeddings) - encoder.first_position
+
+
+def export(
+    encoder: MaskedEncoder,
+    tokenizer: transformers.PreTrainedTokenizerFast,
+    weights: dict[str, torch.Tensor],
+    folder: Path,
+) -> None:
+    """Writes fp32 weights (by parameter name) and tokenizer so that plain `from_pretrained` opens them."""
+    plain = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
+    encoder.model.save_pretrained(folder, state_dict=plain, safe_serialization=True)
+    # `save_pretrained` notes the dtype that the model computes in, and `from_pretrained` would cast to it.
+    path = folder / "config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**settings, "dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
+    tokenizer.save_pretrained(str(folder))

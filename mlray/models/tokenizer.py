@@ -1,0 +1,217 @@
+"""Tokenizers: trained on the mixture or loaded, and how fairly they treat each language."""
+
+from __future__ import annotations
+
+import functools
+import json
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+import transformers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from mlray import languages
+from mlray.config import ConfigError
+from mlray.config import Tokenizer as TokenizerConfig
+
+_SPECIAL = {
+    "bos_token": "<s>",
+    "pad_token": "<pad>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "mask_token": "<mask>",
+}
+_SPACE = "▁"
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A tokenizer as Ray Data tasks need it: small to send, built once a process."""
+
+    definition: str
+    """The tokenizer as JSON (`tokenizers` format)."""
+    start_id: int
+    end_id: int
+    pad_id: int
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, without special tokens."""
+        encodings = _backend(self.definition).encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What masking and metrics need to know of each of V tokens."""
+
+    size: int
+    mask_id: int
+    special_V: np.ndarray
+    """bool; never masked, never drawn as a random replacement."""
+    starts_word_V: np.ndarray
+    """bool; the token begins a word (in scripts without spaces: every token)."""
+    characters_V: np.ndarray
+    """int32; characters of text that the token stands for (0 for special tokens)."""
+
+
+def train(texts: Iterable[str], config: TokenizerConfig) -> transformers.PreTrainedTokenizerFast:
+    """Trains Unigram (Kudo 2018) or BPE (Sennrich et al. 2016) with SentencePiece's space mark.
+
+    Raises:
+        ConfigError: the text does not hold `vocab_size` tokens.
+    """
+    special = list(_SPECIAL.values())
+    if config.algorithm == "unigram":
+        model = tokenizers.Tokenizer(models.Unigram())
+        trainer: Any = trainers.UnigramTrainer(
+            vocab_size=config.vocab_size, special_tokens=special, unk_token="<unk>", show_progress=False
+        )
+    else:
+        model = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
+        trainer = trainers.BpeTrainer(
+            vocab_size=config.vocab_size, special_tokens=special, show_progress=False
+        )
+    spaces = normalizers.Replace(tokenizers.Regex(r"\s+"), " ")
+    model.normalizer = normalizers.Sequence([normalizers.NFKC(), spaces])
+    model.pre_tokenizer = pre_tokenizers.Metaspace()
+    model.decoder = decoders.Metaspace()
+    samples, letters = _cover(texts, config.character_coverage)
+    if letters + len(special) > config.vocab_size:
+        raise ConfigError(
+            f"tokenizer.vocab_size={config.vocab_size} cannot hold the {letters} characters of the text; raise it or "
+            "lower tokenizer.character_coverage"
+        )
+    model.train_from_iterator(samples, trainer, length=len(samples))
+    if model.get_vocab_size() < config.vocab_size:
+        raise ConfigError(
+            f"tokenizer.vocab_size={config.vocab_size} is larger than the text allows: "
+            f"{model.get_vocab_size()} tokens were found; lower it or raise tokenizer.train_rows"
+        )
+    ids = {token: model.token_to_id(token) for token in special}
+    model.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>",
+        pair="<s> $A </s> $B </s>",
+        special_tokens=[("<s>", ids["<s>"]), ("</s>", ids["</s>"])],
+    )
+    names = {**_SPECIAL, "cls_token": "<s>", "sep_token": "</s>"}
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=model, **names)
+
+
+def _cover(texts: Iterable[str], coverage: float) -> tuple[list[str], int]:
+    """The texts without their rarest characters, and how many characters are left (SentencePiece's coverage)."""
+    samples = [unicodedata.normalize("NFKC", text) for text in texts]
+    counts: Counter[str] = Counter()
+    for sample in samples:
+        counts.update(sample)
+    limit = coverage * counts.total()
+    kept, covered = 0, 0
+    ordered = counts.most_common()
+    while covered < limit:
+        covered += ordered[kept][1]
+        kept += 1
+    rare = {ord(character): " " for character, _ in ordered[kept:]}
+    return [sample.translate(rare) for sample in samples], kept
+
+
+def load(folder: str | Path) -> transformers.PreTrainedTokenizerFast:
+    """A fast tokenizer from a local folder or hub name.
+
+    Raises:
+        ConfigError: it cannot be loaded, has no fast version, or lacks a token that masked training needs.
+    """
+    try:
+        loaded = transformers.AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"no tokenizer at {folder}: {str(error).splitlines()[0]}") from error
+    if not isinstance(loaded, transformers.PreTrainedTokenizerFast):
+        raise ConfigError(f"the tokenizer at {folder} has no fast version; convert it first")
+    for name in ("mask_token", "pad_token"):
+        if getattr(loaded, name) is None:
+            raise ConfigError(f"the tokenizer at {folder} has no {name}; masked training needs one")
+    return loaded
+
+
+def encoder(tokenizer: transformers.PreTrainedTokenizerFast) -> Encoder:
+    """The part of a tokenizer that packs text."""
+    start = tokenizer.cls_token_id if tokenizer.cls_token_id is not None else tokenizer.bos_token_id
+    end = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
+    return Encoder(tokenizer.backend_tokenizer.to_str(), int(start), int(end), int(tokenizer.pad_token_id))
+
+
+def vocabulary(tokenizer: transformers.PreTrainedTokenizerFast) -> Vocabulary:
+    """Describes every token of a tokenizer (SentencePiece, WordPiece and byte-level marks)."""
+    size = len(tokenizer)
+    pieces = tokenizer.convert_ids_to_tokens(list(range(size)))
+    definition = json.loads(tokenizer.backend_tokenizer.to_str())
+    marks = json.dumps([definition["pre_tokenizer"], definition["decoder"]])
+    special = np.zeros(size, dtype=bool)
+    special[[i for i in tokenizer.all_special_ids if i < size]] = True
+    if definition["model"]["type"] == "WordPiece":
+        surfaces = [(piece.removeprefix("##"), not piece.startswith("##"), 0) for piece in pieces]
+    elif "ByteLevel" in marks:
+        surfaces = [_byte_level(piece) for piece in pieces]
+    else:
+        surfaces = [(piece.removeprefix(_SPACE), piece.startswith(_SPACE), 1) for piece in pieces]
+    starts = np.array([begins or languages.is_unspaced(text[:1] or " ") for text, begins, _ in surfaces])
+    characters = np.array([len(text) + begins * space for text, begins, space in surfaces], dtype=np.int32)
+    characters[special] = 0
+    return Vocabulary(size, int(tokenizer.mask_token_id), special, starts | special, characters)
+
+
+def _byte_level(piece: str) -> tuple[str, bool, int]:
+    """Text of a byte-level piece; a character cut by a piece's edge counts where it begins."""
+    raw = bytes(_BYTES[character] for character in piece if character in _BYTES)
+    begins = raw.startswith(b" ")
+    whole = raw.removeprefix(b" ").lstrip(bytes(range(0x80, 0xC0)))
+    return whole.decode("utf-8", "replace"), begins, 1
+
+
+def _byte_letters() -> dict[str, int]:
+    """GPT-2's printable stand-ins for the 256 bytes (Radford et al. 2019)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+_BYTES = _byte_letters()
+
+
+def fertility(
+    tokenizer: transformers.PreTrainedTokenizerFast, texts: dict[str, list[str]]
+) -> dict[str, dict[str, float]]:
+    """How many tokens each language costs: tokens a character and a word, and the share of unknown tokens.
+
+    Args:
+        tokenizer: the tokenizer to judge.
+        texts: language -> held-out texts.
+    """
+    table: dict[str, dict[str, float]] = {}
+    for language, samples in sorted(texts.items()):
+        encodings = tokenizer.backend_tokenizer.encode_batch_fast(samples, add_special_tokens=False)
+        tokens = sum(len(encoding.ids) for encoding in encodings)
+        unknown = sum(encoding.ids.count(tokenizer.unk_token_id) for encoding in encodings)
+        table[language] = {
+            "tokens_per_char": tokens / max(sum(map(len, samples)), 1),
+            "tokens_per_word": tokens / max(sum(map(languages.count_words, samples)), 1),
+            "unknown_share": unknown / max(tokens, 1),
+        }
+    return table
+
+
+@functools.lru_cache(maxsize=2)
+def _backend(definition: str) -> Any:
+    backend = tokenizers.Tokenizer.from_str(definition)
+    # A customer who writes "<mask>" writes six letters. Special tokens may be pieces of a Unigram model as well, so
+    # a text that spells one is also taken apart.
+    backend.encode_special_tokens = True
+    special = [token["content"] for token in json.loads(definition)["added_tokens"] if token["special"]]
+    apart = [normalizers.Replace(token, f"{token[0]} {token[1:]}") for token in special]
+    own = [backend.normalizer] if backend.normalizer else []
+    backend.normalizer = normalizers.Sequence([*own, *apart])
+    return backend

@@ -1,0 +1,1 @@
+"""What is learnt: a table of objectives and their losses."""

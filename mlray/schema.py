@@ -1,0 +1,68 @@
+"""The only things that pass between stages, and their Arrow schemas."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+WINDOW_SCHEMA = pa.schema(
+    [
+        ("window", pa.int64()),
+        ("text", pa.list_(pa.large_string())),
+        ("pair", pa.list_(pa.large_string())),
+        ("language", pa.list_(pa.int16())),
+        ("document", pa.list_(pa.int64())),
+    ]
+)
+"""One window a row, so that no block boundary can ever cut it: parallel lists over its documents."""
+
+
+def packed_schema(sequence_length: int) -> pa.Schema:
+    """Arrow schema of packed rows: `sequence_length` token ids and the documents that lie in them, in order."""
+    return pa.schema(
+        [
+            ("window", pa.int64()),
+            ("row", pa.int32()),
+            ("tokens", pa.list_(pa.int32(), sequence_length)),
+            ("lengths", pa.list_(pa.int32())),
+            ("languages", pa.list_(pa.int16())),
+            ("documents", pa.list_(pa.int64())),
+        ]
+    )
+
+
+@dataclass(frozen=True, order=True)
+class Position:
+    """Where the stream stands: the next packed row is number `row` of window `window`."""
+
+    window: int = 0
+    row: int = 0
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Packed rows as arrays. B rows of T tokens holding D documents in all (documents lie row after row)."""
+
+    tokens_BT: np.ndarray
+    """int32; padding only after the last document of a row."""
+    segments_BT: np.ndarray
+    """int32; 1, 2, ... for the documents of a row, 0 for padding."""
+    offsets_BT: np.ndarray
+    """int32; place of a token in its document, from 0."""
+    window_B: np.ndarray
+    row_B: np.ndarray
+    lengths_D: np.ndarray
+    languages_D: np.ndarray
+    documents_D: np.ndarray
+    batch_D: np.ndarray
+    """Row of the batch in which a document lies."""
+
+    def __len__(self) -> int:
+        return len(self.tokens_BT)
+
+    @property
+    def next_position(self) -> Position:
+        """The position after the last row of this batch."""
+        return Position(int(self.window_B[-1]), int(self.row_B[-1]) + 1)

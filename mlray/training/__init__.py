@@ -1,0 +1,1 @@
+"""How it is trained: engine, loop, checkpoint, and the Ray Train run around them."""

@@ -1,0 +1,291 @@
+"""Places the loop on Ray Train workers: what each worker does, and the trainer that keeps them running."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from ray.experimental import tqdm_ray
+from torch.utils.tensorboard import SummaryWriter
+
+from mlray import config as configuration
+from mlray import storage
+from mlray.config import ConfigError, RunConfig, RunError
+from mlray.corpus import manifest as manifests
+from mlray.corpus import stream, validation
+from mlray.corpus.mixture import Mixture
+from mlray.corpus.windows import WindowReader
+from mlray.models import backbone, tokenizer
+from mlray.training import checkpoint as checkpoints
+from mlray.training import loop
+from mlray.training.checkpoint import Progress
+from mlray.training.engine import Engine
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where the parts of a run lie."""
+
+    root: str
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Folders:
+        """The folders of a configuration's run."""
+        return cls(storage.join(storage.absolute(config.run.storage_uri), config.run.name))
+
+    @property
+    def corpus(self) -> str:
+        """Manifest and quarantine."""
+        return storage.join(self.root, "corpus")
+
+    @property
+    def tokenizer(self) -> str:
+        """The tokenizer of the run."""
+        return storage.join(self.root, "tokenizer")
+
+    @property
+    def checkpoints(self) -> str:
+        """One folder a checkpoint."""
+        return storage.join(self.root, "checkpoints")
+
+    @property
+    def events(self) -> str:
+        """TensorBoard events."""
+        return storage.join(self.root, "events")
+
+
+def fit(config: RunConfig) -> None:
+    """Runs the loop on `cluster.num_workers` workers until it ends.
+
+    Raises:
+        RunError: the workers failed more often than `cluster.max_failures` allows.
+    """
+    folders = Folders.of(config)
+    remote = storage.is_s3(folders.root)
+    workers = {"CPU": config.cluster.cpus_per_worker}
+    if config.cluster.gpus_per_worker:
+        workers["GPU"] = config.cluster.gpus_per_worker
+    place = storage.join(folders.root, "ray")
+    trainer = ray.train.torch.TorchTrainer(
+        _work,
+        train_loop_config=config.model_dump(mode="json"),
+        torch_config=ray.train.torch.TorchConfig(
+            backend="nccl" if config.cluster.gpus_per_worker else "gloo"
+        ),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config.cluster.num_workers,
+            use_gpu=config.cluster.gpus_per_worker > 0,
+            resources_per_worker=workers,
+        ),
+        datasets={"train": functools.partial(_open_stream, config.model_dump(mode="json"))},
+        dataset_config=ray.train.DataConfig(execution_options=stream.execution_options()),
+        run_config=ray.train.RunConfig(
+            name=f"{config.run.name}-{time.time_ns():x}",
+            storage_path=place.removeprefix("s3://"),
+            storage_filesystem=storage.filesystem(config.storage) if remote else None,
+            failure_config=ray.train.FailureConfig(max_failures=config.cluster.max_failures),
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise RunError(f"the workers failed: {_cause(error)}") from error
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost message that a failed run gives, on one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _open_stream(values: dict[str, Any]) -> Any:
+    """Builds the stream each time that workers are started: from the newest good checkpoint on."""
+    config = configuration.build(values)
+    folders = Folders.of(config)
+    manifest = _manifest(folders, config)
+    reader = open_reader(config, manifest)
+    with storage.local_copy(folders.tokenizer, config.storage) as folder:
+        encoder = tokenizer.encoder(tokenizer.load(folder))
+    found, _ = checkpoints.newest(folders.checkpoints, config.storage)
+    progress = found.progress if found else Progress()
+    rows = (config.train.steps - progress.step) * config.train.global_batch_size
+    # A document is at least three tokens long, so a window fills at least this many rows.
+    rows_per_window = max(config.corpus.window_rows * 3 // config.corpus.sequence_length, 1)
+    return stream.dataset(
+        reader,
+        encoder,
+        config.corpus,
+        start=progress.position,
+        num_windows=rows // rows_per_window + 2,
+        rows_per_block=config.train.micro_batch_size,
+    )
+
+
+def open_reader(config: RunConfig, manifest: manifests.Manifest) -> WindowReader:
+    """The windows of a run."""
+    mixture = Mixture(manifest, config.corpus.alpha, config.corpus.window_rows, config.run.seed)
+    return WindowReader(manifest, mixture, config.corpus.max_chars, config.storage)
+
+
+def _manifest(folders: Folders, config: RunConfig) -> manifests.Manifest:
+    manifest = manifests.load(folders.corpus, config.storage)
+    if manifest is None:
+        raise RunError(f"{folders.corpus} holds no manifest; has the run folder been moved?")
+    return manifest
+
+
+def _work(values: dict[str, Any]) -> None:
+    """What every worker runs, from its first line to the last checkpoint."""
+    config = configuration.build(values)
+    folders = Folders.of(config)
+    _prepare_process(config)
+    manifest = _manifest(folders, config)
+    with storage.local_copy(folders.tokenizer, config.storage) as folder:
+        tokens = tokenizer.load(folder)
+    encoder = tokenizer.encoder(tokens)
+    task = loop.Task(config.objective, tokenizer.vocabulary(tokens), manifest.languages, config.run.seed)
+    table = validation.rows(manifest, encoder, config.corpus.sequence_length, config.run.seed)
+    held_out = validation.batches(table, config.train.micro_batch_size)
+    torch.manual_seed(config.run.seed)
+    model = open_model(config, tokens)
+    engine = Engine(model, config.train, config.gradient_accumulation_steps)
+    export = functools.partial(backbone.export, model, tokens)
+    found, refused = checkpoints.newest(folders.checkpoints, config.storage)
+    progress = found.progress if found else Progress()
+    if found:
+        checkpoints.load(engine, found, config.storage)
+    monitor = _Monitor(config, folders, engine.rank, progress, refused)
+    shard = ray.train.get_dataset_shard("train")
+    batches = stream.batches(shard, config.train.micro_batch_size, progress.position, engine.rank)
+    if not progress.validations:
+        monitor.validated(progress, loop.validate(engine, held_out, task))
+    for step in loop.steps(engine, batches, task, config.train, start=progress.step, seed=config.run.seed):
+        _advance(progress, step, task.languages, config.train.log_every)
+        monitor.stepped(step)
+        last = step.number == config.train.steps
+        stop = False
+        if last or step.number % config.train.validate_every == 0:
+            monitor.validated(progress, loop.validate(engine, held_out, task))
+            stop = _should_stop(progress, config)
+        if last or stop or step.number % config.train.checkpoint_every == 0:
+            checkpoints.save(engine, progress, config.to_yaml(), export, folders.checkpoints, config.storage)
+            if engine.rank == 0:
+                checkpoints.retain(folders.checkpoints, config.train.keep_checkpoints, config.storage)
+            ray.train.report({"step": step.number, "loss": step.loss})
+        if stop:
+            break
+    monitor.close()
+
+
+def _prepare_process(config: RunConfig) -> None:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    backbone.quiet()
+    if not config.cluster.gpus_per_worker:
+        torch.set_num_threads(config.cluster.threads_per_worker)
+
+
+def open_model(config: RunConfig, tokens: Any) -> backbone.MaskedEncoder:
+    """The model that a configuration names, fresh or loaded.
+
+    Raises:
+        ConfigError: as `backbone.build`.
+    """
+    if config.model.path is None:
+        return backbone.build(config.model, tokens)
+    with storage.local_copy(config.model.path, config.storage) as folder:
+        return backbone.build(config.model, tokens, folder)
+
+
+def _advance(progress: Progress, step: loop.Step, languages: list[str], log_every: int) -> None:
+    progress.step = step.number
+    progress.position = step.position
+    progress.seconds += step.seconds
+    for i, name in enumerate(languages):
+        progress.tokens[name] = progress.tokens.get(name, 0.0) + float(step.tokens[i])
+        progress.documents[name] = progress.documents.get(name, 0.0) + float(step.documents[i])
+    if step.number % log_every == 0:
+        progress.losses.append((step.number, step.loss, step.digest))
+
+
+def _should_stop(progress: Progress, config: RunConfig) -> bool:
+    """Early stopping on `<language>.<metric>`; keeps its count in the progress, so that a resume goes on counting."""
+    if config.train.early_stopping is None:
+        return False
+    language, metric = config.train.early_stopping.rsplit(".", 1)
+    scores = progress.validations[-1]["languages"]
+    if language not in scores or metric not in scores[language]:
+        raise ConfigError(
+            f"train.early_stopping={config.train.early_stopping} is not measured; languages: {', '.join(scores)}"
+        )
+    value = scores[language][metric] * (-1 if metric == "accuracy" else 1)
+    if progress.best is None or value < progress.best:
+        progress.best, progress.stale = value, 0
+        return False
+    progress.stale += 1
+    return progress.stale >= config.train.patience
+
+
+class _Monitor:
+    """What a person sees of a run: a bar on the driver and TensorBoard events, both from the first worker."""
+
+    def __init__(
+        self, config: RunConfig, folders: Folders, rank: int, progress: Progress, refused: list[str]
+    ) -> None:
+        self._active = rank == 0
+        self._folders, self._settings = folders, config.storage
+        self._log_every = config.train.log_every
+        if not self._active:
+            return
+        for sentence in refused:
+            print(f"{sentence}; an older one is used")
+        self._stage = storage.staging()
+        self._events = self._stage.__enter__()
+        self._writer = SummaryWriter(str(self._events))
+        self._bar = tqdm_ray.tqdm(total=config.train.steps, desc=config.run.name, unit="step")
+        self._bar.update(progress.step)
+
+    def stepped(self, step: loop.Step) -> None:
+        """After each step."""
+        if not self._active:
+            return
+        self._bar.set_description(f"loss {step.loss:.3f}")
+        self._bar.update(1)
+        if step.number % self._log_every == 0:
+            self._writer.add_scalar("train/loss", step.loss, step.number)
+            self._writer.add_scalar("train/lr", step.rate, step.number)
+            self._writer.add_scalar("train/gradient_norm", step.gradient_norm, step.number)
+            self._writer.add_scalar(
+                "train/tokens_per_s", float(np.sum(step.tokens)) / step.seconds, step.number
+            )
+            self._writer.add_scalar("train/waited_share", step.waited_s / step.seconds, step.number)
+
+    def validated(self, progress: Progress, scores: dict[str, dict[str, float]]) -> None:
+        """After each validation: kept in the progress on all workers, written by the first."""
+        progress.validations.append({"step": progress.step, "languages": scores})
+        if not self._active:
+            return
+        for language, row in scores.items():
+            for metric, value in row.items():
+                self._writer.add_scalar(f"validation_{metric}/{language}", value, progress.step)
+        self._writer.flush()
+        storage.upload(Path(self._events), self._folders.events, self._settings)
+
+    def close(self) -> None:
+        """Writes the last events."""
+        if not self._active:
+            return
+        self._writer.close()
+        storage.upload(Path(self._events), self._folders.events, self._settings)
+        self._stage.__exit__(None, None, None)
+        self._bar.close()

@@ -1,0 +1,205 @@
+"""The one training loop, free of Ray: an engine, batches and an objective go in, steps come out.
+
+    for step in loop.steps(engine, batches, task, config.train, start=0, seed=0):
+        print(step.number, step.loss)
+
+Every worker calls it alike. The only collective calls of a step are two all-reduces of a few numbers beside
+DeepSpeed's own, and all workers learn from the first of them whether every one has its batches: a stream
+that ends early on one worker ends the step on all, so no step hangs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from mlray.config import Objective as ObjectiveConfig
+from mlray.config import RunError, Train
+from mlray.corpus.validation import row_languages
+from mlray.models.tokenizer import Vocabulary
+from mlray.objectives.table import OBJECTIVES, Inputs
+from mlray.schema import PackedBatch, Position
+from mlray.training.engine import Engine, learning_rate
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is learnt on which languages."""
+
+    objective: ObjectiveConfig
+    vocabulary: Vocabulary
+    languages: list[str]
+    """Names of the language numbers."""
+    seed: int
+
+    def inputs(self, batch: PackedBatch) -> Inputs:
+        """A micro-batch as the model takes it."""
+        return OBJECTIVES[self.objective.name].collate(batch, self.vocabulary, self.objective, self.seed)
+
+    def loss(self, logits: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+        """Sum of the losses of a micro-batch, in nats."""
+        return OBJECTIVES[self.objective.name].loss(logits, inputs.targets_N.to(logits.device))
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step, summed over all workers."""
+
+    number: int
+    """Steps done, this one included."""
+    loss: float
+    """Mean loss of a prediction in nats."""
+    rate: float
+    gradient_norm: float
+    position: Position
+    """Where the stream stands after it."""
+    digest: int
+    """Sum of hashes of the documents it saw, whatever worker saw them: two runs that saw the same agree."""
+    tokens: np.ndarray
+    """Tokens per language."""
+    documents: np.ndarray
+    """Documents (or pieces of long ones) per language."""
+    seconds: float
+    waited_s: float
+    """Part of `seconds` spent waiting for batches on this worker."""
+
+
+def steps(
+    engine: Engine, batches: Iterable[PackedBatch], task: Task, config: Train, *, start: int, seed: int
+) -> Iterator[Step]:
+    """Trains from step `start` to `config.steps` and yields after each.
+
+    The gradient is that of the mean over all predictions of the global batch, however they are dealt out.
+
+    Raises:
+        RunError: the stream ended before the last step; on all workers alike.
+    """
+    stream = iter(batches)
+    engine.train()
+    for number in range(start, config.steps):
+        begin = time.perf_counter()
+        micro_batches = list(itertools.islice(stream, engine.accumulation))
+        waited_s = time.perf_counter() - begin
+        inputs = [task.inputs(batch) for batch in micro_batches]
+        predictions, present = engine.total(
+            np.array([sum(len(one.targets_N) for one in inputs), len(micro_batches)], dtype=np.float64)
+        )
+        if present < engine.accumulation * engine.world_size:
+            raise RunError(f"the stream of batches ended before step {number + 1} of {config.steps}")
+        rate = learning_rate(config, number)
+        loss, norm = _update(engine, inputs, task, rate, float(predictions), (seed, number))
+        shared = _share(engine, micro_batches, loss, len(task.languages))
+        yield Step(
+            number=number + 1,
+            loss=shared.loss / max(float(predictions), 1.0),
+            rate=rate,
+            gradient_norm=norm,
+            position=shared.position,
+            digest=shared.digest,
+            tokens=shared.tokens,
+            documents=shared.documents,
+            seconds=time.perf_counter() - begin,
+            waited_s=waited_s,
+        )
+
+
+def _update(
+    engine: Engine, inputs: list[Inputs], task: Task, rate: float, predictions: float, key: tuple[int, int]
+) -> tuple[float, float]:
+    """Forward and backward of a worker's micro-batches and the optimiser step: its loss sum and the gradient norm."""
+    scale = engine.accumulation * engine.world_size / max(predictions, 1.0)
+    losses, norm = [], 0.0
+    for place, one in enumerate(inputs):
+        # Dropout is a function of (seed, step, micro-batch of the global batch): a resumed run, also one with
+        # another number of workers, draws what an undisturbed one draws.
+        number = place * engine.world_size + engine.rank
+        torch.manual_seed(int(np.random.SeedSequence([*key, number]).generate_state(1)[0]))
+        loss = task.loss(engine.forward(one.model), one)
+        engine.backward(loss * scale)
+        norm = engine.step(rate)
+        losses.append(loss.detach())
+    return float(torch.stack(losses).sum()), norm
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """What the workers add up after a step."""
+
+    position: Position
+    loss: float
+    digest: int
+    tokens: np.ndarray
+    documents: np.ndarray
+
+
+def _share(engine: Engine, batches: list[PackedBatch], loss: float, num_languages: int) -> _Shared:
+    """One all-reduce for everything that a step tells: the last worker holds the last rows."""
+    last = batches[-1].next_position if engine.rank == engine.world_size - 1 else Position(0, 0)
+    tokens, documents = np.zeros(num_languages), np.zeros(num_languages)
+    digest = 0
+    for batch in batches:
+        tokens += np.bincount(batch.languages_D, weights=batch.lengths_D, minlength=num_languages)
+        documents += np.bincount(batch.languages_D, minlength=num_languages)
+        # Fibonacci hashing to 31 bits; sums of that many documents are exact in float64.
+        hashes = (batch.documents_D.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(33)
+        digest += int(hashes.sum())
+    numbers = np.array([last.window, last.row, loss, digest], dtype=np.float64)
+    total = engine.total(np.concatenate([numbers, tokens, documents]))
+    first, second = 4, 4 + num_languages
+    return _Shared(
+        position=Position(int(total[0]), int(total[1])),
+        loss=float(total[2]),
+        digest=int(total[3]),
+        tokens=total[first:second],
+        documents=total[second:],
+    )
+
+
+def validate(engine: Engine, batches: list[PackedBatch], task: Task) -> dict[str, dict[str, float]]:
+    """Loss (nats a prediction), accuracy and bits per character of each language, plus their `macro` mean.
+
+    Every worker gives the same batches and takes its turn; one without a batch left repeats another's with no
+    weight, because sharded weights are gathered by all workers together.
+    """
+    L = len(task.languages)
+    sums = np.zeros((4, L))
+    engine.train(False)
+    with torch.no_grad():
+        for first in range(0, len(batches), engine.world_size):
+            place = first + engine.rank
+            batch = batches[min(place, len(batches) - 1)]
+            scores = _score(engine, batch, task, L)
+            sums += scores if place < len(batches) else 0.0
+    engine.train()
+    losses, correct, counts, characters = engine.total(sums.ravel()).reshape(4, L)
+    table = {
+        name: {
+            "loss": losses[i] / counts[i],
+            "accuracy": correct[i] / counts[i],
+            "bits_per_char": losses[i] / math.log(2) / max(characters[i], 1.0),
+            "predictions": counts[i],
+        }
+        for i, name in enumerate(task.languages)
+        if counts[i]
+    }
+    if table:
+        keys = ("loss", "accuracy", "bits_per_char")
+        table["macro"] = {key: float(np.mean([row[key] for row in table.values()])) for key in keys}
+    return {name: {key: float(value) for key, value in row.items()} for name, row in table.items()}
+
+
+def _score(engine: Engine, batch: PackedBatch, task: Task, num_languages: int) -> np.ndarray:
+    inputs = task.inputs(batch)
+    logits_NV = engine.forward(inputs.model).float()
+    targets_N = inputs.targets_N.to(logits_NV.device)
+    losses_N = torch.nn.functional.cross_entropy(logits_NV, targets_N, reduction="none").cpu().numpy()
+    correct_N = (logits_NV.argmax(-1) == targets_N).cpu().numpy()
+    languages_N = row_languages(batch)[inputs.rows_N]
+    columns = (losses_N, correct_N, np.ones(len(losses_N)), inputs.characters_N)
+    return np.stack([np.bincount(languages_N, weights=column, minlength=num_languages) for column in columns])

@@ -1,0 +1,137 @@
+"""What a run will read, see and need, before it starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from mlray.config import ConfigError, RunConfig
+from mlray.corpus.manifest import Manifest
+from mlray.corpus.mixture import Mixture
+
+_BYTES = {"fp32": 4, "bf16": 2}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The figures of a run, per language and per worker."""
+
+    files: dict[str, int]
+    documents: dict[str, int]
+    tokens: dict[str, float]
+    """Estimated tokens of the corpus, from its characters and the tokenizer's fertility."""
+    share: dict[str, float]
+    """Share of the documents that the run sees."""
+    epochs: dict[str, float]
+    """How often the run sees the language's documents."""
+    steps: int
+    tokens_per_step: int
+    parameters: int
+    memory_bytes: dict[str, float]
+    """Per worker: weights, gradients, optimiser state, activations (estimates)."""
+
+
+def make(
+    config: RunConfig,
+    manifest: Manifest,
+    fertility: dict[str, dict[str, float]],
+    model: torch.nn.Module,
+    precision: str,
+) -> Plan:
+    """Computes the plan; nothing is read or started."""
+    mixture = Mixture(manifest, config.corpus.alpha, config.corpus.window_rows, config.run.seed)
+    characters = manifest.characters()
+    documents = manifest.documents()
+    mean = sum(row["tokens_per_char"] for row in fertility.values()) / max(len(fertility), 1) or 0.4
+    rate = {name: fertility.get(name, {}).get("tokens_per_char", mean) for name in manifest.languages}
+    tokens = {name: characters[name] * rate[name] + 2 * documents[name] for name in manifest.languages}
+    share = dict(zip(mixture.languages, map(float, mixture.proportions), strict=True))
+    per_document = sum(share[name] * tokens[name] / documents[name] for name in share)
+    tokens_per_step = config.train.global_batch_size * config.corpus.sequence_length
+    seen = config.train.steps * tokens_per_step / per_document
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return Plan(
+        files=_files(manifest),
+        documents=documents,
+        tokens=tokens,
+        share=share,
+        epochs={name: share[name] * seen / documents[name] for name in share},
+        steps=config.train.steps,
+        tokens_per_step=tokens_per_step,
+        parameters=parameters,
+        memory_bytes=_memory(config, parameters, precision),
+    )
+
+
+def check(config: RunConfig, positions: int) -> None:
+    """Refuses rows that the model cannot read.
+
+    Raises:
+        ConfigError: `corpus.sequence_length` is longer than the model's positions.
+    """
+    if config.corpus.sequence_length > positions:
+        raise ConfigError(
+            f"corpus.sequence_length={config.corpus.sequence_length} is longer than the model's {positions} positions; "
+            f"lower it to {positions} or raise model.max_positions"
+        )
+
+
+def show(plan: Plan, refused: dict[str, dict[str, int]], console: Console) -> None:
+    """Prints the plan as tables."""
+    table = Table(title="Plan", title_justify="left")
+    for heading in (
+        "language",
+        "files",
+        "rows",
+        "tokens (est.)",
+        "share",
+        "epochs",
+        "tokens seen",
+        "refused",
+    ):
+        table.add_column(heading, justify="left" if heading == "language" else "right")
+    for name in plan.documents:
+        seen = plan.epochs[name] * plan.tokens[name]
+        table.add_row(
+            name,
+            str(plan.files[name]),
+            f"{plan.documents[name]:,}",
+            f"{plan.tokens[name]:,.0f}",
+            f"{plan.share[name]:.2%}",
+            f"{plan.epochs[name]:.2f}",
+            f"{seen:,.0f}",
+            str(sum(refused.get(name, {}).values())),
+        )
+    console.print(table)
+    parts = ", ".join(f"{name} {size / 2**20:,.0f} MiB" for name, size in plan.memory_bytes.items())
+    total = sum(plan.memory_bytes.values()) / 2**20
+    console.print(f"{plan.steps:,} steps x {plan.tokens_per_step:,} tokens; {plan.parameters:,} parameters")
+    console.print(f"memory of a worker: about {total:,.0f} MiB ({parts}) beside 1 GiB for the process itself")
+
+
+def _files(manifest: Manifest) -> dict[str, int]:
+    files: dict[str, set[str]] = {}
+    for entry in manifest.chunks:
+        for part in entry.parts:
+            files.setdefault(part.language, set()).add(entry.chunk.file.uri)
+    return {name: len(files[name]) for name in manifest.languages}
+
+
+def _memory(config: RunConfig, parameters: int, precision: str) -> dict[str, float]:
+    """ZeRO's division of the model states (Rajbhandari et al. 2020, section 5) and a rough count of activations."""
+    workers, stage = config.cluster.num_workers, config.train.zero_stage
+    width = _BYTES[precision] if stage else 4
+    moments = 8 + (4 if stage else 0)
+    tokens = config.train.micro_batch_size * config.corpus.sequence_length
+    layers = 1 if config.train.activation_checkpointing else config.model.num_layers
+    hidden = 16 * config.model.hidden_size + 2 * config.model.intermediate_size
+    attention = 3 * config.model.num_heads * config.corpus.sequence_length
+    return {
+        "weights": parameters * width / (workers if stage == 3 else 1),
+        "gradients": parameters * 4 / (workers if stage >= 2 else 1),
+        "optimiser": parameters * moments / (workers if stage >= 1 else 1),
+        "activations": tokens * layers * (hidden + attention) * _BYTES[precision],
+    }

@@ -1,0 +1,153 @@
+"""What a finished run says: `report.json`, a plot of the loss per language, and a table."""
+
+from __future__ import annotations
+
+import io
+import json
+import platform
+from importlib import metadata
+from typing import Any
+
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from mlray import storage
+from mlray.config import RunConfig
+from mlray.training.checkpoint import Checkpoint
+
+_VERSIONS = ("mlray", "torch", "ray", "deepspeed", "transformers", "tokenizers", "pyarrow")
+_MACRO = "macro"
+
+
+def build(
+    config: RunConfig,
+    checkpoint: Checkpoint,
+    fertility: dict[str, dict[str, float]],
+    refused: dict[str, dict[str, int]],
+) -> dict[str, Any]:
+    """The report of a run from its last checkpoint."""
+    progress = checkpoint.progress
+    return {
+        "run": config.run.name,
+        "checkpoint": checkpoint.uri,
+        "weights": storage.join(checkpoint.uri, "weights"),
+        "steps": progress.step,
+        "stopped_early": progress.step < config.train.steps,
+        "seconds_in_steps": progress.seconds,
+        "tokens_per_s": sum(progress.tokens.values()) / max(progress.seconds, 1e-9),
+        "useful_token_share": sum(progress.tokens.values())
+        / (progress.step * config.train.global_batch_size * config.corpus.sequence_length),
+        "tokens": progress.tokens,
+        "documents": progress.documents,
+        "losses": progress.losses,
+        "validations": progress.validations,
+        "fertility": fertility,
+        "refused": refused,
+        "config": config.model_dump(mode="json"),
+        "versions": {name: metadata.version(name) for name in _VERSIONS},
+        "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+    }
+
+
+def save(report: dict[str, Any], root: str, config: RunConfig) -> None:
+    """Writes `report.json` and `loss.png` into the run folder."""
+    storage.write_bytes(storage.join(root, "loss.png"), plot(report), config.storage)
+    body = json.dumps(report, ensure_ascii=False, indent=1).encode()
+    storage.write_bytes(storage.join(root, "report.json"), body, config.storage)
+
+
+def plot(report: dict[str, Any]) -> bytes:
+    """Validation loss per language over the steps, and their mean (PNG)."""
+    steps = [entry["step"] for entry in report["validations"]]
+    last = report["validations"][-1]["languages"]
+    names = sorted((name for name in last if name != _MACRO), key=lambda name: -last[name]["loss"])
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    axes = figure.subplots()
+    colors = _colors(len(names))
+    for color, name in zip(colors, names, strict=True):
+        values = [entry["languages"].get(name, {}).get("loss") for entry in report["validations"]]
+        axes.plot(steps, values, color=color, linewidth=1.4, label=f"{name}  {last[name]['loss']:.2f}")
+    if _MACRO in last:
+        values = [entry["languages"].get(_MACRO, {}).get("loss") for entry in report["validations"]]
+        axes.plot(steps, values, "k--", linewidth=2.4, label=f"mean  {last[_MACRO]['loss']:.2f}")
+    axes.set(
+        xlabel="step",
+        ylabel="validation loss (nats a masked token)",
+        title=f"Loss per language: {report['run']}",
+    )
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    columns = 1 if len(names) <= 20 else 2
+    figure.legend(loc="outside right upper", ncols=columns, fontsize=8, frameon=False, title="last value")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=130)
+    return buffer.getvalue()
+
+
+def _colors(count: int) -> list[Any]:
+    from matplotlib import colormaps
+
+    if count <= 10:
+        return [colormaps["tab10"](i) for i in range(count)]
+    return [colormaps["turbo"](0.05 + 0.9 * i / (count - 1)) for i in range(count)]
+
+
+def show(report: dict[str, Any], console: Console) -> None:
+    """Prints what each language got and gave."""
+    first, last = report["validations"][0]["languages"], report["validations"][-1]["languages"]
+    table = Table(title=f"{report['run']} after {report['steps']:,} steps", title_justify="left")
+    headings = (
+        "language",
+        "rows seen",
+        "tokens seen",
+        "loss first",
+        "loss last",
+        "accuracy",
+        "bits/char",
+        "refused",
+    )
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == "language" else "right")
+    for name in sorted(report["tokens"]):
+        table.add_row(
+            name,
+            f"{report['documents'][name]:,.0f}",
+            f"{report['tokens'][name]:,.0f}",
+            *_cells(first.get(name), last.get(name)),
+            str(sum(report["refused"].get(name, {}).values())),
+        )
+    if _MACRO in last:
+        table.add_section()
+        table.add_row("mean", "", "", *_cells(first.get(_MACRO), last[_MACRO]), "")
+    console.print(table)
+    console.print(
+        f"{report['tokens_per_s']:,.0f} tokens/s in steps, {report['useful_token_share']:.1%} of them text; "
+        f"{report['seconds_in_steps']:,.0f} s"
+    )
+
+
+def _cells(first: dict[str, float] | None, last: dict[str, float] | None) -> list[str]:
+    if first is None or last is None:
+        return ["no held-out rows", "", "", ""]
+    return [
+        f"{first['loss']:.3f}",
+        f"{last['loss']:.3f}",
+        f"{last['accuracy']:.1%}",
+        f"{last['bits_per_char']:.2f}",
+    ]
+
+
+def show_fertility(fertility: dict[str, dict[str, float]], console: Console) -> None:
+    """Prints what each language costs in tokens."""
+    table = Table(title="Tokenizer", title_justify="left")
+    for heading in ("language", "tokens/char", "tokens/word", "unknown"):
+        table.add_column(heading, justify="left" if heading == "language" else "right")
+    for name, row in fertility.items():
+        table.add_row(
+            name,
+            f"{row['tokens_per_char']:.3f}",
+            f"{row['tokens_per_word']:.2f}",
+            f"{row['unknown_share']:.2%}",
+        )
+    console.print(table)

@@ -1,0 +1,53 @@
+"""One S3 server and one Ray cluster for all cluster tests: starting Ray is the cost."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+import ray
+from moto.server import ThreadedMotoServer
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """Endpoint of an S3 server: the one of `MLRAY_TEST_S3_ENDPOINT` (with its keys in the environment), or moto."""
+    endpoint = os.environ.get("MLRAY_TEST_S3_ENDPOINT")
+    if endpoint:
+        os.environ["AWS_ENDPOINT_URL"] = endpoint
+        yield endpoint
+        return
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    os.environ["AWS_ENDPOINT_URL"] = f"http://{host}:{port}"
+    os.environ.setdefault("AWS_ACCESS_KEY_ID", "test")
+    os.environ.setdefault("AWS_SECRET_ACCESS_KEY", "test")
+    os.environ.setdefault("AWS_DEFAULT_REGION", "us-east-1")
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def bucket(s3: str) -> str:
+    """A bucket of this session."""
+    name = f"mlray-test-{secrets.token_hex(4)}"
+    boto3.client("s3", endpoint_url=s3).create_bucket(Bucket=name)
+    return name
+
+
+@pytest.fixture(scope="session")
+def cluster(s3: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of the dashboard of a local cluster with four logical CPUs; it knows the S3 server."""
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "60"
+    context = ray.init(num_cpus=4, include_dashboard=True, logging_level="warning", log_to_driver=False)
+    yield f"http://{context.dashboard_url}"
+    ray.shutdown()

@@ -192,11 +192,20 @@ def export(
     weights: dict[str, torch.Tensor],
     folder: Path,
 ) -> None:
-    """Writes fp32 weights (by parameter name) and tokenizer so that plain `from_pretrained` opens them."""
+    """Writes fp32 weights (by parameter name) and tokenizer so that plain `from_pretrained` opens them.
+
+    Raises:
+        OSError: a file could not be written, by either library.
+    """
     plain = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
     encoder.model.save_pretrained(folder, state_dict=plain, safe_serialization=True)
     # `save_pretrained` notes the dtype that the model computes in, and `from_pretrained` would cast to it.
     path = folder / "config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({**settings, "dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
-    tokenizer.save_pretrained(str(folder))
+    try:
+        tokenizer.save_pretrained(str(folder))
+    except OSError:
+        raise
+    except Exception as error:  # the Rust tokenizer tells a full disk as a bare Exception
+        raise OSError(str(error)) from error

@@ -99,7 +99,7 @@ class Engine:
         self.world_size = torch.distributed.get_world_size()
         self.precision = probe_precision(config.precision)
         self.accumulation = accumulation
-        self._stage = config.zero_stage
+        self._stage = zero_stage(config, self.world_size)
         self._offload = config.offload
         self._names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -107,9 +107,11 @@ class Engine:
             inner: Any = model.get_submodule("model")
             inner.activation_checkpointing_enable({"use_reentrant": False})
         optimizer = _optimizer(model, config)
-        self._engine, *_ = deepspeed.initialize(
-            model=model, optimizer=optimizer, config=_settings(config, accumulation, self.precision)
-        )
+        settings = _settings(config, self._stage, accumulation, self.precision)
+        self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+        # Without ZeRO it would copy all gradients to add up those of one worker.
+        self._engine.enable_backward_allreduce = self._stage > 0 or self.world_size > 1
+        self._clip_at = config.gradient_clipping
         self.device = self._engine.device
         self._allocate_moments()
 
@@ -137,12 +139,17 @@ class Engine:
             return 0.0
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
-        norm = None
-        if self._stage == 0:  # the engine clips here too but does not tell the norm
-            gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-            norm = torch.nn.utils.get_total_norm(gradients)
+        norm = self._clip() if self._stage == 0 else None
         self._engine.step()
         return float(norm if norm is not None else self._engine.get_global_grad_norm())
+
+    def _clip(self) -> torch.Tensor:
+        """Clips whole gradients and returns their norm before that, which DeepSpeed's own clipping keeps to itself."""
+        trained = [parameter for parameter in self._parameters if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+        if self._clip_at > 0:
+            torch.nn.utils.clip_grads_with_norm_(trained, self._clip_at, norm)
+        return norm
 
     def total(self, values: np.ndarray) -> np.ndarray:
         """Sum over the workers (float64); a collective call."""
@@ -268,21 +275,24 @@ def _optimizer(model: torch.nn.Module, config: Train) -> torch.optim.Optimizer:
             groups, lr=config.lr, betas=config.adam_betas, eps=config.adam_eps, adamw_mode=True
         )
         return offloaded
-    return torch.optim.AdamW(
-        groups, lr=config.lr, betas=config.adam_betas, eps=config.adam_eps, fused=torch.cuda.is_available()
-    )
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.adam_betas, eps=config.adam_eps, fused=True)
 
 
-def _settings(config: Train, accumulation: int, precision: str) -> dict[str, Any]:
-    zero: dict[str, Any] = {"stage": config.zero_stage}
+def zero_stage(config: Train, world_size: int) -> int:
+    """The stage that runs: a single worker has nobody to share its states with, and without ZeRO it is faster."""
+    return config.zero_stage if world_size > 1 or config.offload else 0
+
+
+def _settings(config: Train, stage: int, accumulation: int, precision: str) -> dict[str, Any]:
+    zero: dict[str, Any] = {"stage": stage}
     if config.offload:
         zero["offload_optimizer"] = {"device": "cpu"}
     return {
         "train_micro_batch_size_per_gpu": config.micro_batch_size,
         "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": config.gradient_clipping,
+        "gradient_clipping": config.gradient_clipping if stage else 0.0,  # `Engine._clip` clips without ZeRO
         "zero_optimization": zero,
-        "bf16": {"enabled": precision == "bf16" and config.zero_stage > 0},
+        "bf16": {"enabled": precision == "bf16" and stage > 0},
         "data_types": {"grad_accum_dtype": "fp32"},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 1 << 60,

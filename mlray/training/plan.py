@@ -11,6 +11,7 @@ from rich.table import Table
 from mlray.config import ConfigError, RunConfig
 from mlray.corpus.manifest import Manifest
 from mlray.corpus.mixture import Mixture
+from mlray.training.engine import zero_stage
 
 _BYTES = {"fp32": 4, "bf16": 2}
 
@@ -122,7 +123,8 @@ def _files(manifest: Manifest) -> dict[str, int]:
 
 def _memory(config: RunConfig, parameters: int, precision: str) -> dict[str, float]:
     """ZeRO's division of the model states (Rajbhandari et al. 2020, section 5) and a rough count of activations."""
-    workers, stage = config.cluster.num_workers, config.train.zero_stage
+    workers = config.cluster.num_workers
+    stage = zero_stage(config.train, workers)
     width = _BYTES[precision] if stage else 4
     moments = 8 + (4 if stage else 0)
     tokens = config.train.micro_batch_size * config.corpus.sequence_length

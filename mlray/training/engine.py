@@ -99,7 +99,7 @@ class Engine:
         self.world_size = torch.distributed.get_world_size()
         self.precision = probe_precision(config.precision)
         self.accumulation = accumulation
-        self._stage = zero_stage(config, self.world_size)
+        self._stage = zero_stage(config, self.world_size, self.precision)
         self._offload = config.offload
         self._names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -278,9 +278,9 @@ def _optimizer(model: torch.nn.Module, config: Train) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.adam_betas, eps=config.adam_eps, fused=True)
 
 
-def zero_stage(config: Train, world_size: int) -> int:
-    """The stage that runs: a single worker has nobody to share its states with, and without ZeRO it is faster."""
-    return config.zero_stage if world_size > 1 or config.offload else 0
+def zero_stage(config: Train, world_size: int, precision: str) -> int:
+    """The stage that runs. A single worker has nobody to share its states with, and in fp32 is faster without ZeRO."""
+    return 0 if world_size == 1 and precision == "fp32" and not config.offload else config.zero_stage
 
 
 def _settings(config: Train, stage: int, accumulation: int, precision: str) -> dict[str, Any]:

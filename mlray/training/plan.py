@@ -124,7 +124,7 @@ def _files(manifest: Manifest) -> dict[str, int]:
 def _memory(config: RunConfig, parameters: int, precision: str) -> dict[str, float]:
     """ZeRO's division of the model states (Rajbhandari et al. 2020, section 5) and a rough count of activations."""
     workers = config.cluster.num_workers
-    stage = zero_stage(config.train, workers)
+    stage = zero_stage(config.train, workers, precision)
     width = _BYTES[precision] if stage else 4
     moments = 8 + (4 if stage else 0)
     tokens = config.train.micro_batch_size * config.corpus.sequence_length

@@ -1,6 +1,6 @@
 """The pre-training step: ours against the Hugging Face Trainer and accelerate, on the same text and weights.
 
-    python benchmarks/mlm_step.py [--precision both] [--rounds 5] [--steps 50] [--rows 3]
+    python benchmarks/mlm_step.py [--precision fp32] [--rounds 5] [--steps 50] [--rows 3]
     python benchmarks/mlm_step.py --device cuda --rows 128 tokenizer.vocab_size=64000 \
         model.hidden_size=768 model.num_layers=12 model.num_heads=12 model.intermediate_size=3072
 
@@ -91,7 +91,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=DATA, help="folder of <lang>.txt.gz files")
     parser.add_argument("--languages", nargs="+", default=list(LANGUAGES))
-    parser.add_argument("--precision", choices=("fp32", "bf16", "both"), default="both")
+    parser.add_argument("--precision", choices=("fp32", "bf16", "both"), default="fp32")
     parser.add_argument("--arms", nargs="+", help="exactly these arms, e.g. ours trainer-grouped-bf16")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds")
     parser.add_argument(

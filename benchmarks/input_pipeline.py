@@ -1,7 +1,6 @@
 """Text on S3 to batches of token ids: ours against its peers and against the bare tokenizer.
 
-    python benchmarks/input_pipeline.py [--megabytes 200] [--rounds 5] [--streaming-python VENV/bin/python]
-    python benchmarks/input_pipeline.py --memory [--megabytes 200]
+    python benchmarks/input_pipeline.py [--megabytes 20] [--rounds 5] [--streaming-python VENV/bin/python]
 
 Real sentences in 36 languages (`../shared/data/mono`, or `--data`) become hive-partitioned parquet on a moto
 S3 server in a process of its own, and a 16k Unigram tokenizer is trained on them, once. Every arm then turns
@@ -17,8 +16,8 @@ ours          `mlray.corpus.stream`: one epoch, alpha 1, no rows held out
 First a census of a small corpus: all arms must give the same multiset of documents and the same tokens; of
 every timed pass the sums are checked. In a round every arm reads the small corpus and the whole one. "MB/s"
 is the whole one's; "sustained" is that of the text by which it exceeds the small one, over the time by which
-it takes longer, so that what an arm starts once does not count: a figure for `--megabytes 200`, rough at the
-default size. Ours is also opened at 90 % of the epoch.
+it takes longer, so that what an arm starts once does not count: a figure for `--megabytes 20` and more, rough
+at the default size. Ours is also opened at 90 % of the epoch.
 
 The clock runs from the call that opens the data to the last batch. Before it lie imports, loading the
 tokenizer, a running Ray cluster that has run a first data set, MosaicML's conversion to its own format, and
@@ -27,8 +26,7 @@ lie inside. The `datasets` arms read a local copy of the files, which favours th
 project leaves out. No peer is asked to shuffle; ours does. Peers cut documents at 128 tokens, ours splits
 them. CPU seconds and memory are those of all processes of an arm, without the S3 server.
 
-`--memory` measures the peak memory of ours at 20 MB and at `--megabytes` (200 unless given) instead.
-Figures go to `results/input_pipeline.json` (or `input_memory.json`) and, as a table, to the terminal.
+Figures go to `results/input_pipeline.json` and, as a table, to the terminal.
 """
 
 from __future__ import annotations
@@ -56,8 +54,7 @@ DATA = HERE.parents[1] / "shared" / "data" / "mono"
 PACKAGES = ("ray", "tokenizers", "transformers", "datasets", "torch", "pyarrow", "numpy", "moto")
 PEERS = ("bare", "hf_streaming", "hf_map", "ray_stock", "mosaic")
 SMALL_MB = 1.0
-MEGABYTES = 20.0
-MEMORY_MEGABYTES = 200.0
+MEGABYTES = 8.0
 BATCH_ROWS = 64
 SEQUENCE_LENGTH = 128
 
@@ -69,11 +66,10 @@ def main() -> int:
     """Parses, prepares, runs what was asked for and keeps its figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=DATA, help="folder of <lang>.txt.gz files")
-    parser.add_argument("--megabytes", type=float, help="text to read; over about 100, lines repeat")
+    parser.add_argument("--megabytes", type=float, default=MEGABYTES, help="over about 100, lines repeat")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--arms", nargs="+", choices=PEERS, default=list(PEERS), help="peers beside ours")
     parser.add_argument("--streaming-python", help="interpreter with peers/streaming.txt installed")
-    parser.add_argument("--memory", action="store_true", help="peak memory of ours at two sizes")
     parser.add_argument("--results", type=Path, default=measure.RESULTS)
     arguments = parser.parse_args()
     if not arguments.data.is_dir():
@@ -83,14 +79,14 @@ def main() -> int:
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="input-")))
         endpoint = stack.enter_context(s3_server())["AWS_ENDPOINT_URL"]
-        (compare_memory if arguments.memory else compare_arms)(arguments, folder, endpoint)
+        compare_arms(arguments, folder, endpoint)
     return 0
 
 
 def compare_arms(arguments: argparse.Namespace, folder: Path, endpoint: str) -> None:
-    """The default mode: census, rounds, report."""
+    """Census, rounds, report."""
     machine = measure.machine(PACKAGES)
-    sizes = {"small": SMALL_MB, "whole": arguments.megabytes or MEGABYTES}
+    sizes = {"small": SMALL_MB, "whole": arguments.megabytes}
     setup = prepare(arguments.data, sizes, folder, endpoint)
     whole = setup.corpora["whole"]
     rest = dataclasses.replace(whole, name="rest", first_window=whole.windows * 9 // 10)
@@ -121,24 +117,6 @@ def compare_arms(arguments: argparse.Namespace, folder: Path, endpoint: str) -> 
     }
     path = measure.write_json("input_pipeline", report, arguments.results)
     print(f"{render(report)}\n\nfigures: {path.name}")
-
-
-def compare_memory(arguments: argparse.Namespace, folder: Path, endpoint: str) -> None:
-    """Peak memory of ours over one epoch of a corpus and of a larger one."""
-    report: dict[str, Any] = {"machine": measure.machine(PACKAGES)}
-    sizes = {"one": MEGABYTES, "other": arguments.megabytes or MEMORY_MEGABYTES}
-    setup = prepare(arguments.data, sizes, folder, endpoint)
-    with start("scan", setup, folder) as process:
-        report["manifest"] = run(process, dict.fromkeys(sizes))
-    rows = []
-    for name, corpus in setup.corpora.items():
-        with start("ours", setup, folder) as process:
-            found = report[name] = {**describe(corpus), **run(process, {name: None})[name]}
-        peaks = [found["peak_process_bytes"], found["peak_total_bytes"]]
-        rows.append([f"{corpus.megabytes:.1f} MB", *(f"{peak / 1e6:,.0f}" for peak in peaks)])
-    path = measure.write_json("input_memory", report, arguments.results)
-    table = measure.table(["corpus", "peak process MB", "peak sum MB"], rows)
-    print(f"{table}\n\nfigures: {path.name}")
 
 
 def prepare(data: Path, sizes: dict[str, float], folder: Path, endpoint: str) -> Setup:

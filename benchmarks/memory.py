@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import measure
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -61,13 +62,8 @@ def main() -> int:
             print(
                 f"| {kind} | {first[kind]:.0f} MiB | {last[kind]:.0f} MiB | {last[kind] / first[kind]:.2f} |"
             )
-    table["about"] = {
-        "date": time.strftime("%Y-%m-%d"),
-        "load_average": os.getloadavg(),
-        "steps": arguments.steps,
-    }
-    result = ROOT / "benchmarks" / "results" / "memory.json"
-    result.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    machine = measure.machine(("ray", "torch", "deepspeed", "pyarrow"))
+    measure.write_json("memory", {"machine": machine, "steps": arguments.steps, "sizes": table})
     return 0
 
 
@@ -104,7 +100,7 @@ def run(folder: Path, steps: int) -> tuple[dict[str, float], float]:
         *(sys.executable, "jobs/pretrain.py", "--config", "jobs/configs/pretrain_small.yaml"),
         f"corpus.sources=[{{uri: {folder / 'text'}, language: partition}}]",
         *(f"run.storage_uri={folder / 'runs'}", f"train.steps={steps}", "train.validate_every=1000"),
-        *("tokenizer.vocab_size=8000", "tokenizer.train_rows=20000", "train.micro_batch_size=8"),
+        *("tokenizer.vocab_size=8000", "train.micro_batch_size=8"),
     ]
     environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     environment.pop("RAY_ADDRESS", None)

@@ -34,7 +34,7 @@ from mlm_work import Job
 
 from mlray.corpus.packing import Piece
 from mlray.training import loop
-from mlray.training.engine import Engine
+from mlray.training.engine import Engine, settle
 
 
 class Rounds:
@@ -113,7 +113,7 @@ def main() -> None:
 
 def train_ours(job: Job, pieces: list[Piece], rounds: Rounds) -> None:
     """Packed rows, a head on masked positions only, the DeepSpeed engine and the one loop."""
-    config = job.config.train.model_copy(update={"precision": "bf16" if job.bf16 else "fp32"})
+    config = settle(job.config.train, num_workers=1, precision="bf16" if job.bf16 else "fp32")
     engine = Engine(job.encoder, config, accumulation=1)
     rounds.begin()
     places = config.micro_batch_size * job.config.corpus.sequence_length

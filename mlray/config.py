@@ -50,7 +50,7 @@ class Source(_Section):
 class Run(_Section):
     """Name, place and seed of a run."""
 
-    name: str = "pretrain"
+    name: Annotated[str, Field(pattern=r"^[^/.][^/]*$")] = "pretrain"
     """Folder below `storage_uri`; a run with the same name resumes."""
     storage_uri: str = "runs"
     """Local folder or `s3://bucket/prefix`; with several nodes it must be reachable from all of them."""
@@ -74,7 +74,7 @@ class Corpus(_Section):
     alpha: Probability = 0.3
     """Temperature of the mixture: a language with n rows is drawn with p ~ n^alpha."""
     languages: tuple[str, ...] = ()
-    """Languages that must be present; empty means every language that is found."""
+    """Languages that must be there, else the job stops before it costs anything; all that are found are used."""
     window_rows: int = Field(8192, ge=16)
     """Documents that are shuffled and packed together."""
     sequence_length: int = Field(128, ge=8)
@@ -153,7 +153,7 @@ class Train(_Section):
     checkpoint_every: int = Field(100, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
     log_every: int = Field(10, ge=1)
-    early_stopping: str | None = None
+    early_stopping: Annotated[str, Field(pattern=r"^.+\.(loss|accuracy|bits_per_char)$")] | None = None
     """`<language>.<metric>` or `macro.<metric>`; metric: loss, accuracy, bits_per_char."""
     patience: int = Field(3, ge=1)
     """Validations without improvement before the run stops."""

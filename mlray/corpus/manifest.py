@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from mlray import storage
-from mlray.config import Corpus, Storage
+from mlray.config import ConfigError, Corpus, Storage
 from mlray.corpus import records
 from mlray.corpus.sources import SourceFile
 
@@ -96,6 +97,21 @@ class Manifest:
                 if part.documents:
                     sums[part.language] += int(getattr(part, attribute))
         return sums
+
+
+def check_languages(manifest: Manifest, wanted: Iterable[str]) -> None:
+    """Refuses a corpus that lacks a language.
+
+    Raises:
+        ConfigError: `corpus.languages` names one without training documents.
+    """
+    found = manifest.languages
+    for language in wanted:
+        if language not in found:
+            raise ConfigError(
+                f"corpus.languages asks for {language!r}, which has no rows; found: {', '.join(found)}; "
+                "add a source for it or leave it out"
+            )
 
 
 def fingerprint(files: list[SourceFile], corpus: Corpus) -> str:

@@ -7,7 +7,6 @@ can be computed without those before it.
 from __future__ import annotations
 
 import heapq
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,14 +105,3 @@ class Mixture:
             self._orders.pop((language, epoch - 2), None)
             self._orders[key] = (order, np.cumsum(self._sizes[language][order]))
         return self._orders[key]
-
-    def epochs(self, windows: int) -> dict[str, float]:
-        """How often each language has been seen after `windows` windows."""
-        return {
-            name: float(seen) / float(total)
-            for name, seen, total in zip(self.languages, self.seen(windows), self.counts, strict=True)
-        }
-
-    def windows_for(self, documents: float) -> int:
-        """Windows that hold at least `documents` documents."""
-        return math.ceil(documents / self.window_rows)

@@ -22,6 +22,7 @@ from mlray.corpus.sources import SourceFile
 
 _BLOCK_BYTES = 1 << 20
 _COMPRESSED_BLOCK_BYTES = 1 << 10  # a truncated stream gives no part of the block it breaks in
+_BUFFER_BYTES = 8 << 20
 _BATCH_ROWS = 2048
 _MARGIN_BYTES = 1 << 16  # keys and other columns of a JSON line
 
@@ -149,12 +150,31 @@ def _read_lines(chunk: Chunk, max_chars: int, settings: Storage, first_row: int)
         yield batch
 
 
+class _Line:
+    """A line that comes in parts; once it is over `limit` bytes the rest of it is not kept."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._parts: list[bytes] = []
+        self.size = 0
+
+    def add(self, part: bytes) -> None:
+        if self.size <= self._limit:
+            self._parts.append(part)
+            self.size += len(part)
+
+    def take(self) -> bytes:
+        content = b"".join(self._parts)[: self._limit + 1]
+        self._parts, self.size = [], 0
+        return content
+
+
 def _lines(chunk: Chunk, limit: int, settings: Storage) -> Iterator[bytes | BrokenChunk]:
     """Lines that start inside the chunk; of a line over `limit` bytes only its beginning is held."""
     stop = None if chunk.file.codec else chunk.stop
     skip = chunk.start > 0  # the end of a line that belongs to the chunk before, perhaps only its line break
     position = line_start = max(chunk.start - 1, 0)
-    carry = b""
+    line = _Line(limit)
     for block in _blocks(chunk, position, settings):
         if isinstance(block, BrokenChunk):
             yield block
@@ -163,17 +183,19 @@ def _lines(chunk: Chunk, limit: int, settings: Storage) -> Iterator[bytes | Brok
         for part in complete:
             if stop is not None and line_start >= stop:
                 return
+            line.add(part)
+            content = line.take()
             if not skip:
-                yield (carry + part)[: limit + 1]
-            skip, carry = False, b""
+                yield content
+            skip = False
             position += len(part) + 1
             line_start = position
         position += len(rest)
-        carry = (carry + rest)[: limit + 1]
-        if stop is not None and position >= stop and (skip or len(carry) > limit):
+        line.add(rest)
+        if stop is not None and position >= stop and (skip or line.size > limit):
             break  # the next line starts after the chunk
-    if carry and not skip and (stop is None or line_start < stop):
-        yield carry
+    if line.size and not skip and (stop is None or line_start < stop):
+        yield line.take()
 
 
 def _blocks(chunk: Chunk, position: int, settings: Storage) -> Iterator[bytes | BrokenChunk]:
@@ -182,7 +204,9 @@ def _blocks(chunk: Chunk, position: int, settings: Storage) -> Iterator[bytes | 
     size = _COMPRESSED_BLOCK_BYTES if file.codec else _BLOCK_BYTES
     with storage.open_input(file.uri, settings) as handle:
         handle.seek(position)
-        stream = pa.CompressedInputStream(handle, file.codec) if file.codec else handle
+        stream = handle
+        if file.codec:  # which reads 64 KiB at a time: from S3 each would be a request
+            stream = pa.CompressedInputStream(pa.BufferedInputStream(handle, _BUFFER_BYTES), file.codec)
         try:
             while block := stream.read(size):
                 yield block

@@ -14,6 +14,7 @@ from mlray.corpus import records
 from mlray.corpus.manifest import CHUNK_BYTES, ChunkEntry, HeldOut, Manifest, Part, Refused
 from mlray.corpus.sources import SourceFile
 from mlray.languages import UNKNOWN
+from mlray.storage import StorageError
 
 
 @dataclass
@@ -104,14 +105,18 @@ def merge(
     """Puts the fragments (file number, JSON) together, in any order, and chooses the held-out documents.
 
     Raises:
-        ConfigError: no documents at all, or a language of `corpus.languages` without any.
+        ConfigError: no documents at all.
+        StorageError: a file could not be reached.
     """
-    parsed = {number: json.loads(data) for number, data in fragments}
+    parsed = {number: _parse(data) for number, data in fragments}
     totals: Counter[str] = Counter()
     for fragment in parsed.values():
         for chunk in fragment["chunks"]:
             totals.update({language: documents for language, (documents, _) in chunk["counts"].items()})
-    _check_languages(totals, corpus, len(files))
+    if not totals.total():
+        raise ConfigError(
+            f"the corpus is empty: no usable record in {len(files)} files; check corpus.sources[].text and language"
+        )
     held, taken = _choose(_by_hash(parsed), totals, corpus.validation_rows)
     entries = []
     for number in sorted(parsed):
@@ -129,22 +134,16 @@ def merge(
     return Manifest(tuple(entries), tuple(held), tuple(refused), manifest_fingerprint)
 
 
+def _parse(data: bytes) -> dict[str, Any]:
+    fragment: dict[str, Any] = json.loads(data)
+    if "fault" in fragment:
+        raise StorageError(fragment["fault"])
+    return fragment
+
+
 def _place(chunk: records.Chunk, row: int) -> str:
     unit = "row group" if chunk.file.format == "parquet" else "byte"
     return f"row {row} from {unit} {chunk.start}" if chunk.start else f"row {row}"
-
-
-def _check_languages(totals: Counter[str], corpus: Corpus, num_files: int) -> None:
-    if not totals.total():
-        raise ConfigError(
-            f"the corpus is empty: no usable record in {num_files} files; check corpus.sources[].text and language"
-        )
-    for language in corpus.languages:
-        if not totals[language]:
-            raise ConfigError(
-                f"corpus.languages asks for {language!r}, which has no rows; found: {', '.join(sorted(totals))}; "
-                "add a source for it or leave it out"
-            )
 
 
 _Copies = list[tuple[str, str, list[tuple[int, int, int]]]]

@@ -20,6 +20,7 @@ _FORMATS = {
     ".text": "text",
     ".tsv": "text",
 }
+_SHARD_BYTES = 256 << 20
 _CODECS = {".gz": "gzip", ".zst": "zstd"}
 
 
@@ -59,11 +60,10 @@ def list_files(sources: tuple[Source, ...], settings: Storage) -> list[SourceFil
 
 
 def import_datasets(sources: tuple[Source, ...], folder: str, settings: Storage) -> tuple[Source, ...]:
-    """Writes `hf://name[:config[:split]]` sources as parquet below `folder` (once), so that all nodes read the
-    same.
+    """Writes `hf://name[:config[:split]]` sources as parquet below `folder`, once, so that all nodes read the same.
 
-        Raises:
-            ConfigError: `datasets` cannot load the name.
+    Raises:
+        ConfigError: `datasets` cannot load the name.
     """
     return tuple(
         _import(source, folder, settings) if source.uri.startswith("hf://") else source for source in sources
@@ -75,8 +75,8 @@ def _import(source: Source, folder: str, settings: Storage) -> Source:
     target = storage.join(
         folder, f"{PurePosixPath(name).name}-{hashlib.sha256(source.uri.encode()).hexdigest()[:8]}"
     )
-    target_file = storage.join(target, "data.parquet")
-    if not storage.exists(target_file, settings):
+    done = storage.join(target, "_DONE")
+    if not storage.exists(done, settings):
         import datasets  # heavy, and every Ray worker that reads text imports this module
 
         try:
@@ -84,9 +84,12 @@ def _import(source: Source, folder: str, settings: Storage) -> Source:
         except Exception as error:
             cause = " ".join(str(error).split())
             raise ConfigError(f"{source.uri}: `datasets` cannot load it: {cause}") from error
-        with storage.staging() as stage:
-            loaded.to_parquet(str(stage / "data.parquet"))
-            storage.upload(stage / "data.parquet", target_file, settings)
+        shards = max(-(-loaded.data.nbytes // _SHARD_BYTES), 1)  # files are scanned side by side
+        for number in range(shards):
+            with storage.staging() as stage:
+                loaded.shard(shards, number).to_parquet(str(stage / f"part-{number:05d}.parquet"))
+                storage.upload(stage, target, settings)
+        storage.write_bytes(done, b"", settings)
     return source.model_copy(update={"uri": target, "format": "parquet"})
 
 

@@ -25,6 +25,7 @@ from mlray.corpus.packing import TextEncoder
 from mlray.corpus.sources import SourceFile
 from mlray.corpus.windows import Window, WindowReader
 from mlray.schema import WINDOW_SCHEMA, PackedBatch, Position
+from mlray.storage import StorageError
 
 _BLOCK_BYTES = 1 << 20
 _IDS_PER_BLOCK = 64
@@ -44,7 +45,10 @@ def build_manifest(files: list[SourceFile], corpus: Corpus, settings: Storage, f
     def read(batch: dict[str, np.ndarray]) -> pa.Table:
         values = json.loads(str(batch["file"][0]))
         file = SourceFile(**{**values, "columns": tuple(values["columns"])})
-        fragment = scan.read_file(file, corpus.max_chars, corpus.validation_rows, settings)
+        try:
+            fragment = scan.read_file(file, corpus.max_chars, corpus.validation_rows, settings)
+        except StorageError as error:  # as data: Ray would wrap it into a traceback
+            fragment = json.dumps({"fault": str(error)}).encode()
         return pa.table({"number": batch["number"], "fragment": pa.array([fragment], pa.large_binary())})
 
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
@@ -136,16 +140,14 @@ def execution_options() -> ray.data.ExecutionOptions:
     return ray.data.ExecutionOptions(preserve_order=True)
 
 
-def batches(
-    shard: Any, micro_batch_size: int, start: Position, rank: int, prefetch: int = 2
-) -> Iterator[PackedBatch]:
+def batches(shard: Any, micro_batch_size: int, start: Position, rank: int) -> Iterator[PackedBatch]:
     """The micro-batches of one rank; an incomplete one at the end of the stream is dropped.
 
     Raises:
         RunError: the stream does not begin where the checkpoint ends.
     """
     tables: Iterable[pa.Table] = shard.iter_batches(
-        batch_size=micro_batch_size, batch_format="pyarrow", prefetch_batches=prefetch, drop_last=True
+        batch_size=micro_batch_size, batch_format="pyarrow", prefetch_batches=2, drop_last=True
     )
     for number, table in enumerate(tables):
         batch = packing.unpack(table)

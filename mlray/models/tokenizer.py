@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
+import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import tokenizers
@@ -81,13 +82,14 @@ def train(texts: Iterable[str], config: TokenizerConfig) -> transformers.PreTrai
     model.normalizer = normalizers.Sequence([normalizers.NFKC(), spaces])
     model.pre_tokenizer = pre_tokenizers.Metaspace()
     model.decoder = decoders.Metaspace()
-    samples, letters = _cover(texts, config.character_coverage)
-    if letters + len(special) > config.vocab_size:
-        raise ConfigError(
-            f"tokenizer.vocab_size={config.vocab_size} cannot hold the {letters} characters of the text; raise it or "
-            "lower tokenizer.character_coverage"
-        )
-    model.train_from_iterator(samples, trainer, length=len(samples))
+    with tempfile.TemporaryFile("w+", encoding="utf-8", newline="\n") as samples:
+        rare, letters = _cover(texts, config.character_coverage, samples)
+        if letters + len(special) > config.vocab_size:
+            raise ConfigError(
+                f"tokenizer.vocab_size={config.vocab_size} cannot hold the {letters} characters of the text; raise it "
+                "or lower tokenizer.character_coverage"
+            )
+        model.train_from_iterator((line.translate(rare) for line in samples), trainer)
     if model.get_vocab_size() < config.vocab_size:
         raise ConfigError(
             f"tokenizer.vocab_size={config.vocab_size} is larger than the text allows: "
@@ -103,20 +105,25 @@ def train(texts: Iterable[str], config: TokenizerConfig) -> transformers.PreTrai
     return transformers.PreTrainedTokenizerFast(tokenizer_object=model, **names)
 
 
-def _cover(texts: Iterable[str], coverage: float) -> tuple[list[str], int]:
-    """The texts without their rarest characters, and how many characters are left (SentencePiece's coverage)."""
-    samples = [unicodedata.normalize("NFKC", text) for text in texts]
+def _cover(texts: Iterable[str], coverage: float, samples: TextIO) -> tuple[dict[int, str], int]:
+    """Keeps the texts in a file, a line each, so that memory does not grow with them.
+
+    Returns:
+        The rarest characters, each with a space in its place, and how many are left (SentencePiece's coverage).
+    """
     counts: Counter[str] = Counter()
-    for sample in samples:
+    for text in texts:
+        sample = unicodedata.normalize("NFKC", text)
         counts.update(sample)
+        samples.write(" ".join(sample.split("\n")) + "\n")
+    samples.seek(0)
     limit = coverage * counts.total()
     kept, covered = 0, 0
     ordered = counts.most_common()
     while covered < limit:
         covered += ordered[kept][1]
         kept += 1
-    rare = {ord(character): " " for character, _ in ordered[kept:]}
-    return [sample.translate(rare) for sample in samples], kept
+    return {ord(character): " " for character, _ in ordered[kept:]}, kept
 
 
 def load(folder: str | Path) -> transformers.PreTrainedTokenizerFast:

@@ -1,8 +1,9 @@
 """A checkpoint is a folder that ends with `COMMIT.json`, which names the sha256 of every other file in it.
 
-    state/      optimiser state, safetensors, one file a worker: whole named tensors, so any world size
-    reads them weights/    the model and tokenizer as `from_pretrained` opens them config.yaml,
-    progress.json
+    state/          optimiser state, safetensors, one file a worker: whole tensors, so any world size reads them
+    weights/        the model and tokenizer as `from_pretrained` opens them
+    config.yaml     the whole configuration of the run
+    progress.json   see `Progress`
 
 Without COMMIT, or with a file that does not match it, a folder is no checkpoint and the next older one is
 taken. Nothing here is pickled.
@@ -28,7 +29,7 @@ from mlray.schema import Position
 from mlray.training.engine import STATE_KEYS, Engine
 
 COMMIT = "COMMIT.json"
-_DIGEST_BYTES = 1 << 20
+_DIGEST_BYTES = 32 << 20
 
 
 @dataclass
@@ -43,8 +44,10 @@ class Progress:
     """Best value of the early-stopping metric."""
     stale: int = 0
     """Validations since then."""
+    digest: int = 0
+    """Sum of the digests of all steps: equal for runs that saw the same documents equally often."""
     losses: list[tuple[int, float, int]] = field(default_factory=list)
-    """(step, training loss, digest of the documents seen), every `log_every` steps."""
+    """(step, training loss, digest so far), every `log_every` steps."""
     validations: list[dict[str, Any]] = field(default_factory=list)
     """`{"step": n, "languages": {language: {metric: value}}}`, the oldest first."""
     seconds: float = 0.0

@@ -8,7 +8,6 @@ as whole named tensors, which makes a checkpoint independent of world size and Z
 from __future__ import annotations
 
 import logging
-import math
 import os
 import sys
 import time
@@ -77,17 +76,6 @@ def _cpu_multiplies_bf16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def learning_rate(config: Train, step: int) -> float:
-    """Rate of optimiser step `step` (from 0): linear warm-up, then cosine, linear or constant."""
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    done = min((step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1), 1.0)
-    if config.schedule == "constant":
-        return config.lr
-    left = 1.0 - done if config.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
-    return config.lr * (config.min_lr_ratio + (1.0 - config.min_lr_ratio) * left)
-
-
 class Engine:
     """A model on a DeepSpeed engine."""
 
@@ -99,7 +87,7 @@ class Engine:
         self.world_size = torch.distributed.get_world_size()
         self.precision = probe_precision(config.precision)
         self.accumulation = accumulation
-        self._stage = zero_stage(config, self.world_size, self.precision)
+        self._stage = config.zero_stage
         self._offload = config.offload
         self._names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -107,7 +95,7 @@ class Engine:
             inner: Any = model.get_submodule("model")
             inner.activation_checkpointing_enable({"use_reentrant": False})
         optimizer = _optimizer(model, config)
-        settings = _settings(config, self._stage, accumulation, self.precision)
+        settings = _settings(config, accumulation, self.precision)
         self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
         # Without ZeRO it would copy all gradients to add up those of one worker.
         self._engine.enable_backward_allreduce = self._stage > 0 or self.world_size > 1
@@ -270,7 +258,6 @@ def _optimizer(model: torch.nn.Module, config: Train) -> torch.optim.Optimizer:
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         _remove_stale_locks()
-
         offloaded: torch.optim.Optimizer = DeepSpeedCPUAdam(
             groups, lr=config.lr, betas=config.adam_betas, eps=config.adam_eps, adamw_mode=True
         )
@@ -278,21 +265,25 @@ def _optimizer(model: torch.nn.Module, config: Train) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.adam_betas, eps=config.adam_eps, fused=True)
 
 
-def zero_stage(config: Train, world_size: int, precision: str) -> int:
-    """The stage that runs. A single worker has nobody to share its states with, and in fp32 is faster without ZeRO."""
-    return 0 if world_size == 1 and precision == "fp32" and not config.offload else config.zero_stage
+def settle(config: Train, num_workers: int, precision: str) -> Train:
+    """What runs for what was asked: a single fp32 worker shares its states with nobody and is faster without ZeRO."""
+    alone = num_workers == 1 and precision == "fp32" and not config.offload
+    stage = 0 if alone else config.zero_stage
+    return config.model_copy(update={"precision": precision, "zero_stage": stage})
 
 
-def _settings(config: Train, stage: int, accumulation: int, precision: str) -> dict[str, Any]:
-    zero: dict[str, Any] = {"stage": stage}
+def _settings(config: Train, accumulation: int, precision: str) -> dict[str, Any]:
+    zero: dict[str, Any] = {"stage": config.zero_stage}
     if config.offload:
         zero["offload_optimizer"] = {"device": "cpu"}
     return {
         "train_micro_batch_size_per_gpu": config.micro_batch_size,
         "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": config.gradient_clipping if stage else 0.0,  # `Engine._clip` clips without ZeRO
+        "gradient_clipping": config.gradient_clipping
+        if config.zero_stage
+        else 0.0,  # `Engine._clip` clips without ZeRO
         "zero_optimization": zero,
-        "bf16": {"enabled": precision == "bf16" and stage > 0},
+        "bf16": {"enabled": precision == "bf16" and config.zero_stage > 0},
         "data_types": {"grad_accum_dtype": "fp32"},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 1 << 60,

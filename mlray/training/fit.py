@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from mlray import config as configuration
 from mlray import storage
-from mlray.config import ConfigError, RunConfig, RunError
+from mlray.config import RunConfig, RunError
 from mlray.corpus import manifest as manifests
 from mlray.corpus import stream, validation
 from mlray.corpus.mixture import Mixture
@@ -29,7 +30,9 @@ from mlray.models import backbone, tokenizer
 from mlray.training import checkpoint as checkpoints
 from mlray.training import loop
 from mlray.training.checkpoint import Progress
-from mlray.training.engine import Engine
+from mlray.training.engine import Engine, probe_precision, settle
+
+_OUR_ERROR = re.compile(r"\b(?:StorageError|RunError|ConfigError): ")
 
 
 @dataclass(frozen=True)
@@ -103,8 +106,11 @@ def fit(config: RunConfig) -> None:
 
 
 def _cause(error: BaseException) -> str:
-    """The innermost message that a failed run gives, on one line."""
+    """The message of our own error inside Ray's tracebacks, else their last line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    ours = [line for line in lines if _OUR_ERROR.search(line)]
+    if ours:
+        return _OUR_ERROR.split(ours[-1], maxsplit=1)[-1]
     return lines[-1] if lines else type(error).__name__
 
 
@@ -158,7 +164,9 @@ def _work(values: dict[str, Any]) -> None:
     held_out = validation.batches(table, config.train.micro_batch_size)
     torch.manual_seed(config.run.seed)
     model = open_model(config, tokens)
-    engine = Engine(model, config.train, config.gradient_accumulation_steps)
+    precision = probe_precision(config.train.precision)
+    settled = settle(config.train, config.cluster.num_workers, precision)
+    engine = Engine(model, settled, config.gradient_accumulation_steps)
     export = functools.partial(backbone.export, model, tokens)
     found, refused = checkpoints.newest(folders.checkpoints, config.storage)
     progress = found.progress if found else Progress()
@@ -211,11 +219,12 @@ def _advance(progress: Progress, step: loop.Step, languages: list[str], log_ever
     progress.step = step.number
     progress.position = step.position
     progress.seconds += step.seconds
+    progress.digest = (progress.digest + step.digest) % (1 << 53)
     for i, name in enumerate(languages):
         progress.tokens[name] = progress.tokens.get(name, 0.0) + float(step.tokens[i])
         progress.documents[name] = progress.documents.get(name, 0.0) + float(step.documents[i])
     if step.number % log_every == 0:
-        progress.losses.append((step.number, step.loss, step.digest))
+        progress.losses.append((step.number, step.loss, progress.digest))
 
 
 def _should_stop(progress: Progress, config: RunConfig) -> bool:
@@ -223,12 +232,7 @@ def _should_stop(progress: Progress, config: RunConfig) -> bool:
     if config.train.early_stopping is None:
         return False
     language, metric = config.train.early_stopping.rsplit(".", 1)
-    scores = progress.validations[-1]["languages"]
-    if language not in scores or metric not in scores[language]:
-        raise ConfigError(
-            f"train.early_stopping={config.train.early_stopping} is not measured; languages: {', '.join(scores)}"
-        )
-    value = scores[language][metric] * (-1 if metric == "accuracy" else 1)
+    value = progress.validations[-1]["languages"][language][metric] * (-1 if metric == "accuracy" else 1)
     if progress.best is None or value < progress.best:
         progress.best, progress.stale = value, 0
         return False
@@ -248,7 +252,7 @@ class _Monitor:
         if not self._active:
             return
         for sentence in refused:
-            print(f"{sentence}; an older one is used")
+            print(f"{sentence}; it is skipped")
         self._stage = storage.staging()
         self._events = self._stage.__enter__()
         self._writer = SummaryWriter(str(self._events))

@@ -25,7 +25,7 @@ from mlray.corpus.validation import row_languages
 from mlray.models.tokenizer import Vocabulary
 from mlray.objectives.table import OBJECTIVES, Inputs
 from mlray.schema import PackedBatch, Position
-from mlray.training.engine import Engine, learning_rate
+from mlray.training.engine import Engine
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def steps(
     The gradient is that of the mean over all predictions of the global batch, however they are dealt out.
 
     Raises:
-        RunError: the stream ended before the last step; on all workers alike.
+        RunError: the stream ended before the last step, or the loss is no number any more; on all workers alike.
     """
     stream = iter(batches)
     engine.train()
@@ -95,6 +95,11 @@ def steps(
         rate = learning_rate(config, number)
         loss, norm = _update(engine, inputs, task, rate, float(predictions), (seed, number))
         shared = _share(engine, micro_batches, loss, len(task.languages))
+        if not math.isfinite(shared.loss) or not math.isfinite(norm):
+            raise RunError(
+                f"step {number + 1} has a loss of {shared.loss / max(float(predictions), 1.0)} and a gradient norm of "
+                f"{norm}; lower train.lr or raise train.warmup_steps; the last checkpoint is from before it"
+            )
         yield Step(
             number=number + 1,
             loss=shared.loss / max(float(predictions), 1.0),
@@ -107,6 +112,17 @@ def steps(
             seconds=time.perf_counter() - begin,
             waited_s=waited_s,
         )
+
+
+def learning_rate(config: Train, step: int) -> float:
+    """Rate of optimiser step `step` (from 0): linear warm-up, then cosine, linear or constant."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    done = min((step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1), 1.0)
+    if config.schedule == "constant":
+        return config.lr
+    left = 1.0 - done if config.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+    return config.lr * (config.min_lr_ratio + (1.0 - config.min_lr_ratio) * left)
 
 
 def _update(

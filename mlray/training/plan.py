@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
 from mlray.config import ConfigError, RunConfig
 from mlray.corpus.manifest import Manifest
 from mlray.corpus.mixture import Mixture
-from mlray.training.engine import zero_stage
+from mlray.models.backbone import MaskedEncoder
+from mlray.training.engine import probe_precision, settle
 
 _BYTES = {"fp32": 4, "bf16": 2}
 
@@ -39,8 +40,7 @@ def make(
     config: RunConfig,
     manifest: Manifest,
     fertility: dict[str, dict[str, float]],
-    model: torch.nn.Module,
-    precision: str,
+    model: MaskedEncoder,
 ) -> Plan:
     """Computes the plan; nothing is read or started."""
     mixture = Mixture(manifest, config.corpus.alpha, config.corpus.window_rows, config.run.seed)
@@ -63,7 +63,7 @@ def make(
         steps=config.train.steps,
         tokens_per_step=tokens_per_step,
         parameters=parameters,
-        memory_bytes=_memory(config, parameters, precision),
+        memory_bytes=_memory(config, parameters, model.model.config),
     )
 
 
@@ -106,6 +106,8 @@ def show(plan: Plan, refused: dict[str, dict[str, int]], console: Console) -> No
             f"{seen:,.0f}",
             str(sum(refused.get(name, {}).values())),
         )
+    for name in sorted(refused.keys() - plan.documents.keys()):
+        table.add_row(name, *[""] * 6, str(sum(refused[name].values())))
     console.print(table)
     parts = ", ".join(f"{name} {size / 2**20:,.0f} MiB" for name, size in plan.memory_bytes.items())
     total = sum(plan.memory_bytes.values()) / 2**20
@@ -121,19 +123,23 @@ def _files(manifest: Manifest) -> dict[str, int]:
     return {name: len(files[name]) for name in manifest.languages}
 
 
-def _memory(config: RunConfig, parameters: int, precision: str) -> dict[str, float]:
+def _memory(config: RunConfig, parameters: int, sizes: Any) -> dict[str, float]:
     """ZeRO's division of the model states (Rajbhandari et al. 2020, section 5) and a rough count of activations."""
+    # The driver may run on a head without a GPU: what `auto` means there says nothing about the workers.
+    on_gpu = config.cluster.gpus_per_worker > 0 and config.train.precision == "auto"
+    precision = "bf16" if on_gpu else probe_precision(config.train.precision)
     workers = config.cluster.num_workers
-    stage = zero_stage(config.train, workers, precision)
+    stage = settle(config.train, workers, precision).zero_stage
     width = _BYTES[precision] if stage else 4
     moments = 8 + (4 if stage else 0)
     tokens = config.train.micro_batch_size * config.corpus.sequence_length
-    layers = 1 if config.train.activation_checkpointing else config.model.num_layers
-    hidden = 16 * config.model.hidden_size + 2 * config.model.intermediate_size
-    attention = 3 * config.model.num_heads * config.corpus.sequence_length
+    layers = 1 if config.train.activation_checkpointing else sizes.num_hidden_layers
+    hidden = 16 * sizes.hidden_size + 2 * sizes.intermediate_size
+    attention = 3 * sizes.num_attention_heads * config.corpus.sequence_length
+    optimiser = "optimiser (on the host)" if config.train.offload else "optimiser"
     return {
         "weights": parameters * width / (workers if stage == 3 else 1),
         "gradients": parameters * 4 / (workers if stage >= 2 else 1),
-        "optimiser": parameters * moments / (workers if stage >= 1 else 1),
+        optimiser: parameters * moments / (workers if stage >= 1 else 1),
         "activations": tokens * layers * (hidden + attention) * _BYTES[precision],
     }

@@ -20,8 +20,7 @@ from mlray.corpus.manifest import Manifest
 from mlray.corpus.windows import WindowReader
 from mlray.models import backbone, tokenizer
 from mlray.training import checkpoint as checkpoints
-from mlray.training import fit, plan, report
-from mlray.training.engine import probe_precision
+from mlray.training import fit, plan, report, resume
 
 _POLL_S = 2.0
 
@@ -34,32 +33,32 @@ def pretrain(config: RunConfig, *, plan_only: bool = False) -> dict[str, Any]:
         RunError: storage or the workers failed.
     """
     console = Console(width=None if os.environ.get("COLUMNS") else 110)
+    config = _placed(config)
     folders = fit.Folders.of(config)
-    config = config.model_copy(
-        update={"run": config.run.model_copy(update={"storage_uri": _parent(folders)})}
-    )
-    if not config.train.resume and not plan_only:
-        storage.delete_folder(folders.checkpoints, config.storage)
     corpus_sources = sources.import_datasets(
         config.corpus.sources, storage.join(folders.root, "imported"), config.storage
     )
     files = sources.list_files(corpus_sources, config.storage)
+    # Shows before anything costs time whether the run folder can be written.
+    storage.write_bytes(storage.join(folders.root, "config.yaml"), config.to_yaml().encode(), config.storage)
+    found = checkpoints.newest(folders.checkpoints, config.storage)[0] if config.train.resume else None
+    if found:
+        resume.check(config, found)
     connect(config)
-    manifest = _manifest(config, folders, files)
-    tokens = _tokenizer(config, folders, manifest)
+    manifest = _manifest(config, folders, files, resumes=found is not None)
+    manifests.check_languages(manifest, config.corpus.languages)
+    _check_early_stopping(config, manifest)
+    tokens = _tokenizer(config, folders, manifest, resumes=found is not None)
     fertility = tokenizer.fertility(tokens, validation.texts(manifest))
     report.show_fertility(fertility, console)
     model = fit.open_model(config, tokens)
     plan.check(config, backbone.positions(model))
-    outline = plan.make(config, manifest, fertility, model, probe_precision(config.train.precision))
+    outline = plan.make(config, manifest, fertility, model)
     plan.show(outline, manifest.refused_counts(), console)
     if plan_only:
         return {}
-    check_placement(config)
-    fit.fit(config)
-    found, _ = checkpoints.newest(folders.checkpoints, config.storage)
-    if found is None:
-        raise RunError(f"the workers ended without a checkpoint in {folders.checkpoints}")
+    if found is None or not resume.finished(found.progress, config.train):
+        found = _train(config, folders)
     result = report.build(config, found, fertility, manifest.refused_counts())
     report.save(result, folders.root, config)
     report.show(result, console)
@@ -69,8 +68,39 @@ def pretrain(config: RunConfig, *, plan_only: bool = False) -> dict[str, Any]:
     return result
 
 
-def _parent(folders: fit.Folders) -> str:
-    return folders.root.rsplit("/", 1)[0]
+def _placed(config: RunConfig) -> RunConfig:
+    """The configuration with a run folder that means the same to every process."""
+    relative = not config.run.storage_uri.startswith(("/", "~", "s3://"))
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and relative:
+        raise ConfigError(
+            f"run.storage_uri={config.run.storage_uri} is relative, and a submitted job's working directory does not "
+            "last; give an absolute path or s3://bucket/prefix"
+        )
+    place = storage.absolute(config.run.storage_uri)
+    return config.model_copy(update={"run": config.run.model_copy(update={"storage_uri": place})})
+
+
+def _train(config: RunConfig, folders: fit.Folders) -> checkpoints.Checkpoint:
+    check_placement(config)
+    if not config.train.resume:  # not before all else is known to be right
+        storage.delete_folder(folders.checkpoints, config.storage)
+    fit.fit(config)
+    found, _ = checkpoints.newest(folders.checkpoints, config.storage)
+    if found is None:
+        raise RunError(f"the workers ended without a checkpoint in {folders.checkpoints}")
+    return found
+
+
+def _check_early_stopping(config: RunConfig, manifest: Manifest) -> None:
+    if config.train.early_stopping is None:
+        return
+    held_out = sorted({document.language for document in manifest.held_out})
+    language = config.train.early_stopping.rpartition(".")[0]
+    if language not in (["macro", *held_out] if held_out else []):
+        raise ConfigError(
+            f"train.early_stopping={config.train.early_stopping}: no held-out rows of {language!r}; there are some of "
+            f"{', '.join(held_out) or 'no language'}"
+        )
 
 
 def connect(config: RunConfig) -> None:
@@ -130,12 +160,14 @@ def _places(config: RunConfig) -> tuple[int, dict[str, float]]:
     return fitting, offer
 
 
-def _manifest(config: RunConfig, folders: fit.Folders, files: list[sources.SourceFile]) -> Manifest:
+def _manifest(
+    config: RunConfig, folders: fit.Folders, files: list[sources.SourceFile], resumes: bool
+) -> Manifest:
     fingerprint = manifests.fingerprint(files, config.corpus)
     manifest = manifests.load(folders.corpus, config.storage)
     if manifest is not None and manifest.fingerprint == fingerprint:
         return manifest
-    if manifest is not None and storage.list_folders(folders.checkpoints, config.storage):
+    if manifest is not None and resumes:
         raise ConfigError(
             f"the corpus or its limits changed since {folders.root} began, so its position means nothing any more; "
             "choose another run.name, or start over with train.resume=false"
@@ -145,10 +177,12 @@ def _manifest(config: RunConfig, folders: fit.Folders, files: list[sources.Sourc
     return manifest
 
 
-def _tokenizer(config: RunConfig, folders: fit.Folders, manifest: Manifest) -> Any:
-    """The run's own tokenizer if there is one, else the one that is named, else a newly trained one."""
-    marker = storage.join(folders.tokenizer, "tokenizer.json")
-    if storage.exists(marker, config.storage):
+def _tokenizer(config: RunConfig, folders: fit.Folders, manifest: Manifest, resumes: bool) -> Any:
+    """The run's own tokenizer if it still fits, else the one that is named, else a newly trained one."""
+    mark = storage.join(folders.tokenizer, "MADE_FROM")
+    fingerprint = resume.tokenizer_fingerprint(config, manifest).encode()
+    made = storage.exists(mark, config.storage)
+    if made and (resumes or storage.read_bytes(mark, config.storage) == fingerprint):
         with storage.local_copy(folders.tokenizer, config.storage) as folder:
             return tokenizer.load(folder)
     path = config.tokenizer.path or config.model.path
@@ -160,6 +194,7 @@ def _tokenizer(config: RunConfig, folders: fit.Folders, manifest: Manifest) -> A
     with storage.staging() as stage:
         tokens.save_pretrained(str(stage))
         storage.upload(stage, folders.tokenizer, config.storage)
+    storage.write_bytes(mark, fingerprint, config.storage)
     return tokens
 
 

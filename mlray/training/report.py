@@ -99,7 +99,7 @@ def show(report: dict[str, Any], console: Console) -> None:
     table = Table(title=f"{report['run']} after {report['steps']:,} steps", title_justify="left")
     headings = (
         "language",
-        "rows seen",
+        "documents seen",
         "tokens seen",
         "loss first",
         "loss last",
@@ -117,12 +117,14 @@ def show(report: dict[str, Any], console: Console) -> None:
             *_cells(first.get(name), last.get(name)),
             str(sum(report["refused"].get(name, {}).values())),
         )
+    for name in sorted(report["refused"].keys() - report["tokens"].keys()):
+        table.add_row(name, *[""] * 6, str(sum(report["refused"][name].values())))
     if _MACRO in last:
         table.add_section()
         table.add_row("mean", "", "", *_cells(first.get(_MACRO), last[_MACRO]), "")
     console.print(table)
     console.print(
-        f"{report['tokens_per_s']:,.0f} tokens/s in steps, {report['useful_token_share']:.1%} of them text; "
+        f"{report['tokens_per_s']:,.0f} tokens/s in steps; rows are {report['useful_token_share']:.1%} full; "
         f"{report['seconds_in_steps']:,.0f} s"
     )
 

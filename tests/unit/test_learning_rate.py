@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mlray.config import Train
-from mlray.training.engine import learning_rate
+from mlray.training.loop import learning_rate
 
 
 def rates(schedule: str, **values: object) -> list[float]:

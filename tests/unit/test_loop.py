@@ -16,7 +16,7 @@ from mlray.objectives import masked
 from mlray.schema import Position
 from mlray.training import checkpoint, loop
 from mlray.training.checkpoint import Progress
-from mlray.training.engine import Engine, learning_rate
+from mlray.training.engine import Engine
 from tests.unit import tiny
 
 pytestmark = tiny.DEEPSPEED_WARNINGS
@@ -55,7 +55,7 @@ def plain_adam(batches: list[Any], config: Train) -> tuple[list[float], list[flo
         loss.backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clipping)))
         for group in adam.param_groups:
-            group["lr"] = learning_rate(config, step)
+            group["lr"] = loop.learning_rate(config, step)
         adam.step()
         adam.zero_grad()
         losses.append(loss.item())
@@ -72,7 +72,7 @@ def test_steps_equal_plain_torch(stage: int) -> None:
     assert max(norms) > 0.5  # some gradients are clipped
     assert [step.loss for step in steps] == pytest.approx(losses, abs=1e-5)
     assert [step.gradient_norm for step in steps] == pytest.approx(norms, rel=1e-3)
-    assert [step.rate for step in steps] == [learning_rate(config, number) for number in range(12)]
+    assert [step.rate for step in steps] == [loop.learning_rate(config, number) for number in range(12)]
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
@@ -131,6 +131,14 @@ def test_a_stream_that_ends_early_ends_the_run() -> None:
         for step in loop.steps(engine, tiny.deal(tiny.rows(28), 4), tiny.task(), config, start=0, seed=0):
             found.append(step.number)
     assert found == [1, 2, 3]
+
+
+def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved() -> None:
+    config = tiny.train(steps=3)
+    encoder = tiny.encoder()
+    encoder.model.get_input_embeddings().weight.data[7] = float("nan")
+    with pytest.raises(RunError, match=r"^step 1 has a loss of nan .* lower train\.lr"):
+        tiny.advance(Engine(encoder, config, 1), tiny.deal(tiny.rows(24), 8), config)
 
 
 def test_rows_without_a_prediction_leave_the_weights_alone() -> None:

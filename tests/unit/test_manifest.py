@@ -19,6 +19,7 @@ from mlray.config import ConfigError, Corpus, Source, Storage
 from mlray.corpus import manifest as manifests
 from mlray.corpus import records, scan, sources
 from mlray.corpus.manifest import Manifest, Refused
+from mlray.storage import StorageError
 
 SETTINGS = Storage()
 BuildManifest = Callable[[tuple[Source, ...], Corpus], Manifest]
@@ -254,10 +255,19 @@ def test_language_that_is_asked_for_must_be_there(tmp_path: Path, build_manifest
     write_lines(tmp_path / "de.txt", ["eins"])
     write_lines(tmp_path / "fr.txt", [""])
     source = Source(uri=str(tmp_path))
-    assert build_manifest((source,), Corpus(languages=("de",))).languages == ["de"]
+    manifest = build_manifest((source,), Corpus())
+    manifests.check_languages(manifest, ["de"])
     for missing in ("fr", "ja"):
         with pytest.raises(ConfigError, match=rf"^corpus\.languages asks for '{missing}'.*found: de\b"):
-            build_manifest((source,), Corpus(languages=("de", missing)))
+            manifests.check_languages(manifest, ["de", missing])
+
+
+def test_file_that_cannot_be_reached_is_told_in_one_line(tmp_path: Path) -> None:
+    write_lines(tmp_path / "de.txt", ["eins"])
+    files = sources.list_files((Source(uri=str(tmp_path)),), SETTINGS)
+    fault = json.dumps({"fault": "s3://bucket/de.txt (endpoint AWS): AccessDenied"}).encode()
+    with pytest.raises(StorageError, match=r"^s3://bucket/de.txt \(endpoint AWS\): AccessDenied$"):
+        scan.merge(files, [(0, fault)], Corpus(), "")
 
 
 def test_corpus_without_a_usable_record_is_an_error(tmp_path: Path, build_manifest: BuildManifest) -> None:

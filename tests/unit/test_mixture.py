@@ -136,9 +136,7 @@ def test_any_window_can_be_computed_alone() -> None:
     assert [backwards.window(number) for number in reversed(range(30))] == windows[::-1]
 
 
-def test_languages_and_epochs() -> None:
+def test_languages_and_counts() -> None:
     mixture = Mixture(manifest_of([{"fr": 10, "de": 30}, {"ja": 0}]), 1.0, 20, 0)
     assert mixture.languages == ["de", "fr"]
     assert mixture.counts.tolist() == [30, 10]
-    assert mixture.epochs(4) == pytest.approx({"de": 2.0, "fr": 2.0}, abs=0.1)
-    assert [mixture.windows_for(n) for n in (0, 1, 20, 20.5, 41)] == [0, 1, 1, 2, 3]

@@ -1,0 +1,61 @@
+"""What a run folder remembers: the settings that a resumed run must share with its checkpoint, and when it is over."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import yaml
+
+from mlray import storage
+from mlray.config import ConfigError, RunConfig, Train
+from mlray.corpus.manifest import Manifest
+from mlray.training.checkpoint import Checkpoint, Progress
+
+_FIXED = {
+    "run": ("seed",),
+    "corpus": ("alpha", "window_rows", "sequence_length"),
+    "tokenizer": (),
+    "model": (),
+    "objective": (),
+}
+"""Section -> the settings (none named: all) that give the stream's position and the weights their meaning."""
+
+
+def check(config: RunConfig, found: Checkpoint) -> None:
+    """Refuses to go on from a checkpoint that was made with other settings of the stream, model or objective.
+
+    Raises:
+        ConfigError: it names the setting and its two values.
+    """
+    text = storage.read_bytes(storage.join(found.uri, "config.yaml"), config.storage)
+    before: dict[str, dict[str, Any]] = yaml.safe_load(text)
+    now = config.model_dump(mode="json")
+    for section, keys in _FIXED.items():
+        for key in keys or now[section]:
+            old = before.get(section, {}).get(key, now[section][key])
+            if old != now[section][key]:
+                raise ConfigError(
+                    f"{section}.{key}={now[section][key]} but {found.uri} was trained with {old}; set it back, choose "
+                    "another run.name, or start over with train.resume=false"
+                )
+
+
+def finished(progress: Progress, config: Train) -> bool:
+    """Whether a run has made all its steps or was stopped early."""
+    stopped = config.early_stopping is not None and progress.stale >= config.patience
+    return stopped or progress.step >= config.steps
+
+
+def tokenizer_fingerprint(config: RunConfig, manifest: Manifest) -> str:
+    """Hash of everything that the tokenizer of a run depends on."""
+    parts = [
+        config.tokenizer.model_dump(mode="json"),
+        config.model.path,
+        manifest.fingerprint,
+        config.corpus.alpha,
+        config.corpus.window_rows,
+        config.run.seed,
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

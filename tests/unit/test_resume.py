@@ -1,0 +1,71 @@
+"""What a resumed run must share with its checkpoint, and when a run is over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mlray import config as configuration
+from mlray.config import ConfigError, RunConfig
+from mlray.training import resume
+from mlray.training.checkpoint import Checkpoint, Progress
+from tests.unit import tiny
+from tests.unit.test_mixture import manifest_of
+
+MANIFEST = manifest_of([{"de": 3}])
+
+
+@pytest.fixture
+def found(tmp_path: Path) -> Checkpoint:
+    (tmp_path / "config.yaml").write_text(RunConfig().to_yaml(), encoding="utf-8")
+    return Checkpoint(str(tmp_path), Progress(step=5))
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["train.steps=9", "train.lr=1.0", "cluster.num_workers=2", "train.zero_stage=3", "run.name=other"],
+)
+def test_what_does_not_move_the_stream_may_change(found: Checkpoint, change: str) -> None:
+    resume.check(configuration.load(None, [change]), found)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "before"),
+    [
+        ("corpus.alpha", "0.7", "0.3"),
+        ("corpus.window_rows", "64", "8192"),
+        ("corpus.sequence_length", "64", "128"),
+        ("run.seed", "1", "0"),
+        ("tokenizer.vocab_size", "900", "16000"),
+        ("model.path", "s3://bucket/xlm-r", "None"),
+        ("model.num_layers", "2", "4"),
+        ("objective.whole_word", "True", "False"),
+    ],
+)
+def test_what_gives_the_position_its_meaning_may_not(
+    found: Checkpoint, key: str, value: str, before: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resume.check(configuration.load(None, [f"{key}={value}"]), found)
+    assert str(caught.value).startswith(f"{key}={value} but {found.uri} was trained with {before}; ")
+
+
+def test_a_run_is_over_after_its_steps_or_when_it_was_stopped() -> None:
+    endless, patient = tiny.train(steps=10), tiny.train(steps=10, early_stopping="macro.loss", patience=2)
+    assert [resume.finished(Progress(step=step), endless) for step in (9, 10, 11)] == [False, True, True]
+    assert not resume.finished(Progress(step=9, stale=2), endless)
+    assert [resume.finished(Progress(step=9, stale=stale), patient) for stale in (1, 2)] == [False, True]
+
+
+def test_the_tokenizer_follows_what_it_is_made_from() -> None:
+    base = resume.tokenizer_fingerprint(RunConfig(), MANIFEST)
+    assert resume.tokenizer_fingerprint(configuration.load(None, ["train.lr=1.0"]), MANIFEST) == base
+    for change in (
+        "tokenizer.vocab_size=99",
+        "tokenizer.path=x",
+        "model.path=x",
+        "run.seed=2",
+        "corpus.alpha=1",
+    ):
+        assert resume.tokenizer_fingerprint(configuration.load(None, [change]), MANIFEST) != base

@@ -189,7 +189,7 @@ def ours(setup: Setup) -> Iterator[Batches]:
             settings,
             start=start,
             num_windows=corpus.windows - corpus.first_window,
-            rows_per_block=setup.batch_rows,
+            deal=stream.Deal.of(settings, setup.batch_rows, num_workers=1, batches_per_worker=1 << 30),
         )
         for batch in stream.batches(_Whole(rows), setup.batch_rows, start, rank=0):
             tokens, pieces = int(batch.lengths_D.sum()), len(batch.lengths_D)

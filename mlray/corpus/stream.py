@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -29,8 +29,8 @@ from mlray.storage import StorageError
 
 _BLOCK_BYTES = 1 << 20
 _IDS_PER_BLOCK = 64
-CUT_CPUS = 0.05
-"""CPU share of an actor that cuts packed rows into micro-batches."""
+_CUT_CPUS = 0.05
+"""CPU share of what cuts and sorts packed rows."""
 
 
 def build_manifest(files: list[SourceFile], corpus: Corpus, settings: Storage, fingerprint: str) -> Manifest:
@@ -56,6 +56,40 @@ def build_manifest(files: list[SourceFile], corpus: Corpus, settings: Storage, f
     )
     fragments = ((row["number"], row["fragment"]) for row in dataset.iter_rows())
     return scan.merge(files, fragments, corpus, fingerprint)
+
+
+@dataclass(frozen=True)
+class Deal:
+    """How micro-batches reach the workers: number k goes to worker k mod `num_workers`, many of them in a block.
+
+    Ray Data deals whole blocks round robin, and each costs it tens of milliseconds. So the micro-batches of a round,
+    `num_workers` x `batches_per_block` of them, are sorted by worker before they are cut into blocks.
+    """
+
+    micro_batch_size: int
+    num_workers: int = 1
+    batches_per_block: int = 1
+
+    @classmethod
+    def of(cls, corpus: Corpus, micro_batch_size: int, num_workers: int, batches_per_worker: int) -> Deal:
+        """Blocks of about a megabyte of tokens, but not of more than a worker will take."""
+        fitting = _BLOCK_BYTES // (4 * corpus.sequence_length * micro_batch_size)
+        return cls(micro_batch_size, num_workers, max(min(fitting, batches_per_worker), 1))
+
+    @property
+    def rows_per_block(self) -> int:
+        """Rows of the block of one worker."""
+        return self.micro_batch_size * self.batches_per_block
+
+    @property
+    def rows_per_round(self) -> int:
+        """Rows that are sorted together."""
+        return self.rows_per_block * self.num_workers
+
+    def sort(self, table: pa.Table) -> pa.Table:
+        """The rows of a round, worker after worker."""
+        number = np.arange(len(table)) // self.micro_batch_size
+        return table.take(np.argsort(number % self.num_workers, kind="stable"))
 
 
 class _ReadWindows:
@@ -99,9 +133,12 @@ def dataset(
     *,
     start: Position,
     num_windows: int,
-    rows_per_block: int,
+    deal: Deal,
 ) -> ray.data.Dataset:
-    """Packed rows from `start` on, over `num_windows` windows, in blocks of `rows_per_block` rows."""
+    """Packed rows from `start` on, over `num_windows` windows, in blocks as `deal` says.
+
+    What does not fill a round of `deal` at the end of the stream is in no defined order.
+    """
     ids = np.arange(start.window, start.window + num_windows)
     # Ready blocks, and a share of a CPU for every stage: a read task of Ray's own would ask for a whole one, which
     # a small machine whose workers hold the rest never has.
@@ -126,13 +163,32 @@ def dataset(
         num_cpus=corpus.tokenize_cpus,
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=corpus.max_tokenizers),
     )
-    blocks = packed.repartition(target_num_rows_per_block=rows_per_block, strict=True)
+    if deal.num_workers > 1 and deal.batches_per_block > 1:
+        rounds = _cut(packed, deal.rows_per_round, corpus)
+        packed = rounds.map_batches(
+            deal.sort,
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=_CUT_CPUS,
+            compute=ray.data.TaskPoolStrategy(size=1),
+        )
+    return _cut(packed, deal.rows_per_block, corpus)
+
+
+def _cut(rows: ray.data.Dataset, rows_per_block: int, corpus: Corpus) -> ray.data.Dataset:
+    blocks = rows.repartition(target_num_rows_per_block=rows_per_block, strict=True)
     # `repartition` has no arguments for these: by default each of its cheap tasks asks for a whole CPU, and on a
     # small machine for a new process, which costs a hundred times what the task does.
-    cut = blocks._logical_plan.dag
-    cut.ray_remote_args["num_cpus"] = CUT_CPUS
-    object.__setattr__(cut, "compute", ray.data.ActorPoolStrategy(size=corpus.num_readers))
+    operator = blocks._logical_plan.dag
+    operator.ray_remote_args["num_cpus"] = _CUT_CPUS
+    object.__setattr__(operator, "compute", ray.data.ActorPoolStrategy(size=corpus.num_readers))
     return blocks
+
+
+def least_cpus(corpus: Corpus) -> float:
+    """CPUs that the stages need to run at all."""
+    actors = corpus.num_readers * (corpus.read_cpus + 2 * _CUT_CPUS)
+    return actors + _CUT_CPUS + corpus.tokenize_cpus
 
 
 def execution_options() -> ray.data.ExecutionOptions:

@@ -124,7 +124,9 @@ def _open_stream(values: dict[str, Any]) -> Any:
         encoder = tokenizer.encoder(tokenizer.load(folder))
     found, _ = checkpoints.newest(folders.checkpoints, config.storage)
     progress = found.progress if found else Progress()
-    rows = (config.train.steps - progress.step) * config.train.global_batch_size
+    left = (config.train.steps - progress.step) * config.gradient_accumulation_steps
+    deal = stream.Deal.of(config.corpus, config.train.micro_batch_size, config.cluster.num_workers, left)
+    rows = left * config.train.micro_batch_size * config.cluster.num_workers + deal.rows_per_round
     # A document is at least three tokens long, so a window fills at least this many rows.
     rows_per_window = max(config.corpus.window_rows * 3 // config.corpus.sequence_length, 1)
     return stream.dataset(
@@ -133,7 +135,7 @@ def _open_stream(values: dict[str, Any]) -> Any:
         config.corpus,
         start=progress.position,
         num_windows=rows // rows_per_window + 2,
-        rows_per_block=config.train.micro_batch_size,
+        deal=deal,
     )
 
 

@@ -116,9 +116,7 @@ def check_placement(config: RunConfig) -> None:
         ConfigError: the cluster cannot place them.
     """
     wanted = config.cluster
-    data = (
-        config.corpus.read_cpus + stream.CUT_CPUS
-    ) * config.corpus.num_readers + config.corpus.tokenize_cpus
+    data = stream.least_cpus(config.corpus)
     end = time.monotonic() + wanted.wait_s
     bundle = {"CPU": wanted.cpus_per_worker, "GPU": wanted.gpus_per_worker}
     asked = wanted.wait_s > 0

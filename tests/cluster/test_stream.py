@@ -47,11 +47,17 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> tuple[WindowReader, Corp
 
 
 def consume(
-    parts: tuple[WindowReader, Corpus], ranks: int, steps: int, per_step: int, start: Position
+    parts: tuple[WindowReader, Corpus],
+    ranks: int,
+    steps: int,
+    per_step: int,
+    start: Position,
+    batches_per_block: int = 1,
 ) -> list[list[PackedBatch]]:
     """The first `steps` global batches as `ranks` concurrent consumers see them: rank after rank, step by step."""
     reader, corpus = parts
-    dataset = stream.dataset(reader, Words(), corpus, start=start, num_windows=12, rows_per_block=MICRO)
+    deal = stream.Deal(MICRO, ranks, batches_per_block)
+    dataset = stream.dataset(reader, Words(), corpus, start=start, num_windows=12, deal=deal)
     dataset.context.execution_options = stream.execution_options()
     shards = dataset.streaming_split(ranks, equal=True)
     taken: list[list[PackedBatch]] = [[] for _ in range(ranks)]
@@ -105,8 +111,8 @@ def test_one_two_and_four_ranks_see_the_same_global_batches(
     places = expected(reader, steps * per_step * MICRO)
     size = per_step * MICRO
     truth = [places[i * size : (i + 1) * size] for i in range(steps)]
-    for ranks in (1, 2, 4):
-        taken = consume(reader, ranks, steps, per_step, Position())
+    for ranks, batches_per_block in ((1, 5), (2, 1), (2, 4), (4, 3)):
+        taken = consume(reader, ranks, steps, per_step, Position(), batches_per_block)
         assert [len(batches) for batches in taken] == [steps * per_step // ranks] * ranks
         assert rows_by_step(taken, per_step) == truth
 
@@ -129,7 +135,7 @@ def test_a_stream_that_starts_elsewhere_is_refused(cluster: str, reader: tuple[W
 
     parts, corpus = reader
     dataset = stream.dataset(
-        parts, Words(), corpus, start=Position(0, 3), num_windows=1, rows_per_block=MICRO
+        parts, Words(), corpus, start=Position(0, 3), num_windows=1, deal=stream.Deal(MICRO)
     )
     with pytest.raises(RunError, match="starts at row 3 of window 0 instead of 5"):
         next(stream.batches(dataset.iterator(), MICRO, Position(0, 5), 0))

@@ -170,7 +170,7 @@ def scan(setup: Setup) -> Iterator[Batches]:
 @contextlib.contextmanager
 def ours(setup: Setup) -> Iterator[Batches]:
     """`mlray.corpus.stream`: an epoch of shuffled windows, packed, from the manifest on."""
-    from mlray.corpus import manifest, stream
+    from mlray.corpus import manifest, packing, stream
     from mlray.corpus.mixture import Mixture
     from mlray.corpus.windows import WindowReader
     from mlray.models import tokenizer
@@ -185,7 +185,7 @@ def ours(setup: Setup) -> Iterator[Batches]:
         start = Position(window=corpus.first_window)
         rows = stream.dataset(
             WindowReader(found, mixture, settings.max_chars, storage),
-            encoder,
+            packing.Texts(encoder, settings.sequence_length),
             settings,
             start=start,
             num_windows=corpus.windows - corpus.first_window,

@@ -21,7 +21,7 @@ import pyarrow as pa
 import torch
 import transformers
 
-from mlray import config as configuration
+from mlray import configuration
 from mlray.config import RunConfig
 from mlray.corpus import packing, validation
 from mlray.corpus.packing import Piece

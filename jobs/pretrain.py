@@ -6,7 +6,8 @@ ray job submit --working-dir . -- python jobs/pretrain.py --config jobs/configs/
 import argparse
 import sys
 
-from mlray import config as configuration
+from mlray import configuration
+from mlray.config import ConfigError, RunError
 
 
 def main() -> int:
@@ -25,10 +26,10 @@ def main() -> int:
         )  # loads torch and ray: not before the configuration is good
 
         pretrain(config, plan_only=arguments.plan)
-    except configuration.ConfigError as error:
+    except ConfigError as error:
         print(f"configuration: {error}", file=sys.stderr)
         return 2
-    except configuration.RunError as error:
+    except RunError as error:
         print(f"failed: {error}", file=sys.stderr)
         return 1
     return 0

@@ -1,21 +1,14 @@
 """Every knob of a run, on one page.
 
-A YAML file holds what differs from the defaults; `section.key=value` on the command line overrides it. Both
-go through `load`, so there is one way to set a value. The result is frozen; an unknown key names its nearest
-neighbour.
+The sections are frozen; `mlray/configuration.py` fills them from a YAML file and the command line.
 """
 
 from __future__ import annotations
 
-import difflib
-import re
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-_SCIENTIFIC = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+from pydantic import BaseModel, ConfigDict, Field
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -39,6 +32,8 @@ class Source(_Section):
     """A file or folder, local or `s3://bucket/prefix`, or `hf://name[:config[:split]]` for `datasets`."""
     format: Literal["auto", "parquet", "jsonl", "text"] = "auto"
     """`auto` goes by the file name; `.gz` and `.zst` are read through for text and JSON lines."""
+    pair_uri: str | None = None
+    """A text file whose lines translate those of `uri`, one by one; `language` is then a tag such as `en-de`."""
     text: str | tuple[str, ...] = "text"
     """Column (or columns, joined by a line break) that hold the text; ignored for plain text files."""
     pair: str | None = None
@@ -105,13 +100,15 @@ class Tokenizer(_Section):
 
 
 class Model(_Section):
-    """An encoder, built small from these numbers or loaded from `path`."""
+    """A model, built small from these numbers or loaded from `path`."""
 
-    family: Literal["bert", "xlm-roberta", "modernbert"] = "xlm-roberta"
+    family: Literal["bert", "xlm-roberta", "modernbert", "m2m_100", "mbart"] = "xlm-roberta"
+    """Encoders for `objective.name=masked`, encoder-decoders (`m2m_100`, `mbart`) for `translation`."""
     path: str | None = None
     """Folder, `s3://` prefix or hub name of a checkpoint of the family; the sizes below are then its own."""
     hidden_size: int = Field(256, ge=8)
     num_layers: int = Field(4, ge=1)
+    """Of the encoder; an encoder-decoder has as many in its decoder."""
     num_heads: int = Field(4, ge=1)
     intermediate_size: int = Field(1024, ge=8)
     max_positions: int = Field(512, ge=8)
@@ -119,11 +116,27 @@ class Model(_Section):
 
 
 class Objective(_Section):
-    """Masked language modelling (BERT; translation pairs make it XLM's TLM)."""
+    """What is learnt: masked language modelling (BERT; with pairs XLM's TLM), or translation of pairs (M2M-100)."""
 
-    name: Literal["masked"] = "masked"
+    name: Literal["masked", "translation"] = "masked"
     mask_rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
     whole_word: bool = False
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Of translation (Szegedy et al. 2016): the share of a target's weight that all tokens divide."""
+
+
+class Evaluation(_Section):
+    """What a model is judged on, and how it writes."""
+
+    sources: tuple[Source, ...] = ()
+    """Test sets, mapped as `corpus.sources` are; every row must be good."""
+    num_beams: int = Field(4, ge=1)
+    """1 is greedy."""
+    max_new_tokens: int = Field(128, ge=1)
+    batch_tokens: int = Field(4096, ge=16)
+    """Tokens of source text that are read together, padding included."""
+    resamples: int = Field(1000, ge=2)
+    """Of the bootstrap behind each interval (95 %)."""
 
 
 class Train(_Section):
@@ -186,6 +199,7 @@ class RunConfig(_Section):
     tokenizer: Tokenizer = Tokenizer()
     model: Model = Model()
     objective: Objective = Objective()
+    evaluation: Evaluation = Evaluation()
     train: Train = Train()
     cluster: Cluster = Cluster()
 
@@ -197,99 +211,3 @@ class RunConfig(_Section):
     def to_yaml(self) -> str:
         """The resolved configuration as YAML that `load` reads back."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def load(path: str | Path | None = None, overrides: tuple[str, ...] | list[str] = ()) -> RunConfig:
-    """Reads a YAML file, applies `section.key=value` overrides and checks the result.
-
-    Raises:
-        ConfigError: an unreadable file, an unknown key, a value of the wrong kind, or sizes that do not fit.
-    """
-    values = _read_yaml(Path(path)) if path else {}
-    for override in overrides:
-        _apply(values, override)
-    return build(values)
-
-
-def build(values: dict[str, Any]) -> RunConfig:
-    """Checks a nested dictionary and freezes it.
-
-    Raises:
-        ConfigError: as `load`.
-    """
-    try:
-        config = RunConfig.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(_explain(error)) from None
-    per_step = config.train.micro_batch_size * config.cluster.num_workers
-    if config.train.global_batch_size % per_step:
-        raise ConfigError(
-            f"train.global_batch_size={config.train.global_batch_size} is no multiple of train.micro_batch_size "
-            f"x cluster.num_workers = {config.train.micro_batch_size} x {config.cluster.num_workers}; change one"
-        )
-    if config.train.offload and config.train.zero_stage == 0:
-        raise ConfigError("train.offload=true needs train.zero_stage 1, 2 or 3")
-    if config.model.hidden_size % config.model.num_heads:
-        raise ConfigError(
-            f"model.hidden_size={config.model.hidden_size} is no multiple of "
-            f"model.num_heads={config.model.num_heads}"
-        )
-    return config
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold sections such as `train:`, not a {type(values).__name__}")
-    return {name: section for name, section in values.items() if section is not None}
-
-
-def _apply(values: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise ConfigError(f"override {override!r} is not of the form section.key=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = text
-    if isinstance(value, str) and _SCIENTIFIC.fullmatch(text.strip()):  # YAML 1.1 reads 1e-4 as a string.
-        value = float(value)
-    *parents, leaf = key.split(".")
-    node = values
-    for parent in parents:
-        child = node.setdefault(parent, {})
-        if not isinstance(child, dict):
-            raise ConfigError(f"override {override!r}: {parent!r} is a value, not a section")
-        node = child
-    node[leaf] = value
-
-
-def _likeness(key: str, known: str) -> float:
-    """How alike two dotted keys are: as a whole, or by their last parts where the section is missing or wrong."""
-    whole = difflib.SequenceMatcher(None, key, known).ratio()
-    last = difflib.SequenceMatcher(None, key.rsplit(".", 1)[-1], known.rsplit(".", 1)[-1]).ratio()
-    return max(whole, last) + 0.1 * whole
-
-
-def _explain(error: ValidationError) -> str:
-    lines = []
-    for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "extra_forbidden":
-            nearest = max(_known_keys(), key=lambda known: _likeness(key, known))
-            lines.append(f"unknown key {key!r}; did you mean {nearest!r}?")
-        else:
-            lines.append(f"{key}: {item['msg']} (got {item['input']!r})")
-    return "; ".join(lines)
-
-
-def _known_keys() -> list[str]:
-    keys = list(RunConfig.model_fields)
-    for name, field in RunConfig.model_fields.items():
-        keys += [f"{name}.{key}" for key in field.default.__class__.model_fields]
-    return keys + [f"corpus.sources.0.{key}" for key in Source.model_fields]

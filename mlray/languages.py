@@ -10,6 +10,7 @@ import re
 import unicodedata
 
 UNKNOWN = "und"
+_UNSPACED = {"ja", "ko", "th", "lo", "km", "my", "yue"}
 
 _TAG = re.compile(r"[A-Za-z]{2,3}(?:[-_][A-Za-z0-9]{2,8})*")
 
@@ -27,6 +28,15 @@ def normalize(tag: str) -> str | None:
         else:
             parts.append(part.upper() if len(part) == 2 and part.isupper() else part.lower())
     return "-".join(parts)
+
+
+def metric_tokenizer(language: str) -> str:
+    """sacreBLEU's tokenizer for a language: words where they are written apart, else characters.
+
+    With the default `13a` a perfect Chinese sentence that differs in one character would score 0.
+    """
+    base = language.split("-")[0]
+    return "zh" if base == "zh" else "char" if base in _UNSPACED else "13a"
 
 
 def is_unspaced(character: str) -> bool:

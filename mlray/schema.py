@@ -19,16 +19,25 @@ WINDOW_SCHEMA = pa.schema(
 """One window a row, so that no block boundary can ever cut it: parallel lists over its documents."""
 
 
-def packed_schema(sequence_length: int) -> pa.Schema:
-    """Arrow schema of packed rows: `sequence_length` token ids and the documents that lie in them, in order."""
+NO_TARGET = -100
+"""Where a target stands that is not to be predicted (the convention of torch and `transformers`)."""
+
+
+def packed_schema(sequence_length: int, targets: bool = False) -> pa.Schema:
+    """Arrow schema of packed rows: `sequence_length` token ids and the documents that lie in them, in order.
+
+    With `targets` a second list of that length lies beside the tokens, column for column.
+    """
+    row = pa.list_(pa.int32(), sequence_length)
     return pa.schema(
         [
             ("window", pa.int64()),
             ("row", pa.int32()),
-            ("tokens", pa.list_(pa.int32(), sequence_length)),
+            ("tokens", row),
             ("lengths", pa.list_(pa.int32())),
             ("languages", pa.list_(pa.int16())),
             ("documents", pa.list_(pa.int64())),
+            *([("targets", row)] if targets else []),
         ]
     )
 
@@ -58,6 +67,8 @@ class PackedBatch:
     documents_D: np.ndarray
     batch_D: np.ndarray
     """Row of the batch in which a document lies."""
+    targets_BT: np.ndarray | None = None
+    """int32; what is to be learnt beside each token, `NO_TARGET` for nothing; None for text alone."""
 
     def __len__(self) -> int:
         return len(self.tokens_BT)

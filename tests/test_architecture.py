@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(path for folder in ("mlray", "jobs", "serve_app") for path in (ROOT / folder).rglob("*.py"))
-BASE = {"config", "schema", "languages", "storage"}
+BASE = {"config", "configuration", "schema", "languages", "storage"}
 LAYERS = [
     {"base"},
     {"corpus", "models"},
@@ -116,7 +116,7 @@ def test_budgets_and_docstring(path: Path) -> None:
 
 
 def test_config_loads_without_torch_or_ray() -> None:
-    code = "import sys, mlray.config; print(sorted({'torch', 'ray', 'transformers'} & sys.modules.keys()))"
+    code = "import sys, mlray.configuration; print(sorted({'torch', 'ray', 'transformers'} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from mlray import storage
 from mlray.config import ConfigError, Corpus, Storage
-from mlray.corpus import records
+from mlray.corpus import lines
 from mlray.corpus.sources import SourceFile
 
 CHUNK_BYTES = 16 << 20
@@ -37,7 +37,7 @@ class Part:
 class ChunkEntry:
     """A chunk and its parts; its place in the manifest is the upper half of its documents' ids."""
 
-    chunk: records.Chunk
+    chunk: lines.Chunk
     parts: tuple[Part, ...]
 
 
@@ -147,7 +147,7 @@ def load(folder: str, settings: Storage) -> Manifest | None:
     files = [SourceFile(**{**file, "columns": tuple(file["columns"])}) for file in body["files"]]
     entries = []
     for number, start, stop, parts in body["chunks"]:
-        chunk = records.Chunk(files[number], start, stop)
+        chunk = lines.Chunk(files[number], start, stop)
         entries.append(ChunkEntry(chunk, tuple(Part(a, b, c, tuple(rows)) for a, b, c, rows in parts)))
     held_out = tuple(HeldOut(*row) for row in body["held_out"])
     return Manifest(

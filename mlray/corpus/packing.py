@@ -7,14 +7,15 @@ Shape letters: B rows, T tokens of a row, D documents (or pieces of documents) o
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from mlray.corpus.windows import Window
-from mlray.schema import PackedBatch, packed_schema
+from mlray.schema import NO_TARGET, PackedBatch, packed_schema
 
 
 class TextEncoder(Protocol):
@@ -46,6 +47,38 @@ class Piece(NamedTuple):
     tokens: list[int]
     language: int
     document: int
+    targets: list[int] | None = None
+    """As long as `tokens`."""
+
+
+class Cutter(Protocol):
+    """What turns the documents of a window into pieces; an objective's own."""
+
+    @property
+    def pad_id(self) -> int:
+        """Token that fills a row."""
+        ...
+
+    def __call__(self, window: Window) -> list[Piece]:
+        """Pieces of at most a row's length."""
+        ...
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Cuts texts (and pairs, as one text after the other) into pieces without targets."""
+
+    encoder: TextEncoder
+    sequence_length: int
+
+    @property
+    def pad_id(self) -> int:
+        """The tokenizer's."""
+        return self.encoder.pad_id
+
+    def __call__(self, window: Window) -> list[Piece]:
+        """See `pieces`."""
+        return pieces(window, self.encoder, self.sequence_length)
 
 
 def pieces(window: Window, encoder: TextEncoder, sequence_length: int) -> list[Piece]:
@@ -117,10 +150,9 @@ def best_fit(lengths: Sequence[int], sequence_length: int) -> list[list[int]]:
     return rows
 
 
-def pack(window: Window, encoder: TextEncoder, sequence_length: int, seed: int) -> pa.Table:
+def pack(window: Window, cutter: Cutter, sequence_length: int, seed: int) -> pa.Table:
     """Packed rows of a window in a seeded order (schema: `schema.packed_schema`)."""
-    items = pieces(window, encoder, sequence_length)
-    return pack_pieces(items, encoder.pad_id, sequence_length, window.number, seed)
+    return pack_pieces(cutter(window), cutter.pad_id, sequence_length, window.number, seed)
 
 
 def pack_pieces(items: list[Piece], pad_id: int, sequence_length: int, window: int, seed: int) -> pa.Table:
@@ -133,10 +165,17 @@ def pack_pieces(items: list[Piece], pad_id: int, sequence_length: int, window: i
     row_of = np.repeat(np.arange(len(rows)), counts)
     filled = np.bincount(row_of, weights=lengths, minlength=len(rows)).astype(np.int64)
     first = np.cumsum(filled) - filled
-    flat = np.fromiter(itertools.chain.from_iterable(item.tokens for item in placed), np.int32)
-    tokens = np.full((len(rows), sequence_length), pad_id, dtype=np.int32)
     rows_of_tokens = np.repeat(np.arange(len(rows)), filled)
-    tokens[rows_of_tokens, np.arange(len(flat)) - first[rows_of_tokens]] = flat
+    columns_of_tokens = np.arange(filled.sum()) - first[rows_of_tokens]
+
+    def spread(values: Iterable[list[int]], fill: int) -> pa.Array:
+        table = np.full((len(rows), sequence_length), fill, dtype=np.int32)
+        table[rows_of_tokens, columns_of_tokens] = np.fromiter(
+            itertools.chain.from_iterable(values), np.int32
+        )
+        return pa.FixedSizeListArray.from_arrays(pa.array(table.ravel()), sequence_length)
+
+    targets = [item.targets for item in placed if item.targets is not None]
     offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
 
     def per_row(values: np.ndarray, kind: pa.DataType) -> pa.Array:
@@ -146,21 +185,21 @@ def pack_pieces(items: list[Piece], pad_id: int, sequence_length: int, window: i
         [
             np.full(len(rows), window, dtype=np.int64),
             np.arange(len(rows), dtype=np.int32),
-            pa.FixedSizeListArray.from_arrays(pa.array(tokens.ravel()), sequence_length),
+            spread((item.tokens for item in placed), pad_id),
             per_row(lengths, pa.int32()),
             per_row(np.array([item.language for item in placed]), pa.int16()),
             per_row(np.array([item.document for item in placed]), pa.int64()),
+            *([spread(targets, NO_TARGET)] if targets else []),
         ],
-        schema=packed_schema(sequence_length),
+        schema=packed_schema(sequence_length, targets=bool(targets)),
     )
 
 
 def unpack(table: pa.Table) -> PackedBatch:
     """Packed rows as arrays."""
     table = table.combine_chunks()
-    tokens = _chunk(table, "tokens")
-    T = tokens.type.list_size
-    tokens_BT = tokens.flatten().to_numpy().reshape(len(table), T)
+    tokens_BT = _square(table, "tokens")
+    T = tokens_BT.shape[1]
     lists = _chunk(table, "lengths")
     lengths_D = lists.flatten().to_numpy()
     documents_B = np.diff(lists.offsets.to_numpy())
@@ -176,6 +215,7 @@ def unpack(table: pa.Table) -> PackedBatch:
         languages_D=_chunk(table, "languages").flatten().to_numpy(),
         documents_D=_chunk(table, "documents").flatten().to_numpy(),
         batch_D=batch_D,
+        targets_BT=_square(table, "targets") if "targets" in table.column_names else None,
     )
 
 
@@ -201,6 +241,12 @@ def _places(
     segments_BT[rows, columns] = np.repeat(number_D, lengths_D)
     offsets_BT[rows, columns] = within - np.repeat(starts_D, lengths_D)
     return segments_BT, offsets_BT
+
+
+def _square(table: pa.Table, name: str) -> np.ndarray:
+    column = _chunk(table, name)
+    values: np.ndarray = column.flatten().to_numpy().reshape(len(table), column.type.list_size)
+    return values
 
 
 def _chunk(table: pa.Table, name: str) -> pa.Array:

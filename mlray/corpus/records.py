@@ -7,9 +7,9 @@ are stable whatever is bad.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -17,12 +17,11 @@ import pyarrow.parquet as pq
 
 from mlray import languages, storage
 from mlray.config import Storage
+from mlray.corpus import lines
 from mlray.corpus.cleaning import BadRecord, clean, decode
+from mlray.corpus.lines import BrokenChunk, Chunk, first_line
 from mlray.corpus.sources import SourceFile
 
-_BLOCK_BYTES = 1 << 20
-_COMPRESSED_BLOCK_BYTES = 1 << 10  # a truncated stream gives no part of the block it breaks in
-_BUFFER_BYTES = 8 << 20
 _BATCH_ROWS = 2048
 _MARGIN_BYTES = 1 << 16  # keys and other columns of a JSON line
 
@@ -35,19 +34,6 @@ class Record(NamedTuple):
     text: str
     pair: str
     reason: str
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """What is opened at once: `start` is a row group of a parquet file, else a byte; `stop` is the byte after it."""
-
-    file: SourceFile
-    start: int = 0
-    stop: int = 0
-
-
-class BrokenChunk(Exception):
-    """The rest of a chunk cannot be read; the message is the reason."""
 
 
 def chunks(file: SourceFile, chunk_bytes: int, settings: Storage) -> list[Chunk]:
@@ -63,9 +49,9 @@ def chunks(file: SourceFile, chunk_bytes: int, settings: Storage) -> list[Chunk]
                 groups = pq.ParquetFile(handle).num_row_groups
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
             storage.raise_if_transport(error, file.uri, settings)
-            raise BrokenChunk(f"not a readable parquet file: {_first_line(error)}") from None
+            raise BrokenChunk(f"not a readable parquet file: {first_line(error)}") from None
         return [Chunk(file, group) for group in range(groups)]
-    if file.codec:
+    if file.codec or file.pair_uri:
         return [Chunk(file, 0, file.size)]
     cuts = range(0, file.size, chunk_bytes)
     return [Chunk(file, cut, min(cut + chunk_bytes, file.size)) for cut in cuts]
@@ -80,7 +66,8 @@ def read(chunk: Chunk, max_chars: int, settings: Storage, first_row: int = 0) ->
     """
     if chunk.file.format == "parquet":
         return _read_parquet(chunk, max_chars, settings, first_row)
-    return _read_lines(chunk, max_chars, settings, first_row)
+    parse = _parse_aligned if chunk.file.pair_uri else _parse_lines
+    return _batched(parse(chunk, max_chars, settings), first_row)
 
 
 def _read_parquet(chunk: Chunk, max_chars: int, settings: Storage, first_row: int) -> Iterator[list[Record]]:
@@ -110,7 +97,7 @@ def _read_parquet(chunk: Chunk, max_chars: int, settings: Storage, first_row: in
                 row += len(batch)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
             storage.raise_if_transport(error, file.uri, settings)
-            raise BrokenChunk(f"damaged parquet page: {_first_line(error)}") from None
+            raise BrokenChunk(f"damaged parquet page: {first_line(error)}") from None
 
 
 def _values(column: pa.Array) -> list[object]:
@@ -134,15 +121,15 @@ def _decoded(value: object) -> object:
     return value
 
 
-def _read_lines(chunk: Chunk, max_chars: int, settings: Storage, first_row: int) -> Iterator[list[Record]]:
+def _batched(parsed: Iterator[Record | BrokenChunk], first_row: int) -> Iterator[list[Record]]:
     batch: list[Record] = []
-    for row, line in enumerate(_lines(chunk, _line_limit(chunk.file, max_chars), settings)):
-        if isinstance(line, BrokenChunk):
+    for record in parsed:
+        if isinstance(record, BrokenChunk):
             yield batch
-            raise line
-        if row < first_row:
+            raise record
+        if record.row < first_row:
             continue
-        batch.append(_parse_line(row, line, chunk.file, max_chars))
+        batch.append(record)
         if len(batch) == _BATCH_ROWS:
             yield batch
             batch = []
@@ -150,69 +137,34 @@ def _read_lines(chunk: Chunk, max_chars: int, settings: Storage, first_row: int)
         yield batch
 
 
-class _Line:
-    """A line that comes in parts; once it is over `limit` bytes the rest of it is not kept."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._parts: list[bytes] = []
-        self.size = 0
-
-    def add(self, part: bytes) -> None:
-        if self.size <= self._limit:
-            self._parts.append(part)
-            self.size += len(part)
-
-    def take(self) -> bytes:
-        content = b"".join(self._parts)[: self._limit + 1]
-        self._parts, self.size = [], 0
-        return content
+def _parse_lines(chunk: Chunk, max_chars: int, settings: Storage) -> Iterator[Record | BrokenChunk]:
+    for row, line in enumerate(lines.split(chunk, _line_limit(chunk.file, max_chars), settings)):
+        yield line if isinstance(line, BrokenChunk) else _parse_line(row, line, chunk.file, max_chars)
 
 
-def _lines(chunk: Chunk, limit: int, settings: Storage) -> Iterator[bytes | BrokenChunk]:
-    """Lines that start inside the chunk; of a line over `limit` bytes only its beginning is held."""
-    stop = None if chunk.file.codec else chunk.stop
-    skip = chunk.start > 0  # the end of a line that belongs to the chunk before, perhaps only its line break
-    position = line_start = max(chunk.start - 1, 0)
-    line = _Line(limit)
-    for block in _blocks(chunk, position, settings):
-        if isinstance(block, BrokenChunk):
-            yield block
-            return
-        *complete, rest = block.split(b"\n")
-        for part in complete:
-            if stop is not None and line_start >= stop:
-                return
-            line.add(part)
-            content = line.take()
-            if not skip:
-                yield content
-            skip = False
-            position += len(part) + 1
-            line_start = position
-        position += len(rest)
-        line.add(rest)
-        if stop is not None and position >= stop and (skip or line.size > limit):
-            break  # the next line starts after the chunk
-    if line.size and not skip and (stop is None or line_start < stop):
-        yield line.take()
-
-
-def _blocks(chunk: Chunk, position: int, settings: Storage) -> Iterator[bytes | BrokenChunk]:
-    """The decompressed bytes of a file from `position` on; the reason where they break off."""
+def _parse_aligned(chunk: Chunk, max_chars: int, settings: Storage) -> Iterator[Record | BrokenChunk]:
+    """Line k of one file and line k of the other; where one ends before the other, the rest cannot be trusted."""
     file = chunk.file
-    size = _COMPRESSED_BLOCK_BYTES if file.codec else _BLOCK_BYTES
-    with storage.open_input(file.uri, settings) as handle:
-        handle.seek(position)
-        stream = handle
-        if file.codec:  # which reads 64 KiB at a time: from S3 each would be a request
-            stream = pa.CompressedInputStream(pa.BufferedInputStream(handle, _BUFFER_BYTES), file.codec)
-        try:
-            while block := stream.read(size):
-                yield block
-        except (OSError, pa.ArrowInvalid) as error:
-            storage.raise_if_transport(error, file.uri, settings)
-            yield BrokenChunk(f"damaged {file.codec or 'file'}: {_first_line(error)}")
+    limit = _line_limit(file, max_chars)
+    both = (lines.split(Chunk(half, 0, half.size), limit, settings) for half in (file, file.other_half()))
+    for row, (text, pair) in enumerate(itertools.zip_longest(*both)):
+        if not isinstance(text, bytes) or not isinstance(pair, bytes):
+            uneven = BrokenChunk(f"{file.uri} and {file.pair_uri} have different numbers of lines")
+            yield next((half for half in (text, pair) if isinstance(half, BrokenChunk)), uneven)
+            return
+        yield _parse_pair(row, (text, pair), limit, file, max_chars)
+
+
+def _parse_pair(
+    row: int, halves: tuple[bytes, bytes], limit: int, file: SourceFile, max_chars: int
+) -> Record:
+    try:
+        if max(map(len, halves)) > limit:
+            raise BadRecord(f"longer than {max_chars} characters")
+        cells: list[object] = [decode(half.rstrip(b"\r")).removeprefix("\ufeff") for half in halves]
+    except BadRecord as error:
+        return Record(row, file.language or languages.UNKNOWN, "", "", str(error))
+    return _record(row, cells, file, max_chars)
 
 
 def _line_limit(file: SourceFile, max_chars: int) -> int:
@@ -273,7 +225,7 @@ def _record(row: int, cells: list[object], file: SourceFile, max_chars: int) -> 
             if normal is None:
                 raise BadRecord("no language tag in the language column")
             language = normal
-        pair = clean(cells.pop(), max_chars) if file.pair else ""
+        pair = clean(cells.pop(), max_chars) if file.pair or file.pair_uri else ""
         text = clean(cells[0] if len(cells) == 1 and isinstance(cells[0], str) else _joined(cells), max_chars)
     except BadRecord as error:
         return Record(row, language, "", "", str(error))
@@ -293,7 +245,3 @@ def _joined(cells: Sequence[object]) -> object:
         else:
             return cell
     return "\n".join(parts)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mlray.config import ConfigError, Corpus, Storage
-from mlray.corpus import records
+from mlray.corpus import lines, records
 from mlray.corpus.manifest import CHUNK_BYTES, ChunkEntry, HeldOut, Manifest, Part, Refused
 from mlray.corpus.sources import SourceFile
 from mlray.languages import UNKNOWN
@@ -56,7 +56,7 @@ def read_file(file: SourceFile, max_chars: int, validation_rows: int, settings: 
     candidates: dict[str, _Candidates] = {}
     try:
         cuts = records.chunks(file, CHUNK_BYTES, settings)
-    except records.BrokenChunk as error:
+    except lines.BrokenChunk as error:
         cuts = []
         refused.append(Refused(file.uri, "file", file.language or UNKNOWN, str(error)))
     entries = []
@@ -81,7 +81,7 @@ def read_file(file: SourceFile, max_chars: int, validation_rows: int, settings: 
 
 
 def _records(
-    chunk: records.Chunk, max_chars: int, settings: Storage, refused: list[Refused]
+    chunk: lines.Chunk, max_chars: int, settings: Storage, refused: list[Refused]
 ) -> Iterator[records.Record]:
     """The good records of a chunk; the others are appended to `refused`."""
     row = -1
@@ -94,7 +94,7 @@ def _records(
                     refused.append(Refused(uri, _place(chunk, row), record.language, record.reason))
                 else:
                     yield record
-    except records.BrokenChunk as error:
+    except lines.BrokenChunk as error:
         place = f"after {_place(chunk, row)}" if row >= 0 else _place(chunk, 0)
         refused.append(Refused(uri, place, chunk.file.language or UNKNOWN, str(error)))
 
@@ -128,7 +128,7 @@ def merge(
                 left = characters - sum(length for _, length in held_out)
                 parts.append(Part(language, documents - len(rows), left, rows))
             entries.append(
-                ChunkEntry(records.Chunk(files[number], chunk["start"], chunk["stop"]), tuple(parts))
+                ChunkEntry(lines.Chunk(files[number], chunk["start"], chunk["stop"]), tuple(parts))
             )
     refused = [Refused(**entry) for number in sorted(parsed) for entry in parsed[number]["refused"]]
     return Manifest(tuple(entries), tuple(held), tuple(refused), manifest_fingerprint)
@@ -141,7 +141,7 @@ def _parse(data: bytes) -> dict[str, Any]:
     return fragment
 
 
-def _place(chunk: records.Chunk, row: int) -> str:
+def _place(chunk: lines.Chunk, row: int) -> str:
     unit = "row group" if chunk.file.format == "parquet" else "byte"
     return f"row {row} from {unit} {chunk.start}" if chunk.start else f"row {row}"
 

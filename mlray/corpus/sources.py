@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from urllib.parse import unquote
 
@@ -38,6 +38,17 @@ class SourceFile:
     language: str | None
     """The language of every row, or None where `language_column` holds it."""
     language_column: str | None
+    pair_uri: str | None = None
+    """The file that holds the other half of each line."""
+    pair_size: int = 0
+    pair_etag: str = ""
+
+    def other_half(self) -> SourceFile:
+        """The file of the translations."""
+        uri = self.pair_uri or ""
+        return replace(
+            self, uri=uri, size=self.pair_size, etag=self.pair_etag, codec=_codec(uri), pair_uri=None
+        )
 
 
 def list_files(sources: tuple[Source, ...], settings: Storage) -> list[SourceFile]:
@@ -51,12 +62,31 @@ def list_files(sources: tuple[Source, ...], settings: Storage) -> list[SourceFil
         raise ConfigError(
             "corpus.sources is empty; name at least one, e.g. corpus.sources=[{uri: s3://bucket/corpus}]"
         )
-    found: dict[str, SourceFile] = {}
+    found: dict[tuple[str, str], SourceFile] = {}
     for source in sources:
         root = storage.absolute(source.uri)
         for file in storage.list_files(root, settings):
-            found[file.uri] = _describe(file, root, source)
-    return [found[uri] for uri in sorted(found)]
+            described = _describe(file, root, source)
+            if source.pair_uri:
+                described = _aligned(
+                    described, storage.list_files(storage.absolute(source.pair_uri), settings)
+                )
+            found[file.uri, described.pair_uri or ""] = described
+    return [found[key] for key in sorted(found)]
+
+
+def _aligned(file: SourceFile, halves: list[storage.File]) -> SourceFile:
+    if file.format != "text" or len(halves) != 1 or file.language is None or "-" not in file.language:
+        raise ConfigError(
+            f"{file.uri}: corpus.sources[].pair_uri takes one text file beside one text file, and a language such as "
+            "en-de"
+        )
+    other = halves[0]
+    return replace(file, pair_uri=other.uri, pair_size=other.size, pair_etag=other.etag)
+
+
+def _codec(name: str) -> str | None:
+    return next((codec for suffix, codec in _CODECS.items() if name.endswith(suffix)), None)
 
 
 def import_datasets(sources: tuple[Source, ...], folder: str, settings: Storage) -> tuple[Source, ...]:
@@ -95,7 +125,7 @@ def _import(source: Source, folder: str, settings: Storage) -> Source:
 
 def _describe(file: storage.File, root: str, source: Source) -> SourceFile:
     name = PurePosixPath(file.uri).name
-    codec = next((codec for suffix, codec in _CODECS.items() if name.endswith(suffix)), None)
+    codec = _codec(name)
     stem = PurePosixPath(name).stem if codec else name
     kind = source.format if source.format != "auto" else _FORMATS.get(PurePosixPath(stem).suffix.lower(), "")
     if not kind:

@@ -21,7 +21,7 @@ import ray.data
 from mlray.config import Corpus, RunError, Storage
 from mlray.corpus import packing, scan
 from mlray.corpus.manifest import Manifest
-from mlray.corpus.packing import TextEncoder
+from mlray.corpus.packing import Cutter
 from mlray.corpus.sources import SourceFile
 from mlray.corpus.windows import Window, WindowReader
 from mlray.schema import WINDOW_SCHEMA, PackedBatch, Position
@@ -114,21 +114,21 @@ class _ReadWindows:
 class _PackWindows:
     """The actor that tokenises and packs; it keeps its process and its tokenizer."""
 
-    def __init__(self, encoder: TextEncoder, sequence_length: int, seed: int, start: Position) -> None:
-        self._encoder, self._sequence_length, self._seed, self._start = encoder, sequence_length, seed, start
+    def __init__(self, cutter: Cutter, sequence_length: int, seed: int, start: Position) -> None:
+        self._cutter, self._sequence_length, self._seed, self._start = cutter, sequence_length, seed, start
 
     def __call__(self, table: pa.Table) -> pa.Table:
         values = table.to_pylist()[0]
         window = Window(
             values["window"], values["text"], values["pair"], values["language"], values["document"]
         )
-        packed = packing.pack(window, self._encoder, self._sequence_length, self._seed)
+        packed = packing.pack(window, self._cutter, self._sequence_length, self._seed)
         return packed.slice(self._start.row) if window.number == self._start.window else packed
 
 
 def dataset(
     reader: WindowReader,
-    encoder: TextEncoder,
+    cutter: Cutter,
     corpus: Corpus,
     *,
     start: Position,
@@ -157,7 +157,7 @@ def dataset(
     )
     packed = windows.map_batches(
         _PackWindows,
-        fn_constructor_args=(encoder, corpus.sequence_length, reader.mixture.seed, start),
+        fn_constructor_args=(cutter, corpus.sequence_length, reader.mixture.seed, start),
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=corpus.tokenize_cpus,

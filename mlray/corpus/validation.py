@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from mlray.corpus import packing
 from mlray.corpus.manifest import Manifest
-from mlray.corpus.packing import TextEncoder
+from mlray.corpus.packing import Cutter
 from mlray.corpus.windows import Window
 from mlray.schema import PackedBatch, packed_schema
 
@@ -23,9 +23,9 @@ def texts(manifest: Manifest) -> dict[str, list[str]]:
     return result
 
 
-def rows(manifest: Manifest, encoder: TextEncoder, sequence_length: int, seed: int) -> pa.Table:
+def rows(manifest: Manifest, cutter: Cutter, sequence_length: int, seed: int) -> pa.Table:
     """Packed rows of every held-out document, language after language."""
-    tables = [packed_schema(sequence_length).empty_table()]
+    tables: list[pa.Table] = []
     for number, language in enumerate(manifest.languages):
         held = [entry for entry in manifest.held_out if entry.language == language]
         if held:
@@ -36,8 +36,8 @@ def rows(manifest: Manifest, encoder: TextEncoder, sequence_length: int, seed: i
                 [number] * len(held),
                 list(range(len(held))),
             )
-            tables.append(packing.pack(window, encoder, sequence_length, seed))
-    return pa.concat_tables(tables)
+            tables.append(packing.pack(window, cutter, sequence_length, seed))
+    return pa.concat_tables(tables) if tables else packed_schema(sequence_length).empty_table()
 
 
 def batches(table: pa.Table, micro_batch_size: int) -> list[PackedBatch]:

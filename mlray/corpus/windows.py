@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlray.config import Storage
-from mlray.corpus import records
+from mlray.corpus import lines, records
 from mlray.corpus.manifest import Manifest
 from mlray.corpus.mixture import Mixture, Slice
 from mlray.storage import StorageError
@@ -107,7 +107,7 @@ class WindowReader:
         except StorageError:
             del self._cursors[piece.language]
             raise
-        except (StopIteration, records.BrokenChunk):
+        except (StopIteration, lines.BrokenChunk):
             del self._cursors[piece.language]
             uri = self._manifest.chunks[piece.chunk].chunk.file.uri
             raise StorageError(

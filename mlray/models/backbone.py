@@ -7,10 +7,10 @@ positions, V vocabulary, H hidden size.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import transformers
@@ -53,6 +53,17 @@ def _modernbert_sizes(config: ModelConfig, _: int) -> dict[str, Any]:
         "attention_dropout": config.dropout,
         "mlp_dropout": config.dropout,
     }
+
+
+class Backbone(Protocol):
+    """A model of `transformers` behind a forward that reads packed rows."""
+
+    model: Any
+    first_position: int
+
+    def parameters(self) -> Iterator[torch.nn.Parameter]:
+        """Its weights."""
+        ...
 
 
 FAMILIES = {
@@ -123,6 +134,11 @@ def build(
         ConfigError: the checkpoint is of another family, is no safetensors file, or its vocabulary does not
         fit.
     """
+    if config.family not in FAMILIES:
+        raise ConfigError(
+            f"model.family={config.family} is no encoder, which objective.name=masked needs; take one of "
+            f"{', '.join(FAMILIES)}"
+        )
     if folder is None:
         return MaskedEncoder(_fresh(config, tokenizer))
     try:
@@ -181,13 +197,13 @@ def quiet() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def positions(encoder: MaskedEncoder) -> int:
+def positions(encoder: Backbone) -> int:
     """Longest row that the model can read."""
     return int(encoder.model.config.max_position_embeddings) - encoder.first_position
 
 
 def export(
-    encoder: MaskedEncoder,
+    encoder: Backbone,
     tokenizer: transformers.PreTrainedTokenizerFast,
     weights: dict[str, torch.Tensor],
     folder: Path,

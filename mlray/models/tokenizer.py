@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -29,6 +30,7 @@ _SPECIAL = {
     "mask_token": "<mask>",
 }
 _SPACE = "▁"
+_LANGUAGE_TOKEN = re.compile(r"__(\w+)__|([a-z]{2,3})_[A-Z]{2}")
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Encoder:
     start_id: int
     end_id: int
     pad_id: int
+    language_ids: dict[str, int] = field(default_factory=dict)
+    """Language -> the token that stands for it before a text (M2M-100's `__de__`, mBART's `de_DE`)."""
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, without special tokens."""
@@ -53,6 +57,9 @@ class Vocabulary:
 
     size: int
     mask_id: int
+    """-1 if there is none."""
+    end_id: int
+    pad_id: int
     special_V: np.ndarray
     """bool; never masked, never drawn as a random replacement."""
     starts_word_V: np.ndarray
@@ -61,13 +68,18 @@ class Vocabulary:
     """int32; characters of text that the token stands for (0 for special tokens)."""
 
 
-def train(texts: Iterable[str], config: TokenizerConfig) -> transformers.PreTrainedTokenizerFast:
+def train(
+    texts: Iterable[str], config: TokenizerConfig, language_tokens: Sequence[str] = ()
+) -> transformers.PreTrainedTokenizerFast:
     """Trains Unigram (Kudo 2018) or BPE (Sennrich et al. 2016) with SentencePiece's space mark.
+
+    Each language of `language_tokens` gets a special token such as `__de__`.
 
     Raises:
         ConfigError: the text does not hold `vocab_size` tokens.
     """
-    special = list(_SPECIAL.values())
+    tokens_of_languages = [f"__{language}__" for language in language_tokens]
+    special = [*_SPECIAL.values(), *tokens_of_languages]
     if config.algorithm == "unigram":
         model = tokenizers.Tokenizer(models.Unigram())
         trainer: Any = trainers.UnigramTrainer(
@@ -89,7 +101,7 @@ def train(texts: Iterable[str], config: TokenizerConfig) -> transformers.PreTrai
                 f"tokenizer.vocab_size={config.vocab_size} cannot hold the {letters} characters of the text; raise it "
                 "or lower tokenizer.character_coverage"
             )
-        model.train_from_iterator((line.translate(rare) for line in samples), trainer)
+        model.train_from_iterator((line[:-1].translate(rare) for line in samples), trainer)
     if model.get_vocab_size() < config.vocab_size:
         raise ConfigError(
             f"tokenizer.vocab_size={config.vocab_size} is larger than the text allows: "
@@ -101,7 +113,9 @@ def train(texts: Iterable[str], config: TokenizerConfig) -> transformers.PreTrai
         pair="<s> $A </s> $B </s>",
         special_tokens=[("<s>", ids["<s>"]), ("</s>", ids["</s>"])],
     )
-    names = {**_SPECIAL, "cls_token": "<s>", "sep_token": "</s>"}
+    names: dict[str, Any] = {**_SPECIAL, "cls_token": "<s>", "sep_token": "</s>"}
+    if tokens_of_languages:
+        names["extra_special_tokens"] = tokens_of_languages
     return transformers.PreTrainedTokenizerFast(tokenizer_object=model, **names)
 
 
@@ -126,11 +140,13 @@ def _cover(texts: Iterable[str], coverage: float, samples: TextIO) -> tuple[dict
     return {ord(character): " " for character, _ in ordered[kept:]}, kept
 
 
-def load(folder: str | Path) -> transformers.PreTrainedTokenizerFast:
+def load(
+    folder: str | Path, needed: Sequence[str] = ("mask_token", "pad_token")
+) -> transformers.PreTrainedTokenizerFast:
     """A fast tokenizer from a local folder or hub name.
 
     Raises:
-        ConfigError: it cannot be loaded, has no fast version, or lacks a token that masked training needs.
+        ConfigError: it cannot be loaded, has no fast version, or lacks a token of `needed`.
     """
     try:
         loaded = transformers.AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
@@ -138,9 +154,9 @@ def load(folder: str | Path) -> transformers.PreTrainedTokenizerFast:
         raise ConfigError(f"no tokenizer at {folder}: {str(error).splitlines()[0]}") from error
     if not isinstance(loaded, transformers.PreTrainedTokenizerFast):
         raise ConfigError(f"the tokenizer at {folder} has no fast version; convert it first")
-    for name in ("mask_token", "pad_token"):
+    for name in needed:
         if getattr(loaded, name) is None:
-            raise ConfigError(f"the tokenizer at {folder} has no {name}; masked training needs one")
+            raise ConfigError(f"the tokenizer at {folder} has no {name}; the objective needs one")
     return loaded
 
 
@@ -148,7 +164,15 @@ def encoder(tokenizer: transformers.PreTrainedTokenizerFast) -> Encoder:
     """The part of a tokenizer that packs text."""
     start = tokenizer.cls_token_id if tokenizer.cls_token_id is not None else tokenizer.bos_token_id
     end = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
-    return Encoder(tokenizer.backend_tokenizer.to_str(), int(start), int(end), int(tokenizer.pad_token_id))
+    found = {token: _LANGUAGE_TOKEN.fullmatch(token) for token in tokenizer.all_special_tokens}
+    ids = {
+        match[1] or match[2]: int(tokenizer.convert_tokens_to_ids(token))
+        for token, match in found.items()
+        if match
+    }
+    return Encoder(
+        tokenizer.backend_tokenizer.to_str(), int(start), int(end), int(tokenizer.pad_token_id), ids
+    )
 
 
 def vocabulary(tokenizer: transformers.PreTrainedTokenizerFast) -> Vocabulary:
@@ -168,7 +192,15 @@ def vocabulary(tokenizer: transformers.PreTrainedTokenizerFast) -> Vocabulary:
     starts = np.array([begins or languages.is_unspaced(text[:1] or " ") for text, begins, _ in surfaces])
     characters = np.array([len(text) + begins * space for text, begins, space in surfaces], dtype=np.int32)
     characters[special] = 0
-    return Vocabulary(size, int(tokenizer.mask_token_id), special, starts | special, characters)
+    return Vocabulary(
+        size=size,
+        mask_id=-1 if tokenizer.mask_token_id is None else int(tokenizer.mask_token_id),
+        end_id=encoder(tokenizer).end_id,
+        pad_id=int(tokenizer.pad_token_id),
+        special_V=special,
+        starts_word_V=starts | special,
+        characters_V=characters,
+    )
 
 
 def _byte_level(piece: str) -> tuple[str, bool, int]:

@@ -1,16 +1,19 @@
-"""The table of objectives: which inputs a batch becomes, and the loss on the model's output."""
+"""The table of objectives: how documents are cut, which model learns from them, its inputs and its loss."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from mlray.config import Objective as ObjectiveConfig
-from mlray.models.tokenizer import Vocabulary
-from mlray.objectives import masked
+from mlray.corpus.packing import Cutter, Texts
+from mlray.models import backbone, translator
+from mlray.models.tokenizer import Encoder, Vocabulary
+from mlray.objectives import masked, translation
 from mlray.schema import PackedBatch
 
 
@@ -31,12 +34,18 @@ class Inputs:
 class Objective:
     """A row of the table."""
 
+    cutter: Callable[[Encoder, list[str], int], Cutter]
+    """(tokenizer, names of the language numbers, sequence length) -> what cuts documents into pieces."""
+    build: Callable[..., Any]
+    """(model configuration, tokenizer, folder or None) -> model."""
     collate: Callable[[PackedBatch, Vocabulary, ObjectiveConfig, int], Inputs]
     """(batch, vocabulary, configuration, seed) -> inputs."""
-    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-    """(logits_NV, targets_N) -> sum over N, in nats."""
-    trains: str
-    """`backbone` or `adapter`."""
+    loss: Callable[[torch.Tensor, torch.Tensor, ObjectiveConfig], torch.Tensor]
+    """(logits_NV, targets_N, configuration) -> sum over N, in nats."""
+    special_tokens: tuple[str, ...]
+    """What the tokenizer must have."""
+    language_tokens: Callable[[list[str]], list[str]]
+    """Names of the language numbers -> languages that need a token of their own."""
 
 
 def _collate_masked(batch: PackedBatch, vocabulary: Vocabulary, config: ObjectiveConfig, seed: int) -> Inputs:
@@ -51,4 +60,27 @@ def _collate_masked(batch: PackedBatch, vocabulary: Vocabulary, config: Objectiv
     return Inputs(model, torch.from_numpy(targets_N), rows_N, vocabulary.characters_V[targets_N])
 
 
-OBJECTIVES = {"masked": Objective(_collate_masked, masked.loss, trains="backbone")}
+def _collate_pairs(batch: PackedBatch, vocabulary: Vocabulary, _: ObjectiveConfig, __: int) -> Inputs:
+    model, targets_N = translation.collate(batch, vocabulary)
+    rows_N = model["predicted_N"].numpy() // batch.tokens_BT.shape[1]
+    return Inputs(model, torch.from_numpy(targets_N), rows_N, vocabulary.characters_V[targets_N])
+
+
+OBJECTIVES = {
+    "masked": Objective(
+        cutter=lambda encoder, _, sequence_length: Texts(encoder, sequence_length),
+        build=backbone.build,
+        collate=_collate_masked,
+        loss=lambda logits_NV, targets_N, _: masked.loss(logits_NV, targets_N),
+        special_tokens=("mask_token", "pad_token"),
+        language_tokens=lambda _: [],
+    ),
+    "translation": Objective(
+        cutter=translation.pairs,
+        build=translator.build,
+        collate=_collate_pairs,
+        loss=translation.loss,
+        special_tokens=("pad_token", "eos_token"),
+        language_tokens=lambda names: sorted({one for both in translation.directions(names) for one in both}),
+    ),
+}

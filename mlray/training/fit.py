@@ -19,14 +19,15 @@ import torch
 from ray.experimental import tqdm_ray
 from torch.utils.tensorboard import SummaryWriter
 
-from mlray import config as configuration
-from mlray import storage
+from mlray import configuration, storage
 from mlray.config import RunConfig, RunError
 from mlray.corpus import manifest as manifests
 from mlray.corpus import stream, validation
 from mlray.corpus.mixture import Mixture
+from mlray.corpus.packing import Cutter
 from mlray.corpus.windows import WindowReader
 from mlray.models import backbone, tokenizer
+from mlray.objectives.table import OBJECTIVES
 from mlray.training import checkpoint as checkpoints
 from mlray.training import loop
 from mlray.training.checkpoint import Progress
@@ -120,8 +121,7 @@ def _open_stream(values: dict[str, Any]) -> Any:
     folders = Folders.of(config)
     manifest = _manifest(folders, config)
     reader = open_reader(config, manifest)
-    with storage.local_copy(folders.tokenizer, config.storage) as folder:
-        encoder = tokenizer.encoder(tokenizer.load(folder))
+    cutter = open_cutter(config, open_tokenizer(config, folders), manifest)
     found, _ = checkpoints.newest(folders.checkpoints, config.storage)
     progress = found.progress if found else Progress()
     left = (config.train.steps - progress.step) * config.gradient_accumulation_steps
@@ -131,7 +131,7 @@ def _open_stream(values: dict[str, Any]) -> Any:
     rows_per_window = max(config.corpus.window_rows * 3 // config.corpus.sequence_length, 1)
     return stream.dataset(
         reader,
-        encoder,
+        cutter,
         config.corpus,
         start=progress.position,
         num_windows=rows // rows_per_window + 2,
@@ -143,6 +143,22 @@ def open_reader(config: RunConfig, manifest: manifests.Manifest) -> WindowReader
     """The windows of a run."""
     mixture = Mixture(manifest, config.corpus.alpha, config.corpus.window_rows, config.run.seed)
     return WindowReader(manifest, mixture, config.corpus.max_chars, config.storage)
+
+
+def open_tokenizer(config: RunConfig, folders: Folders) -> Any:
+    """The tokenizer of a run."""
+    with storage.local_copy(folders.tokenizer, config.storage) as folder:
+        return tokenizer.load(folder, OBJECTIVES[config.objective.name].special_tokens)
+
+
+def open_cutter(config: RunConfig, tokens: Any, manifest: manifests.Manifest) -> Cutter:
+    """What cuts the documents of a run.
+
+    Raises:
+        ConfigError: the corpus or the tokenizer is none for the objective.
+    """
+    objective = OBJECTIVES[config.objective.name]
+    return objective.cutter(tokenizer.encoder(tokens), manifest.languages, config.corpus.sequence_length)
 
 
 def _manifest(folders: Folders, config: RunConfig) -> manifests.Manifest:
@@ -158,11 +174,10 @@ def _work(values: dict[str, Any]) -> None:
     folders = Folders.of(config)
     _prepare_process(config)
     manifest = _manifest(folders, config)
-    with storage.local_copy(folders.tokenizer, config.storage) as folder:
-        tokens = tokenizer.load(folder)
-    encoder = tokenizer.encoder(tokens)
+    tokens = open_tokenizer(config, folders)
     task = loop.Task(config.objective, tokenizer.vocabulary(tokens), manifest.languages, config.run.seed)
-    table = validation.rows(manifest, encoder, config.corpus.sequence_length, config.run.seed)
+    cutter = open_cutter(config, tokens, manifest)
+    table = validation.rows(manifest, cutter, config.corpus.sequence_length, config.run.seed)
     held_out = validation.batches(table, config.train.micro_batch_size)
     torch.manual_seed(config.run.seed)
     model = open_model(config, tokens)
@@ -205,16 +220,17 @@ def _prepare_process(config: RunConfig) -> None:
         torch.set_num_threads(config.cluster.threads_per_worker)
 
 
-def open_model(config: RunConfig, tokens: Any) -> backbone.MaskedEncoder:
+def open_model(config: RunConfig, tokens: Any) -> Any:
     """The model that a configuration names, fresh or loaded.
 
     Raises:
         ConfigError: as `backbone.build`.
     """
+    build = OBJECTIVES[config.objective.name].build
     if config.model.path is None:
-        return backbone.build(config.model, tokens)
+        return build(config.model, tokens, None)
     with storage.local_copy(config.model.path, config.storage) as folder:
-        return backbone.build(config.model, tokens, folder)
+        return build(config.model, tokens, folder)
 
 
 def _advance(progress: Progress, step: loop.Step, languages: list[str], log_every: int) -> None:

@@ -44,7 +44,9 @@ class Task:
 
     def loss(self, logits: torch.Tensor, inputs: Inputs) -> torch.Tensor:
         """Sum of the losses of a micro-batch, in nats."""
-        return OBJECTIVES[self.objective.name].loss(logits, inputs.targets_N.to(logits.device))
+        return OBJECTIVES[self.objective.name].loss(
+            logits, inputs.targets_N.to(logits.device), self.objective
+        )
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from rich.table import Table
 from mlray.config import ConfigError, RunConfig
 from mlray.corpus.manifest import Manifest
 from mlray.corpus.mixture import Mixture
-from mlray.models.backbone import MaskedEncoder
+from mlray.models.backbone import Backbone
 from mlray.training.engine import probe_precision, settle
 
 _BYTES = {"fp32": 4, "bf16": 2}
@@ -40,7 +40,7 @@ def make(
     config: RunConfig,
     manifest: Manifest,
     fertility: dict[str, dict[str, float]],
-    model: MaskedEncoder,
+    model: Backbone,
 ) -> Plan:
     """Computes the plan; nothing is read or started."""
     mixture = Mixture(manifest, config.corpus.alpha, config.corpus.window_rows, config.run.seed)
@@ -134,7 +134,8 @@ def _memory(config: RunConfig, parameters: int, sizes: Any) -> dict[str, float]:
     moments = 8 + (4 if stage else 0)
     tokens = config.train.micro_batch_size * config.corpus.sequence_length
     layers = 1 if config.train.activation_checkpointing else sizes.num_hidden_layers
-    hidden = 16 * sizes.hidden_size + 2 * sizes.intermediate_size
+    inner = sizes.encoder_ffn_dim if sizes.is_encoder_decoder else sizes.intermediate_size
+    hidden = 16 * sizes.hidden_size + 2 * inner
     attention = 3 * sizes.num_attention_heads * config.corpus.sequence_length
     optimiser = "optimiser (on the host)" if config.train.offload else "optimiser"
     return {

@@ -19,6 +19,7 @@ from mlray.corpus import sources, stream, validation
 from mlray.corpus.manifest import Manifest
 from mlray.corpus.windows import WindowReader
 from mlray.models import backbone, tokenizer
+from mlray.objectives.table import OBJECTIVES
 from mlray.training import checkpoint as checkpoints
 from mlray.training import fit, plan, report, resume
 
@@ -51,6 +52,7 @@ def pretrain(config: RunConfig, *, plan_only: bool = False) -> dict[str, Any]:
     tokens = _tokenizer(config, folders, manifest, resumes=found is not None)
     fertility = tokenizer.fertility(tokens, validation.texts(manifest))
     report.show_fertility(fertility, console)
+    fit.open_cutter(config, tokens, manifest)  # refuses what is no corpus for the objective
     model = fit.open_model(config, tokens)
     plan.check(config, backbone.positions(model))
     outline = plan.make(config, manifest, fertility, model)
@@ -177,18 +179,20 @@ def _manifest(
 
 def _tokenizer(config: RunConfig, folders: fit.Folders, manifest: Manifest, resumes: bool) -> Any:
     """The run's own tokenizer if it still fits, else the one that is named, else a newly trained one."""
+    objective = OBJECTIVES[config.objective.name]
     mark = storage.join(folders.tokenizer, "MADE_FROM")
     fingerprint = resume.tokenizer_fingerprint(config, manifest).encode()
     made = storage.exists(mark, config.storage)
     if made and (resumes or storage.read_bytes(mark, config.storage) == fingerprint):
         with storage.local_copy(folders.tokenizer, config.storage) as folder:
-            return tokenizer.load(folder)
+            return tokenizer.load(folder, objective.special_tokens)
     path = config.tokenizer.path or config.model.path
     if path:
         with storage.local_copy(path, config.storage) as folder:
-            tokens = tokenizer.load(folder)
+            tokens = tokenizer.load(folder, objective.special_tokens)
     else:
-        tokens = tokenizer.train(_texts(config, manifest), config.tokenizer)
+        languages = objective.language_tokens(manifest.languages)
+        tokens = tokenizer.train(_texts(config, manifest), config.tokenizer, languages)
     with storage.staging() as stage:
         tokens.save_pretrained(str(stage))
         storage.upload(stage, folders.tokenizer, config.storage)

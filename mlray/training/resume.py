@@ -53,6 +53,7 @@ def tokenizer_fingerprint(config: RunConfig, manifest: Manifest) -> str:
     parts = [
         config.tokenizer.model_dump(mode="json"),
         config.model.path,
+        config.objective.name,
         manifest.fingerprint,
         config.corpus.alpha,
         config.corpus.window_rows,

@@ -12,7 +12,7 @@ import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlray import config as configuration
+from mlray import configuration
 from mlray.config import RunConfig
 
 LANGUAGES = ("ar", "de", "en", "es", "fr", "ja", "ru", "zh")

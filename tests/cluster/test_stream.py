@@ -57,7 +57,9 @@ def consume(
     """The first `steps` global batches as `ranks` concurrent consumers see them: rank after rank, step by step."""
     reader, corpus = parts
     deal = stream.Deal(MICRO, ranks, batches_per_block)
-    dataset = stream.dataset(reader, Words(), corpus, start=start, num_windows=12, deal=deal)
+    dataset = stream.dataset(
+        reader, packing.Texts(Words(), 128), corpus, start=start, num_windows=12, deal=deal
+    )
     dataset.context.execution_options = stream.execution_options()
     shards = dataset.streaming_split(ranks, equal=True)
     taken: list[list[PackedBatch]] = [[] for _ in range(ranks)]
@@ -94,11 +96,11 @@ def rows_by_step(taken: list[list[PackedBatch]], per_step: int) -> list[list[tup
 
 def expected(parts: tuple[WindowReader, Corpus], rows: int) -> list[tuple[int, int]]:
     """(window, row) of the first rows, packed here without Ray."""
-    reader, corpus = parts
+    reader, _ = parts
     places: list[tuple[int, int]] = []
     number = 0
     while len(places) < rows:
-        table = packing.pack(reader.read(number), Words(), corpus.sequence_length, reader.mixture.seed)
+        table = packing.pack(reader.read(number), packing.Texts(Words(), 128), 128, reader.mixture.seed)
         places += [(number, row) for row in range(len(table))]
         number += 1
     return places[:rows]
@@ -135,7 +137,12 @@ def test_a_stream_that_starts_elsewhere_is_refused(cluster: str, reader: tuple[W
 
     parts, corpus = reader
     dataset = stream.dataset(
-        parts, Words(), corpus, start=Position(0, 3), num_windows=1, deal=stream.Deal(MICRO)
+        parts,
+        packing.Texts(Words(), 128),
+        corpus,
+        start=Position(0, 3),
+        num_windows=1,
+        deal=stream.Deal(MICRO),
     )
     with pytest.raises(RunError, match="starts at row 3 of window 0 instead of 5"):
         next(stream.batches(dataset.iterator(), MICRO, Position(0, 5), 0))

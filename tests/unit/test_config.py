@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from mlray import config
+from mlray import configuration
 from mlray.config import ConfigError, RunConfig, Source
 
 JOB_CONFIGS = sorted((Path(__file__).resolve().parents[2] / "jobs" / "configs").glob("*.yaml"))
@@ -25,12 +25,12 @@ JOB_CONFIGS = sorted((Path(__file__).resolve().parents[2] / "jobs" / "configs").
 )
 def test_unknown_key_names_its_nearest_neighbour(override: str, neighbour: str) -> None:
     with pytest.raises(ConfigError, match=r"^unknown key '[\w.]+'; did you mean '([\w.]+)'\?$") as caught:
-        config.load(overrides=[override])
+        configuration.load(overrides=[override])
     assert f"did you mean '{neighbour}'?" in str(caught.value)
 
 
 def test_override_reads_yaml_and_scientific_notation() -> None:
-    loaded = config.load(
+    loaded = configuration.load(
         overrides=[
             "train.lr=1e-4",
             "train.adam_betas=[0.9, 95e-2]",
@@ -50,11 +50,11 @@ def test_override_reads_yaml_and_scientific_notation() -> None:
 
 @pytest.mark.parametrize("name", ["1e4", "nan", "123", "no", "null"])
 def test_quoted_override_stays_text(name: str) -> None:
-    assert config.load(overrides=[f"run.name='{name}'"]).run.name == name
+    assert configuration.load(overrides=[f"run.name='{name}'"]).run.name == name
 
 
 def test_override_reads_nested_lists() -> None:
-    loaded = config.load(
+    loaded = configuration.load(
         overrides=["corpus.sources=[{uri: s3://shop/a, text: [title, body]}, {uri: b, language: de}]"]
     )
     assert loaded.corpus.sources == (
@@ -66,7 +66,7 @@ def test_override_reads_nested_lists() -> None:
 def test_override_wins_over_the_file_and_keeps_its_neighbours(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("train:\n  steps: 5\n  lr: 2e-3\nrun: {name: file}\n", encoding="utf-8")
-    loaded = config.load(path, ["train.steps=6", "train.steps=8"])
+    loaded = configuration.load(path, ["train.steps=6", "train.steps=8"])
     assert (loaded.train.steps, loaded.train.lr, loaded.run.name) == (8, 0.002, "file")
 
 
@@ -82,7 +82,7 @@ def test_malformed_override_is_refused(tmp_path: Path, override: str, message: s
     path = tmp_path / "run.yaml"
     path.write_text("run: {name: x}", encoding="utf-8")
     with pytest.raises(ConfigError) as caught:
-        config.load(path, [override])
+        configuration.load(path, [override])
     assert str(caught.value) == message
 
 
@@ -109,14 +109,14 @@ def test_malformed_override_is_refused(tmp_path: Path, override: str, message: s
 )
 def test_value_out_of_range_names_its_key(override: str, key: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        config.load(overrides=[override])
+        configuration.load(overrides=[override])
     assert str(caught.value).startswith(f"{key}: ")
     assert "\n" not in str(caught.value)
 
 
 def test_all_errors_come_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
-        config.load(overrides=["train.lr=-1", "model.layers=3"])
+        configuration.load(overrides=["train.lr=-1", "model.layers=3"])
     assert "train.lr: " in str(caught.value)
     assert "unknown key 'model.layers'" in str(caught.value)
 
@@ -134,19 +134,21 @@ def test_all_errors_come_at_once() -> None:
 )
 def test_sizes_that_do_not_fit_name_every_key(overrides: list[str], keys: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
-        config.load(overrides=overrides)
+        configuration.load(overrides=overrides)
     assert [key for key in keys if key not in str(caught.value)] == []
 
 
 def test_gradient_accumulation_is_computed_from_the_batch_sizes() -> None:
-    loaded = config.load(
+    loaded = configuration.load(
         overrides=["train.global_batch_size=96", "train.micro_batch_size=4", "cluster.num_workers=3"]
     )
     assert loaded.gradient_accumulation_steps == 8
 
 
 def test_config_is_frozen_and_hashable() -> None:
-    loaded = config.load(overrides=["corpus.sources=[{uri: a, text: [x, y]}]", "corpus.languages=[de, fr]"])
+    loaded = configuration.load(
+        overrides=["corpus.sources=[{uri: a, text: [x, y]}]", "corpus.languages=[de, fr]"]
+    )
     for section, key in ((loaded, "train"), (loaded.train, "lr"), (loaded.corpus.sources[0], "uri")):
         with pytest.raises(ValidationError, match="frozen"):
             setattr(section, key, None)
@@ -154,7 +156,7 @@ def test_config_is_frozen_and_hashable() -> None:
 
 
 def test_yaml_round_trip(tmp_path: Path) -> None:
-    original = config.build(
+    original = configuration.build(
         {
             "run": {"name": "1e4", "storage_uri": "s3://bücket/лавка"},
             "corpus": {
@@ -172,13 +174,13 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
     )
     path = tmp_path / "resolved.yaml"
     path.write_text(original.to_yaml(), encoding="utf-8")
-    assert config.load(path) == original
+    assert configuration.load(path) == original
 
 
 def test_defaults_need_no_file_and_survive_the_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "resolved.yaml"
-    path.write_text(config.load().to_yaml(), encoding="utf-8")
-    assert config.load(path) == RunConfig() == config.load()
+    path.write_text(configuration.load().to_yaml(), encoding="utf-8")
+    assert configuration.load(path) == RunConfig() == configuration.load()
 
 
 @pytest.mark.parametrize(
@@ -195,7 +197,7 @@ def test_unreadable_file_is_named_in_one_line(tmp_path: Path, content: bytes | N
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ConfigError) as caught:
-        config.load(path)
+        configuration.load(path)
     assert str(path) in str(caught.value)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -204,16 +206,16 @@ def test_unreadable_file_is_named_in_one_line(tmp_path: Path, content: bytes | N
 def test_empty_file_gives_the_defaults(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("# nothing yet\n", encoding="utf-8")
-    assert config.load(path) == RunConfig()
+    assert configuration.load(path) == RunConfig()
 
 
 @pytest.mark.parametrize("path", JOB_CONFIGS, ids=lambda path: path.name)
 def test_configurations_of_the_jobs_load(path: Path) -> None:
-    assert config.load(path) != RunConfig()
+    assert configuration.load(path) != RunConfig()
 
 
 def test_import_loads_neither_torch_nor_ray() -> None:
     heavy = {"torch", "ray", "transformers", "deepspeed", "numpy", "pyarrow", "boto3"}
-    program = f"import mlray.config, sys; print(sorted({heavy!r} & set(sys.modules)))"
+    program = f"import mlray.configuration, sys; print(sorted({heavy!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

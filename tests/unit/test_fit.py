@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mlray import config as configuration
+from mlray import configuration
 from mlray.training import fit
 from mlray.training.checkpoint import Progress
 

@@ -29,7 +29,13 @@ def vocabulary() -> Vocabulary:
     number = np.arange(SPECIAL + ORDINARY)
     characters = np.where(number < SPECIAL, 0, number % 7 + 1)
     return Vocabulary(
-        SPECIAL + ORDINARY, MASK, number < SPECIAL, number < FIRST_CONTINUATION, characters.astype(np.int32)
+        size=SPECIAL + ORDINARY,
+        mask_id=MASK,
+        end_id=END,
+        pad_id=0,
+        special_V=number < SPECIAL,
+        starts_word_V=number < FIRST_CONTINUATION,
+        characters_V=characters.astype(np.int32),
     )
 
 

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlray.corpus import mixture as mixtures
+from mlray.corpus.lines import Chunk
 from mlray.corpus.manifest import ChunkEntry, Manifest, Part
 from mlray.corpus.mixture import Mixture, Slice
-from mlray.corpus.records import Chunk
 from mlray.corpus.sources import SourceFile
 
 

@@ -89,7 +89,7 @@ def test_every_token_lies_in_the_rows_once_and_in_order(
     sizes: list[tuple[int, int | None]], sequence_length: int, seed: int
 ) -> None:
     window, expected = window_of(sizes)
-    table = packing.pack(window, Numbers(), sequence_length, seed)
+    table = packing.pack(window, packing.Texts(Numbers(), sequence_length), sequence_length, seed)
     assert table.column("row").to_pylist() == list(range(len(table)))
     assert set(table.column("window").to_pylist()) == {7}
     texts: dict[int, list[list[int]]] = {document: [] for document in expected}
@@ -174,7 +174,9 @@ def test_best_fit_equals_a_slow_search(lengths: list[int]) -> None:
 
 def packed_rows(seed: int) -> list[list[int]]:
     window, _ = window_of([(size % 17, None) for size in range(1, 80)])
-    rows: list[list[int]] = packing.pack(window, Numbers(), 20, seed).column("tokens").to_pylist()
+    rows: list[list[int]] = (
+        packing.pack(window, packing.Texts(Numbers(), 20), 20, seed).column("tokens").to_pylist()
+    )
     return rows
 
 
@@ -194,7 +196,7 @@ def test_unpack_equals_a_slow_loop(
     sizes: list[tuple[int, int | None]], sequence_length: int, cut: tuple[int, int]
 ) -> None:
     window, _ = window_of(sizes)
-    whole = packing.pack(window, Numbers(), sequence_length, 0)
+    whole = packing.pack(window, packing.Texts(Numbers(), sequence_length), sequence_length, 0)
     start = min(cut[0], len(whole) - 1)
     pieces = [whole.slice(start, cut[1]), whole.slice(0, 2)]
     for table in (pieces[0], pa.concat_tables(pieces)):
@@ -223,5 +225,5 @@ def test_unpack_equals_a_slow_loop(
 
 def test_arrays_are_small() -> None:
     window, _ = window_of([(5, None)])
-    batch = packing.unpack(packing.pack(window, Numbers(), 8, 0))
+    batch = packing.unpack(packing.pack(window, packing.Texts(Numbers(), 8), 8, 0))
     assert [array.dtype for array in (batch.tokens_BT, batch.segments_BT, batch.offsets_BT)] == [np.int32] * 3

@@ -7,10 +7,10 @@ import io
 import pytest
 from rich.console import Console
 
-from mlray import config as configuration
+from mlray import configuration
 from mlray.config import ConfigError
+from mlray.corpus.lines import Chunk
 from mlray.corpus.manifest import ChunkEntry, Manifest, Part
-from mlray.corpus.records import Chunk
 from mlray.corpus.sources import SourceFile
 from mlray.training import plan
 from tests.unit import tiny

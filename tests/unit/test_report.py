@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib import image
 from rich.console import Console
 
-from mlray import config as configuration
+from mlray import configuration
 from mlray.training import report
 from mlray.training.checkpoint import Checkpoint, Progress
 

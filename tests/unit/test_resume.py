@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mlray import config as configuration
+from mlray import configuration
 from mlray.config import ConfigError, RunConfig
 from mlray.training import resume
 from mlray.training.checkpoint import Checkpoint, Progress

@@ -14,8 +14,8 @@ import torch
 
 from mlray.config import Model, Objective, Storage, Tokenizer, Train
 from mlray.corpus import packing, validation
+from mlray.corpus.lines import Chunk
 from mlray.corpus.manifest import ChunkEntry, HeldOut, Manifest, Part
-from mlray.corpus.records import Chunk
 from mlray.corpus.sources import SourceFile
 from mlray.corpus.windows import Window
 from mlray.models import backbone, tokenizer
@@ -88,6 +88,11 @@ def tokens() -> Any:
     return tokenizer.train(corpus, Tokenizer(algorithm="bpe", vocab_size=120))
 
 
+def cutter(sequence_length: int) -> packing.Texts:
+    """Cuts texts with that tokenizer."""
+    return packing.Texts(tokenizer.encoder(tokens()), sequence_length)
+
+
 def window(number: int, documents: int, seed: int = 2) -> Window:
     """Documents of both languages in turn."""
     columns = [texts(language, documents, seed=seed + number) for language in LANGUAGES]
@@ -99,9 +104,7 @@ def rows(count: int, sequence_length: int = 32) -> pa.Table:
     """The first `count` packed rows of an endless stream of windows."""
     tables: list[pa.Table] = []
     while sum(map(len, tables)) < count:
-        tables.append(
-            packing.pack(window(len(tables), 40), tokenizer.encoder(tokens()), sequence_length, seed=0)
-        )
+        tables.append(packing.pack(window(len(tables), 40), cutter(sequence_length), sequence_length, seed=0))
     return pa.concat_tables(tables).slice(0, count)
 
 
@@ -111,7 +114,7 @@ def held_out(counts: dict[str, int], sequence_length: int = 32) -> pa.Table:
     file = SourceFile("corpus.jsonl", 1, "1", "jsonl", None, ("text",), None, None, "language")
     parts = tuple(Part(name, 1, 1, ()) for name in LANGUAGES)
     manifest = Manifest((ChunkEntry(Chunk(file), parts),), tuple(held), (), "")
-    return validation.rows(manifest, tokenizer.encoder(tokens()), sequence_length, seed=0)
+    return validation.rows(manifest, cutter(sequence_length), sequence_length, seed=0)
 
 
 def deal(table: pa.Table, micro_batch_size: int, rank: int = 0, world_size: int = 1) -> list[PackedBatch]:

@@ -1,0 +1,114 @@
+"""From a YAML file and `section.key=value` overrides to a `RunConfig`: the one way to set a value.
+
+An unknown key names its nearest neighbour.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from mlray.config import ConfigError, RunConfig, Source
+
+_SCIENTIFIC = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+
+
+def load(path: str | Path | None = None, overrides: tuple[str, ...] | list[str] = ()) -> RunConfig:
+    """Reads a YAML file, applies `section.key=value` overrides and checks the result.
+
+    Raises:
+        ConfigError: an unreadable file, an unknown key, a value of the wrong kind, or sizes that do not fit.
+    """
+    values = _read_yaml(Path(path)) if path else {}
+    for override in overrides:
+        _apply(values, override)
+    return build(values)
+
+
+def build(values: dict[str, Any]) -> RunConfig:
+    """Checks a nested dictionary and freezes it.
+
+    Raises:
+        ConfigError: as `load`.
+    """
+    try:
+        config = RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from None
+    per_step = config.train.micro_batch_size * config.cluster.num_workers
+    if config.train.global_batch_size % per_step:
+        raise ConfigError(
+            f"train.global_batch_size={config.train.global_batch_size} is no multiple of train.micro_batch_size "
+            f"x cluster.num_workers = {config.train.micro_batch_size} x {config.cluster.num_workers}; change one"
+        )
+    if config.train.offload and config.train.zero_stage == 0:
+        raise ConfigError("train.offload=true needs train.zero_stage 1, 2 or 3")
+    if config.model.hidden_size % config.model.num_heads:
+        raise ConfigError(
+            f"model.hidden_size={config.model.hidden_size} is no multiple of "
+            f"model.num_heads={config.model.num_heads}"
+        )
+    return config
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold sections such as `train:`, not a {type(values).__name__}")
+    return {name: section for name, section in values.items() if section is not None}
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"override {override!r} is not of the form section.key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    if isinstance(value, str) and _SCIENTIFIC.fullmatch(text.strip()):  # YAML 1.1 reads 1e-4 as a string.
+        value = float(value)
+    *parents, leaf = key.split(".")
+    node = values
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"override {override!r}: {parent!r} is a value, not a section")
+        node = child
+    node[leaf] = value
+
+
+def _likeness(key: str, known: str) -> float:
+    """How alike two dotted keys are: as a whole, or by their last parts where the section is missing or wrong."""
+    whole = difflib.SequenceMatcher(None, key, known).ratio()
+    last = difflib.SequenceMatcher(None, key.rsplit(".", 1)[-1], known.rsplit(".", 1)[-1]).ratio()
+    return max(whole, last) + 0.1 * whole
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            nearest = max(_known_keys(), key=lambda known: _likeness(key, known))
+            lines.append(f"unknown key {key!r}; did you mean {nearest!r}?")
+        else:
+            lines.append(f"{key}: {item['msg']} (got {item['input']!r})")
+    return "; ".join(lines)
+
+
+def _known_keys() -> list[str]:
+    keys = list(RunConfig.model_fields)
+    for name, field in RunConfig.model_fields.items():
+        keys += [f"{name}.{key}" for key in field.default.__class__.model_fields]
+    return keys + [f"corpus.sources.0.{key}" for key in Source.model_fields]

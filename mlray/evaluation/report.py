@@ -1,0 +1,80 @@
+"""What an evaluation says: a figure for every task, language and metric, with its size and interval."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+LOWER_IS_BETTER = {"TER"}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A value, its 95 % interval, the number of rows behind it, and how it was computed."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    signature: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """Task -> language -> metric -> figure, and what was judged."""
+
+    about: dict[str, Any]
+    cells: dict[str, dict[str, dict[str, Figure]]] = field(default_factory=dict)
+
+    def summary(self, task: str) -> dict[str, dict[str, Any]]:
+        """Of each metric of a task: mean over the languages, the worst language, and how far it is behind the mean."""
+        table = self.cells[task]
+        result: dict[str, dict[str, Any]] = {}
+        for metric in next(iter(table.values())):
+            values = {language: figures[metric].value for language, figures in table.items()}
+            macro = sum(values.values()) / len(values)
+            choose = max if metric in LOWER_IS_BETTER else min
+            worst = choose(values, key=lambda language: values[language])
+            result[metric] = {"macro": macro, "worst": worst, "gap": abs(macro - values[worst])}
+        return result
+
+    def to_json(self) -> str:
+        """The whole report."""
+        body = {
+            "about": self.about,
+            "cells": {
+                task: {
+                    language: {name: asdict(figure) for name, figure in row.items()}
+                    for language, row in table.items()
+                }
+                for task, table in self.cells.items()
+            },
+            "summary": {task: self.summary(task) for task in self.cells},
+        }
+        return json.dumps(body, ensure_ascii=False, indent=1)
+
+
+def show(report: Report, console: Console) -> None:
+    """Prints a table for each task: value +- half the interval, then the mean and the worst language."""
+    for task, table in report.cells.items():
+        metrics = list(next(iter(table.values())))
+        shown = Table(title=task, title_justify="left")
+        shown.add_column("language")
+        for metric in metrics:
+            shown.add_column(metric, justify="right")
+        shown.add_column("n", justify="right")
+        for language, figures in sorted(table.items()):
+            cells = [
+                f"{figures[name].value:.1f} ± {figures[name].high - figures[name].value:.1f}"
+                for name in metrics
+            ]
+            shown.add_row(language, *cells, f"{figures[metrics[0]].n:,}")
+        summary = report.summary(task)
+        shown.add_section()
+        shown.add_row("mean", *(f"{summary[name]['macro']:.1f}" for name in metrics), "")
+        shown.add_row("worst", *(summary[name]["worst"] for name in metrics), "")
+        console.print(shown)

@@ -1,0 +1,55 @@
+"""Scores of translations: sacreBLEU's BLEU (Papineni et al. 2002), chrF (Popovic 2015) and TER (Snover et al. 2006).
+
+The tokenizer follows the target language; every figure carries sacreBLEU's signature and a bootstrap interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
+from sacrebleu.metrics.ter import TER
+
+from mlray import languages
+from mlray.config import ConfigError
+from mlray.evaluation.report import Figure
+
+
+def score(
+    hypotheses: Sequence[str], references: Sequence[str], language: str, resamples: int
+) -> dict[str, Figure]:
+    """BLEU, chrF and TER of a corpus in percent, each with its 95 % interval.
+
+    Args:
+        hypotheses: what the model wrote.
+        references: one for each.
+        language: tag of the language they are in.
+        resamples: of the bootstrap.
+
+    Raises:
+        ConfigError: the two are of different length, or a reference is empty.
+    """
+    if len(hypotheses) != len(references):
+        raise ConfigError(f"{len(hypotheses)} hypotheses do not fit {len(references)} references")
+    for row, reference in enumerate(references):
+        if not reference.strip():
+            raise ConfigError(f"the reference of row {row} in {language!r} is empty")
+    metrics: dict[str, Any] = {
+        "BLEU": BLEU(tokenize=languages.metric_tokenizer(language)),
+        "chrF": CHRF(),
+        "TER": TER(asian_support=languages.metric_tokenizer(language) != "13a"),
+    }
+    return {
+        name: _figure(metric, list(hypotheses), list(references), resamples)
+        for name, metric in metrics.items()
+    }
+
+
+def _figure(metric: Any, hypotheses: list[str], references: list[str], resamples: int) -> Figure:
+    plain = float(metric.corpus_score(hypotheses, [references]).score)
+    half = 0.0
+    if len(hypotheses) > 1:
+        half = float(metric.corpus_score(hypotheses, [references], n_bootstrap=resamples)._ci)
+    return Figure(plain, plain - half, plain + half, len(hypotheses), str(metric.get_signature()))

@@ -1,0 +1,108 @@
+"""Translation of pairs: one model for all directions, told the target language by the decoder's first token.
+
+As M2M-100 (Fan et al. 2021) and mBART-50 do it: the encoder reads `<source language> text </s>`, the decoder
+`</s> <target language> translation` and predicts the translation and `</s>`. Shape letters: B rows, T tokens,
+N predicted positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from mlray.config import ConfigError, Objective
+from mlray.corpus.packing import Piece
+from mlray.corpus.windows import Window
+from mlray.models.tokenizer import Encoder, Vocabulary
+from mlray.schema import NO_TARGET, PackedBatch
+
+
+def directions(names: Sequence[str]) -> list[tuple[str, str]]:
+    """`en-de` -> (en, de).
+
+    Raises:
+        ConfigError: a language is no direction.
+    """
+    for name in names:
+        if len(name.split("-")) != 2:
+            raise ConfigError(
+                f"objective.name=translation needs pairs in a language such as en-de, and the corpus has {name!r}; set "
+                "corpus.sources[].language"
+            )
+    return [(name.split("-")[0], name.split("-")[1]) for name in names]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Cuts pairs into pieces whose source and target share their columns; what is longer than a row is cut off."""
+
+    encoder: Encoder
+    languages: tuple[tuple[int, int], ...]
+    """Language number -> tokens of the source and the target language."""
+    sequence_length: int
+
+    @property
+    def pad_id(self) -> int:
+        """The tokenizer's."""
+        return self.encoder.pad_id
+
+    def __call__(self, window: Window) -> list[Piece]:
+        """One piece a pair."""
+        sources, targets = self.encoder.encode(window.text), self.encoder.encode(window.pair)
+        room, end = self.sequence_length - 2, self.encoder.end_id
+        pieces = []
+        for i, (source, target) in enumerate(zip(sources, targets, strict=True)):
+            number = window.language[i]
+            of, into = self.languages[number]
+            left, right = [of, *source[:room], end], [into, *target[:room], end]
+            columns = max(len(left), len(right))
+            left += [self.pad_id] * (columns - len(left))
+            right += [NO_TARGET] * (columns - len(right))
+            pieces.append(Piece(left, number, window.document[i], right))
+        return pieces
+
+
+def pairs(encoder: Encoder, names: Sequence[str], sequence_length: int) -> Pairs:
+    """The cutter for a corpus with these language names.
+
+    Raises:
+        ConfigError: a language is no direction, or the tokenizer has no token for one.
+    """
+    for language in sorted({language for both in directions(names) for language in both}):
+        if language not in encoder.language_ids:
+            raise ConfigError(
+                f"the tokenizer has no token for the language {language!r}, only for "
+                f"{', '.join(sorted(encoder.language_ids)) or 'none'}; translate between those, or train a tokenizer"
+            )
+    ids = encoder.language_ids
+    return Pairs(encoder, tuple((ids[of], ids[into]) for of, into in directions(names)), sequence_length)
+
+
+def collate(batch: PackedBatch, vocabulary: Vocabulary) -> tuple[dict[str, torch.Tensor], np.ndarray]:
+    """Inputs of `models.translator.Translator` and the targets (N,) int64."""
+    targets_BT = batch.targets_BT
+    assert targets_BT is not None, "rows without targets reached the translation objective"
+    starts_BT = (batch.offsets_BT == 0) & (batch.segments_BT > 0)
+    before_BT = np.roll(targets_BT, 1, axis=1)
+    decoder_BT = np.where(starts_BT, vocabulary.end_id, before_BT)
+    decoder_BT = np.where((decoder_BT == NO_TARGET) | (batch.segments_BT == 0), vocabulary.pad_id, decoder_BT)
+    # The language is told, not guessed.
+    predicted_N = np.flatnonzero((targets_BT != NO_TARGET) & ~starts_BT)
+    model = {
+        "source_BT": torch.from_numpy(batch.tokens_BT.astype(np.int64)),
+        "target_BT": torch.from_numpy(decoder_BT.astype(np.int64)),
+        "segments_BT": torch.from_numpy(batch.segments_BT),
+        "offsets_BT": torch.from_numpy(batch.offsets_BT).long(),
+        "predicted_N": torch.from_numpy(predicted_N),
+    }
+    return model, targets_BT.ravel()[predicted_N].astype(np.int64)
+
+
+def loss(logits_NV: torch.Tensor, targets_N: torch.Tensor, config: Objective) -> torch.Tensor:
+    """Sum of the label-smoothed negative log-likelihoods (nats), in fp32."""
+    return torch.nn.functional.cross_entropy(
+        logits_NV.float(), targets_N, reduction="sum", label_smoothing=config.label_smoothing
+    )

@@ -7,17 +7,12 @@ import logging
 import os
 import re
 import time
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 import ray.train
 import ray.train.torch
 import torch
-from ray.experimental import tqdm_ray
-from torch.utils.tensorboard import SummaryWriter
 
 from mlray import configuration, storage
 from mlray.config import RunConfig, RunError
@@ -32,40 +27,10 @@ from mlray.training import checkpoint as checkpoints
 from mlray.training import loop
 from mlray.training.checkpoint import Progress
 from mlray.training.engine import Engine, probe_precision, settle
+from mlray.training.folders import Folders
+from mlray.training.monitor import Monitor
 
 _OUR_ERROR = re.compile(r"\b(?:StorageError|RunError|ConfigError): ")
-
-
-@dataclass(frozen=True)
-class Folders:
-    """Where the parts of a run lie."""
-
-    root: str
-
-    @classmethod
-    def of(cls, config: RunConfig) -> Folders:
-        """The folders of a configuration's run."""
-        return cls(storage.join(storage.absolute(config.run.storage_uri), config.run.name))
-
-    @property
-    def corpus(self) -> str:
-        """Manifest and quarantine."""
-        return storage.join(self.root, "corpus")
-
-    @property
-    def tokenizer(self) -> str:
-        """The tokenizer of the run."""
-        return storage.join(self.root, "tokenizer")
-
-    @property
-    def checkpoints(self) -> str:
-        """One folder a checkpoint."""
-        return storage.join(self.root, "checkpoints")
-
-    @property
-    def events(self) -> str:
-        """TensorBoard events."""
-        return storage.join(self.root, "events")
 
 
 def fit(config: RunConfig) -> None:
@@ -189,7 +154,7 @@ def _work(values: dict[str, Any]) -> None:
     progress = found.progress if found else Progress()
     if found:
         checkpoints.load(engine, found, config.storage)
-    monitor = _Monitor(config, folders, engine.rank, progress, refused)
+    monitor = Monitor(config, folders, engine.rank, progress, refused)
     shard = ray.train.get_dataset_shard("train")
     batches = stream.batches(shard, config.train.micro_batch_size, progress.position, engine.rank)
     if not progress.validations:
@@ -256,58 +221,3 @@ def _should_stop(progress: Progress, config: RunConfig) -> bool:
         return False
     progress.stale += 1
     return progress.stale >= config.train.patience
-
-
-class _Monitor:
-    """What a person sees of a run: a bar on the driver and TensorBoard events, both from the first worker."""
-
-    def __init__(
-        self, config: RunConfig, folders: Folders, rank: int, progress: Progress, refused: list[str]
-    ) -> None:
-        self._active = rank == 0
-        self._folders, self._settings = folders, config.storage
-        self._log_every = config.train.log_every
-        if not self._active:
-            return
-        for sentence in refused:
-            print(f"{sentence}; it is skipped")
-        self._stage = storage.staging()
-        self._events = self._stage.__enter__()
-        self._writer = SummaryWriter(str(self._events))
-        self._bar = tqdm_ray.tqdm(total=config.train.steps, desc=config.run.name, unit="step")
-        self._bar.update(progress.step)
-
-    def stepped(self, step: loop.Step) -> None:
-        """After each step."""
-        if not self._active:
-            return
-        self._bar.set_description(f"loss {step.loss:.3f}")
-        self._bar.update(1)
-        if step.number % self._log_every == 0:
-            self._writer.add_scalar("train/loss", step.loss, step.number)
-            self._writer.add_scalar("train/lr", step.rate, step.number)
-            self._writer.add_scalar("train/gradient_norm", step.gradient_norm, step.number)
-            self._writer.add_scalar(
-                "train/tokens_per_s", float(np.sum(step.tokens)) / step.seconds, step.number
-            )
-            self._writer.add_scalar("train/waited_share", step.waited_s / step.seconds, step.number)
-
-    def validated(self, progress: Progress, scores: dict[str, dict[str, float]]) -> None:
-        """After each validation: kept in the progress on all workers, written by the first."""
-        progress.validations.append({"step": progress.step, "languages": scores})
-        if not self._active:
-            return
-        for language, row in scores.items():
-            for metric, value in row.items():
-                self._writer.add_scalar(f"validation_{metric}/{language}", value, progress.step)
-        self._writer.flush()
-        storage.upload(Path(self._events), self._folders.events, self._settings)
-
-    def close(self) -> None:
-        """Writes the last events."""
-        if not self._active:
-            return
-        self._writer.close()
-        storage.upload(Path(self._events), self._folders.events, self._settings)
-        self._stage.__exit__(None, None, None)
-        self._bar.close()

@@ -22,6 +22,7 @@ from mlray.models import backbone, tokenizer
 from mlray.objectives.table import OBJECTIVES
 from mlray.training import checkpoint as checkpoints
 from mlray.training import fit, plan, report, resume
+from mlray.training.folders import Folders
 
 _POLL_S = 2.0
 
@@ -35,7 +36,7 @@ def pretrain(config: RunConfig, *, plan_only: bool = False) -> dict[str, Any]:
     """
     console = Console(width=None if os.environ.get("COLUMNS") else 110)
     config = _placed(config)
-    folders = fit.Folders.of(config)
+    folders = Folders.of(config)
     corpus_sources = sources.import_datasets(
         config.corpus.sources, storage.join(folders.root, "imported"), config.storage
     )
@@ -82,7 +83,7 @@ def _placed(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"run": config.run.model_copy(update={"storage_uri": place})})
 
 
-def _train(config: RunConfig, folders: fit.Folders) -> checkpoints.Checkpoint:
+def _train(config: RunConfig, folders: Folders) -> checkpoints.Checkpoint:
     check_placement(config)
     if not config.train.resume:  # not before all else is known to be right
         storage.delete_folder(folders.checkpoints, config.storage)
@@ -161,7 +162,7 @@ def _places(config: RunConfig) -> tuple[int, dict[str, float]]:
 
 
 def _manifest(
-    config: RunConfig, folders: fit.Folders, files: list[sources.SourceFile], resumes: bool
+    config: RunConfig, folders: Folders, files: list[sources.SourceFile], resumes: bool
 ) -> Manifest:
     fingerprint = manifests.fingerprint(files, config.corpus)
     manifest = manifests.load(folders.corpus, config.storage)
@@ -177,7 +178,7 @@ def _manifest(
     return manifest
 
 
-def _tokenizer(config: RunConfig, folders: fit.Folders, manifest: Manifest, resumes: bool) -> Any:
+def _tokenizer(config: RunConfig, folders: Folders, manifest: Manifest, resumes: bool) -> Any:
     """The run's own tokenizer if it still fits, else the one that is named, else a newly trained one."""
     objective = OBJECTIVES[config.objective.name]
     mark = storage.join(folders.tokenizer, "MADE_FROM")

@@ -1,0 +1,40 @@
+"""Where the parts of a run lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mlray import storage
+from mlray.config import RunConfig
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where the parts of a run lie."""
+
+    root: str
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Folders:
+        """The folders of a configuration's run."""
+        return cls(storage.join(storage.absolute(config.run.storage_uri), config.run.name))
+
+    @property
+    def corpus(self) -> str:
+        """Manifest and quarantine."""
+        return storage.join(self.root, "corpus")
+
+    @property
+    def tokenizer(self) -> str:
+        """The tokenizer of the run."""
+        return storage.join(self.root, "tokenizer")
+
+    @property
+    def checkpoints(self) -> str:
+        """One folder a checkpoint."""
+        return storage.join(self.root, "checkpoints")
+
+    @property
+    def events(self) -> str:
+        """TensorBoard events."""
+        return storage.join(self.root, "events")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from mlray.config import Corpus, Source, Storage
@@ -117,6 +118,19 @@ def test_one_two_and_four_ranks_see_the_same_global_batches(
         taken = consume(reader, ranks, steps, per_step, Position(), batches_per_block)
         assert [len(batches) for batches in taken] == [steps * per_step // ranks] * ranks
         assert rows_by_step(taken, per_step) == truth
+
+
+def test_a_round_is_sorted_by_worker_and_blocks_are_no_larger_than_needed() -> None:
+    deal = stream.Deal(micro_batch_size=2, num_workers=3, batches_per_block=2)
+    assert (deal.rows_per_block, deal.rows_per_round) == (4, 12)
+    table = pa.table({"row": list(range(12))})
+    assert deal.sort(table).column("row").to_pylist() == [0, 1, 6, 7, 2, 3, 8, 9, 4, 5, 10, 11]
+    corpus = Corpus(sequence_length=128)
+    assert (
+        stream.Deal.of(corpus, 64, 2, 10_000).batches_per_block == 32
+    )  # 32 x 64 x 128 tokens of 4 bytes: a megabyte
+    assert stream.Deal.of(corpus, 64, 2, 5).batches_per_block == 5
+    assert stream.Deal.of(corpus, 10_000, 2, 5).batches_per_block == 1
 
 
 def test_a_stream_from_a_position_goes_on_with_the_same_rows_and_tokens(

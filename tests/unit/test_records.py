@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlray.config import Source, Storage
+from mlray.config import ConfigError, Source, Storage
 from mlray.corpus import records, sources
 from mlray.corpus.lines import BrokenChunk, Chunk
 from mlray.corpus.records import Record
@@ -532,3 +532,53 @@ def test_file_that_is_gone_is_no_damage(tmp_path: Path) -> None:
         (tmp_path / name).unlink()
         with pytest.raises(StorageError, match=f"^{tmp_path}/{name}: "):
             read(chunk)
+
+
+# ---- two files, line by line
+
+
+def aligned(folder: Path, text: bytes, pair: bytes) -> Chunk:
+    (folder / "a.en.gz").write_bytes(gzip.compress(text))
+    (folder / "a.de").write_bytes(pair)
+    source = Source(
+        uri=str(folder / "a.en.gz"), pair_uri=str(folder / "a.de"), language="en-de", format="text"
+    )
+    (file,) = sources.list_files((source,), SETTINGS)
+    (chunk,) = records.chunks(file, 4, SETTINGS)  # smaller than the files: line k must stay beside line k
+    return chunk
+
+
+def test_lines_of_two_files_are_pairs_and_a_bad_one_keeps_its_neighbours(tmp_path: Path) -> None:
+    chunk = aligned(
+        tmp_path,
+        b"one\r\n\xff\nthree\n\nfive\n" + b"x" * 200_000 + b"\nseven",
+        b"eins\nzwei\ndrei\nvier\n\nlang\nsieben",
+    )
+    assert read(chunk) == [
+        good(0, "one", "eins", "en-de"),
+        bad(1, "invalid UTF-8 at byte 0", "en-de"),
+        good(2, "three", "drei", "en-de"),
+        bad(3, "empty", "en-de"),
+        bad(4, "empty", "en-de"),
+        bad(5, "longer than 1000 characters", "en-de"),
+        good(6, "seven", "sieben", "en-de"),
+    ]
+    assert read(chunk, first_row=6) == [good(6, "seven", "sieben", "en-de")]
+
+
+@pytest.mark.parametrize(("text", "pair"), [(b"one\ntwo\n", b"eins\n"), (b"one\n", b"eins\nzwei\n")])
+def test_files_of_different_length_are_broken_where_the_shorter_ends(
+    tmp_path: Path, text: bytes, pair: bytes
+) -> None:
+    found, reason = read_until_broken(aligned(tmp_path, text, pair))
+    assert found == [good(0, "one", "eins", "en-de")]
+    assert re.fullmatch(r"\S+/a\.en\.gz and \S+/a\.de have different numbers of lines", reason)
+
+
+def test_pair_uri_needs_one_text_file_and_a_direction(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"one\n")
+    (tmp_path / "b.txt").write_bytes(b"eins\n")
+    for values in ({"language": "en"}, {"language": "en-de", "format": "jsonl"}, {"pair_uri": str(tmp_path)}):
+        wanted = {"uri": f"{tmp_path}/a.txt", "pair_uri": f"{tmp_path}/b.txt", "language": "en-de", **values}
+        with pytest.raises(ConfigError, match=r"pair_uri takes one text file beside one text file"):
+            sources.list_files((Source.model_validate(wanted),), SETTINGS)

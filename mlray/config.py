@@ -30,16 +30,21 @@ class Source(_Section):
 
     uri: str
     """A file or folder, local or `s3://bucket/prefix`, or `hf://name[:config[:split]]` for `datasets`."""
-    format: Literal["auto", "parquet", "jsonl", "text"] = "auto"
-    """`auto` goes by the file name; `.gz` and `.zst` are read through for text and JSON lines."""
+    files: str | None = None
+    """Pattern of the files that are meant below a folder, such as `*/train.conllu`."""
+    format: Literal["auto", "parquet", "jsonl", "text", "csv", "tsv", "conll"] = "auto"
+    """`auto` goes by the file name; `.gz` and `.zst` are read through, but for parquet."""
     pair_uri: str | None = None
     """A text file whose lines translate those of `uri`, one by one; `language` is then a tag such as `en-de`."""
     text: str | tuple[str, ...] = "text"
-    """Column (or columns, joined by a line break) that hold the text; ignored for plain text files."""
+    """Column (or columns, joined by a line break) that hold the text; in CoNLL files a number from 0 or the name of a
+    `# name = value` line; ignored for plain text files."""
     pair: str | None = None
-    """Column with the translation of `text`; in text files any value means tab-separated pairs."""
+    """Column with what belongs to `text`: its translation, its label, or the tags of its words; in text files any
+    value means tab-separated pairs."""
     language: str = "filename"
-    """`column:<name>`, `partition[:<key>]` (hive), `filename` (`de.txt.gz`), or a fixed tag such as `de`."""
+    """`column:<name>`, `partition[:<key>]` (hive), `folder` (`de/train.conllu`), `filename` (`de.txt.gz`), or a fixed
+    tag such as `de`."""
 
 
 class Run(_Section):
@@ -116,9 +121,13 @@ class Model(_Section):
 
 
 class Objective(_Section):
-    """What is learnt: masked language modelling (BERT; with pairs XLM's TLM), or translation of pairs (M2M-100)."""
+    """What is learnt.
 
-    name: Literal["masked", "translation"] = "masked"
+    `masked` language modelling (BERT; with pairs XLM's TLM), `translation` of pairs (M2M-100), `tagging` of words (NER,
+    slots), `classification` of texts (sentiment, intent, topic).
+    """
+
+    name: Literal["masked", "translation", "tagging", "classification"] = "masked"
     mask_rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
     whole_word: bool = False
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from mlray import languages, storage
 from mlray.config import Storage
-from mlray.corpus import lines
+from mlray.corpus import lines, tables
 from mlray.corpus.cleaning import BadRecord, clean, decode
 from mlray.corpus.lines import BrokenChunk, Chunk, first_line
 from mlray.corpus.sources import SourceFile
@@ -51,7 +51,7 @@ def chunks(file: SourceFile, chunk_bytes: int, settings: Storage) -> list[Chunk]
             storage.raise_if_transport(error, file.uri, settings)
             raise BrokenChunk(f"not a readable parquet file: {first_line(error)}") from None
         return [Chunk(file, group) for group in range(groups)]
-    if file.codec or file.pair_uri:
+    if file.codec or file.pair_uri or file.format in tables.FORMATS:
         return [Chunk(file, 0, file.size)]
     cuts = range(0, file.size, chunk_bytes)
     return [Chunk(file, cut, min(cut + chunk_bytes, file.size)) for cut in cuts]
@@ -66,17 +66,15 @@ def read(chunk: Chunk, max_chars: int, settings: Storage, first_row: int = 0) ->
     """
     if chunk.file.format == "parquet":
         return _read_parquet(chunk, max_chars, settings, first_row)
-    parse = _parse_aligned if chunk.file.pair_uri else _parse_lines
+    parse = _parse_table if chunk.file.format in tables.FORMATS else _parse_lines
+    if chunk.file.pair_uri:
+        parse = _parse_aligned
     return _batched(parse(chunk, max_chars, settings), first_row)
 
 
 def _read_parquet(chunk: Chunk, max_chars: int, settings: Storage, first_row: int) -> Iterator[list[Record]]:
     file = chunk.file
-    wanted = [
-        *file.columns,
-        *([file.pair] if file.pair else []),
-        *([file.language_column] if file.language_column else []),
-    ]
+    wanted = _columns(file)
     row = 0
     with storage.open_input(file.uri, settings) as handle:
         try:
@@ -142,6 +140,19 @@ def _parse_lines(chunk: Chunk, max_chars: int, settings: Storage) -> Iterator[Re
         yield line if isinstance(line, BrokenChunk) else _parse_line(row, line, chunk.file, max_chars)
 
 
+def _parse_table(chunk: Chunk, max_chars: int, settings: Storage) -> Iterator[Record | BrokenChunk]:
+    file = chunk.file
+    rows = tables.rows(chunk, _columns(file), _line_limit(file, max_chars), settings)
+    try:
+        for row, cells in enumerate(rows):
+            if isinstance(cells, BadRecord):
+                yield Record(row, file.language or languages.UNKNOWN, "", "", str(cells))
+            else:
+                yield _record(row, cells, file, max_chars)
+    except BrokenChunk as error:
+        yield error
+
+
 def _parse_aligned(chunk: Chunk, max_chars: int, settings: Storage) -> Iterator[Record | BrokenChunk]:
     """Line k of one file and line k of the other; where one ends before the other, the rest cannot be trusted."""
     file = chunk.file
@@ -198,15 +209,15 @@ def _json_cells(text: str, file: SourceFile) -> list[object]:
         raise BadRecord("not JSON") from None
     if not isinstance(entry, dict):
         raise BadRecord(f"not a JSON object but {type(entry).__name__}")
-    names = [
-        *file.columns,
-        *([file.pair] if file.pair else []),
-        *([file.language_column] if file.language_column else []),
-    ]
+    names = _columns(file)
     missing = [name for name in names if name not in entry]
     if missing:
         raise BadRecord(f"no key {missing[0]!r}")
     return [entry[name] for name in names]
+
+
+def _columns(file: SourceFile) -> list[str]:
+    return [name for name in (*file.columns, file.pair, file.language_column) if name]
 
 
 def _tab_cells(text: str) -> list[object]:

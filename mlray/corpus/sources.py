@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
@@ -19,6 +20,9 @@ _FORMATS = {
     ".txt": "text",
     ".text": "text",
     ".tsv": "text",
+    ".csv": "csv",
+    ".conll": "conll",
+    ".conllu": "conll",
 }
 _SHARD_BYTES = 256 << 20
 _CODECS = {".gz": "gzip", ".zst": "zstd"}
@@ -66,12 +70,16 @@ def list_files(sources: tuple[Source, ...], settings: Storage) -> list[SourceFil
     for source in sources:
         root = storage.absolute(source.uri)
         for file in storage.list_files(root, settings):
+            if source.files and not fnmatch.fnmatch(file.uri.removeprefix(root).lstrip("/"), source.files):
+                continue
             described = _describe(file, root, source)
             if source.pair_uri:
                 described = _aligned(
                     described, storage.list_files(storage.absolute(source.pair_uri), settings)
                 )
             found[file.uri, described.pair_uri or ""] = described
+    if not found:
+        raise ConfigError(f"no file matches corpus.sources[].files={sources[-1].files!r}")
     return [found[key] for key in sorted(found)]
 
 
@@ -147,6 +155,8 @@ def _language(uri: str, root: str, stem: str, source: Source) -> tuple[str | Non
         parts = dict(part.split("=", 1) for part in uri.removeprefix(root).split("/") if "=" in part)
         key = argument or next(iter(parts), "")
         tag = unquote(parts.get(key, ""))
+    elif rule == "folder":
+        tag = PurePosixPath(uri).parent.name
     elif rule == "filename":
         tag = stem.split(".")[0]
     else:
@@ -155,6 +165,6 @@ def _language(uri: str, root: str, stem: str, source: Source) -> tuple[str | Non
     if normal is None:
         raise ConfigError(
             f"{uri}: no language in {tag!r} (corpus.sources[].language={source.language!r}); use column:<name>, "
-            "partition:<key>, filename, or a fixed tag such as de"
+            "partition:<key>, folder, filename, or a fixed tag such as de"
         )
     return normal, None

@@ -7,7 +7,7 @@ positions, V vocabulary, H hidden size.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -85,8 +85,8 @@ FAMILIES = {
 }
 
 
-class MaskedEncoder(torch.nn.Module):
-    """A masked-language model that reads packed rows."""
+class PackedEncoder(torch.nn.Module):
+    """An encoder of `transformers`, whatever its head, that reads packed rows."""
 
     def __init__(self, model: transformers.PreTrainedModel) -> None:
         super().__init__()
@@ -95,24 +95,19 @@ class MaskedEncoder(torch.nn.Module):
         self.first_position = self.family.first_position(model.config)
         self._window = model.config.sliding_window if model.config.model_type == "modernbert" else None
 
-    def forward(
-        self,
-        tokens_BT: torch.Tensor,
-        segments_BT: torch.Tensor,
-        offsets_BT: torch.Tensor,
-        masked_N: torch.Tensor,
+    def read(
+        self, tokens_BT: torch.Tensor, segments_BT: torch.Tensor, offsets_BT: torch.Tensor
     ) -> torch.Tensor:
-        """Logits (N, V) at the flat positions `masked_N` (row x T + column).
+        """Hidden states (B, T, H).
 
         Attention stays inside a document: token i sees token j where their segment numbers are equal.
         """
-        hidden_BTH = self.model.base_model(
+        hidden_BTH: torch.Tensor = self.model.base_model(
             input_ids=tokens_BT,
             attention_mask=self._attention(segments_BT, offsets_BT),
             position_ids=offsets_BT + self.first_position,
         )[0]
-        hidden_NH = hidden_BTH.flatten(0, 1).index_select(0, masked_N)
-        return self.family.head(self.model, hidden_NH)
+        return hidden_BTH
 
     def _attention(
         self, segments_BT: torch.Tensor, offsets_BT: torch.Tensor
@@ -125,22 +120,33 @@ class MaskedEncoder(torch.nn.Module):
         return {"full_attention": same_B1TT, "sliding_attention": same_B1TT & near_B1TT}
 
 
+class MaskedEncoder(PackedEncoder):
+    """A masked-language model with its head on masked positions only."""
+
+    def forward(
+        self,
+        tokens_BT: torch.Tensor,
+        segments_BT: torch.Tensor,
+        offsets_BT: torch.Tensor,
+        masked_N: torch.Tensor,
+    ) -> torch.Tensor:
+        """Logits (N, V) at the flat positions `masked_N` (row x T + column)."""
+        hidden_BTH = self.read(tokens_BT, segments_BT, offsets_BT)
+        return self.family.head(self.model, hidden_BTH.flatten(0, 1).index_select(0, masked_N))
+
+
 def build(
     config: ModelConfig, tokenizer: transformers.PreTrainedTokenizerFast, folder: Path | str | None = None
 ) -> MaskedEncoder:
     """A fresh model from the configuration, or the checkpoint at `folder` (also a hub name).
 
     Raises:
-        ConfigError: the checkpoint is of another family, is no safetensors file, or its vocabulary does not
-        fit.
+        ConfigError: the family is no encoder, or the checkpoint is of another one, is no safetensors file, or its
+            vocabulary does not fit.
     """
-    if config.family not in FAMILIES:
-        raise ConfigError(
-            f"model.family={config.family} is no encoder, which objective.name=masked needs; take one of "
-            f"{', '.join(FAMILIES)}"
-        )
+    check_family(config, FAMILIES)
     if folder is None:
-        return MaskedEncoder(_fresh(config, tokenizer))
+        return MaskedEncoder(transformers.AutoModelForMaskedLM.from_config(settings(config, tokenizer)))
     try:
         model = transformers.AutoModelForMaskedLM.from_pretrained(
             folder,
@@ -153,6 +159,32 @@ def build(
         raise ConfigError(
             f"no safetensors checkpoint at {config.path}: {str(error).splitlines()[0]}"
         ) from error
+    check_loaded(model, config, tokenizer)
+    return MaskedEncoder(model)
+
+
+def check_family(config: ModelConfig, families: Collection[str]) -> None:
+    """Refuses a family that the objective cannot train.
+
+    Raises:
+        ConfigError: it names those that it can.
+    """
+    if config.family not in families:
+        raise ConfigError(
+            f"model.family={config.family} does not fit the objective; take one of {', '.join(families)}"
+        )
+
+
+def check_loaded(
+    model: transformers.PreTrainedModel,
+    config: ModelConfig,
+    tokenizer: transformers.PreTrainedTokenizerFast,
+) -> None:
+    """Refuses a checkpoint of another family or with a smaller vocabulary.
+
+    Raises:
+        ConfigError: it names the two things that do not fit.
+    """
     if model.config.model_type != config.family:
         raise ConfigError(f"{config.path} is a {model.config.model_type} checkpoint; set model.family to it")
     if model.config.vocab_size < len(tokenizer):
@@ -160,17 +192,15 @@ def build(
             f"{config.path} has {model.config.vocab_size} token embeddings and the tokenizer {len(tokenizer)} tokens; "
             "set tokenizer.path to the checkpoint's own"
         )
-    return MaskedEncoder(model)
 
 
-def _fresh(
-    config: ModelConfig, tokenizer: transformers.PreTrainedTokenizerFast
-) -> transformers.PreTrainedModel:
+def settings(config: ModelConfig, tokenizer: transformers.PreTrainedTokenizerFast) -> Any:
+    """The `transformers` configuration of a fresh encoder."""
     family = FAMILIES[config.family]
     sizes = family.sizes(config, int(tokenizer.pad_token_id))
-    settings = family.config(**_common(config, tokenizer), **sizes)
-    settings._attn_implementation = "sdpa"
-    return transformers.AutoModelForMaskedLM.from_config(settings)
+    fresh = family.config(**_common(config, tokenizer), **sizes)
+    fresh._attn_implementation = "sdpa"
+    return fresh
 
 
 def _common(config: ModelConfig, tokenizer: transformers.PreTrainedTokenizerFast) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 
 from mlray.config import ConfigError
 from mlray.config import Model as ModelConfig
+from mlray.models import backbone
 
 
 @dataclass(frozen=True)
@@ -113,11 +114,7 @@ def build(
         ConfigError: the family is none of encoder-decoders, the checkpoint is of another one, is no safetensors file,
             or its vocabulary does not fit.
     """
-    if config.family not in FAMILIES:
-        raise ConfigError(
-            f"model.family={config.family} is no encoder-decoder, which objective.name=translation needs; take one of "
-            f"{', '.join(FAMILIES)}"
-        )
+    backbone.check_family(config, FAMILIES)
     if folder is None:
         return Translator(_fresh(config, tokenizer))
     try:
@@ -132,13 +129,7 @@ def build(
         raise ConfigError(
             f"no safetensors checkpoint at {config.path}: {str(error).splitlines()[0]}"
         ) from error
-    if model.config.model_type != config.family:
-        raise ConfigError(f"{config.path} is a {model.config.model_type} checkpoint; set model.family to it")
-    if model.config.vocab_size < len(tokenizer):
-        raise ConfigError(
-            f"{config.path} has {model.config.vocab_size} token embeddings and the tokenizer {len(tokenizer)} tokens; "
-            "set tokenizer.path to the checkpoint's own"
-        )
+    backbone.check_loaded(model, config, tokenizer)
     return Translator(model)
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from mlray.config import Model as ModelConfig
 from mlray.config import Objective as ObjectiveConfig
 from mlray.corpus.packing import Cutter, Texts
-from mlray.models import backbone, translator
+from mlray.models import backbone, labeller, translator
 from mlray.models.tokenizer import Encoder, Vocabulary
-from mlray.objectives import masked, translation
+from mlray.objectives import labels, masked, translation
 from mlray.schema import PackedBatch
 
 
@@ -34,18 +36,20 @@ class Inputs:
 class Objective:
     """A row of the table."""
 
-    cutter: Callable[[Encoder, list[str], int], Cutter]
-    """(tokenizer, names of the language numbers, sequence length) -> what cuts documents into pieces."""
-    build: Callable[..., Any]
-    """(model configuration, tokenizer, folder or None) -> model."""
+    cutter: Callable[[Encoder, list[str], int, list[str]], Cutter]
+    """(tokenizer, names of the language numbers, sequence length, labels) -> what cuts documents into pieces."""
+    build: Callable[[ModelConfig, Any, Path | str | None, list[str]], Any]
+    """(model configuration, tokenizer, folder or None, labels) -> model."""
     collate: Callable[[PackedBatch, Vocabulary, ObjectiveConfig, int], Inputs]
     """(batch, vocabulary, configuration, seed) -> inputs."""
     loss: Callable[[torch.Tensor, torch.Tensor, ObjectiveConfig], torch.Tensor]
     """(logits_NV, targets_N, configuration) -> sum over N, in nats."""
     special_tokens: tuple[str, ...]
     """What the tokenizer must have."""
-    language_tokens: Callable[[list[str]], list[str]]
+    language_tokens: Callable[[list[str]], list[str]] = lambda _: []
     """Names of the language numbers -> languages that need a token of their own."""
+    labels_of: Callable[[str], Iterable[str]] | None = None
+    """What belongs to a text -> labels in it; None if the objective has none."""
 
 
 def _collate_masked(batch: PackedBatch, vocabulary: Vocabulary, config: ObjectiveConfig, seed: int) -> Inputs:
@@ -66,21 +70,47 @@ def _collate_pairs(batch: PackedBatch, vocabulary: Vocabulary, _: ObjectiveConfi
     return Inputs(model, torch.from_numpy(targets_N), rows_N, vocabulary.characters_V[targets_N])
 
 
+def _collate_labels(batch: PackedBatch, _: Vocabulary, __: ObjectiveConfig, ___: int) -> Inputs:
+    model, targets_N = labels.collate(batch)
+    rows_N = model["labelled_N"].numpy() // batch.tokens_BT.shape[1]
+    # A label stands for no character: bits per character mean nothing here.
+    return Inputs(model, torch.from_numpy(targets_N), rows_N, np.zeros(len(targets_N), np.int64))
+
+
 OBJECTIVES = {
     "masked": Objective(
-        cutter=lambda encoder, _, sequence_length: Texts(encoder, sequence_length),
-        build=backbone.build,
+        cutter=lambda encoder, _, sequence_length, __: Texts(encoder, sequence_length),
+        build=lambda config, tokens, folder, _: backbone.build(config, tokens, folder),
         collate=_collate_masked,
         loss=lambda logits_NV, targets_N, _: masked.loss(logits_NV, targets_N),
         special_tokens=("mask_token", "pad_token"),
-        language_tokens=lambda _: [],
     ),
     "translation": Objective(
-        cutter=translation.pairs,
-        build=translator.build,
+        cutter=lambda encoder, names, sequence_length, _: translation.pairs(encoder, names, sequence_length),
+        build=lambda config, tokens, folder, _: translator.build(config, tokens, folder),
         collate=_collate_pairs,
         loss=translation.loss,
         special_tokens=("pad_token", "eos_token"),
         language_tokens=lambda names: sorted({one for both in translation.directions(names) for one in both}),
+    ),
+    "tagging": Objective(
+        cutter=lambda encoder, _, sequence_length, found: labels.Words(
+            encoder, labels.numbered(found), sequence_length
+        ),
+        build=labeller.build_words,
+        collate=_collate_labels,
+        loss=lambda logits_NK, targets_N, _: labels.loss(logits_NK, targets_N),
+        special_tokens=("pad_token",),
+        labels_of=lambda tags: tags.split(" "),
+    ),
+    "classification": Objective(
+        cutter=lambda encoder, _, sequence_length, found: labels.Texts(
+            encoder, labels.numbered(found), sequence_length
+        ),
+        build=labeller.build_texts,
+        collate=_collate_labels,
+        loss=lambda logits_NK, targets_N, _: labels.loss(logits_NK, targets_N),
+        special_tokens=("pad_token",),
+        labels_of=lambda label: [label],
     ),
 }

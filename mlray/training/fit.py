@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import os
 import re
@@ -123,7 +124,19 @@ def open_cutter(config: RunConfig, tokens: Any, manifest: manifests.Manifest) ->
         ConfigError: the corpus or the tokenizer is none for the objective.
     """
     objective = OBJECTIVES[config.objective.name]
-    return objective.cutter(tokenizer.encoder(tokens), manifest.languages, config.corpus.sequence_length)
+    labels = open_labels(config)
+    return objective.cutter(
+        tokenizer.encoder(tokens), manifest.languages, config.corpus.sequence_length, labels
+    )
+
+
+def open_labels(config: RunConfig) -> list[str]:
+    """The labels of a run; none if the objective has none."""
+    place = Folders.of(config).labels
+    if not storage.exists(place, config.storage):
+        return []
+    found: list[str] = json.loads(storage.read_bytes(place, config.storage))
+    return found
 
 
 def _manifest(folders: Folders, config: RunConfig) -> manifests.Manifest:
@@ -193,9 +206,9 @@ def open_model(config: RunConfig, tokens: Any) -> Any:
     """
     build = OBJECTIVES[config.objective.name].build
     if config.model.path is None:
-        return build(config.model, tokens, None)
+        return build(config.model, tokens, None, open_labels(config))
     with storage.local_copy(config.model.path, config.storage) as folder:
-        return build(config.model, tokens, folder)
+        return build(config.model, tokens, folder, open_labels(config))
 
 
 def _advance(progress: Progress, step: loop.Step, languages: list[str], log_every: int) -> None:

@@ -30,6 +30,11 @@ class Folders:
         return storage.join(self.root, "tokenizer")
 
     @property
+    def labels(self) -> str:
+        """The labels of the run, in the order of their numbers (JSON)."""
+        return storage.join(self.root, "labels.json")
+
+    @property
     def checkpoints(self) -> str:
         """One folder a checkpoint."""
         return storage.join(self.root, "checkpoints")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -14,8 +16,8 @@ from rich.console import Console
 
 from mlray import storage
 from mlray.config import ConfigError, RunConfig, RunError
+from mlray.corpus import lines, records, sources, stream, validation
 from mlray.corpus import manifest as manifests
-from mlray.corpus import sources, stream, validation
 from mlray.corpus.manifest import Manifest
 from mlray.corpus.windows import WindowReader
 from mlray.models import backbone, tokenizer
@@ -51,6 +53,7 @@ def pretrain(config: RunConfig, *, plan_only: bool = False) -> dict[str, Any]:
     manifests.check_languages(manifest, config.corpus.languages)
     _check_early_stopping(config, manifest)
     tokens = _tokenizer(config, folders, manifest, resumes=found is not None)
+    _labels(config, folders, manifest, resumes=found is not None)
     fertility = tokenizer.fertility(tokens, validation.texts(manifest))
     report.show_fertility(fertility, console)
     fit.open_cutter(config, tokens, manifest)  # refuses what is no corpus for the objective
@@ -199,6 +202,26 @@ def _tokenizer(config: RunConfig, folders: Folders, manifest: Manifest, resumes:
         storage.upload(stage, folders.tokenizer, config.storage)
     storage.write_bytes(mark, fingerprint, config.storage)
     return tokens
+
+
+def _labels(config: RunConfig, folders: Folders, manifest: Manifest, resumes: bool) -> None:
+    """Collects the labels of all documents, in the order of the alphabet, unless a checkpoint depends on them."""
+    labels_of = OBJECTIVES[config.objective.name].labels_of
+    if labels_of is None or (resumes and storage.exists(folders.labels, config.storage)):
+        return
+    found: set[str] = set()
+    for entry in manifest.chunks:
+        with contextlib.suppress(lines.BrokenChunk):  # the manifest has told it already
+            for batch in records.read(entry.chunk, config.corpus.max_chars, config.storage):
+                found.update(
+                    label for record in batch if not record.reason for label in labels_of(record.pair)
+                )
+    if not found - {""}:
+        raise ConfigError(
+            f"objective.name={config.objective.name} needs labels; name their column in corpus.sources[].pair"
+        )
+    body = json.dumps(sorted(found), ensure_ascii=False).encode()
+    storage.write_bytes(folders.labels, body, config.storage)
 
 
 def _texts(config: RunConfig, manifest: Manifest) -> Iterator[str]:

@@ -7,14 +7,21 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import sacrebleu
+import torch
+import transformers
 from rich.console import Console
+from seqeval.metrics import f1_score, precision_score, recall_score
+from sklearn import metrics
 
 from mlray import configuration
 from mlray.config import ConfigError
-from mlray.evaluation import evaluate, report, translation
+from mlray.evaluation import evaluate, labels, report, translation
 from mlray.evaluation.report import Figure, Report
+from mlray.models import backbone
+from tests.unit import test_labels, tiny
 
 HYPOTHESES = ["the kettle boils water quickly", "a soft blanket keeps warm", "cold evenings come soon"]
 REFERENCES = [
@@ -106,3 +113,81 @@ def test_rows_of_a_test_set_are_all_read_or_the_bad_one_is_named(tmp_path: Path)
         evaluate.read(config)
     with pytest.raises(ConfigError, match=r"model\.path is empty"):
         evaluate.evaluate(config)
+
+
+def test_scores_of_texts_are_those_of_scikit_learn() -> None:
+    draw = np.random.default_rng(3)
+    truth = [str(label) for label in draw.choice(["a", "b", "c"], size=90, p=[0.6, 0.3, 0.1])]
+    found = [label if draw.random() < 0.7 else "a" for label in truth]
+    scores = labels.score_texts(found, truth, resamples=200)
+    assert scores["accuracy"].value == pytest.approx(100 * metrics.accuracy_score(truth, found))
+    assert scores["macro F1"].value == pytest.approx(100 * metrics.f1_score(truth, found, average="macro"))
+    assert scores["MCC"].value == pytest.approx(100 * metrics.matthews_corrcoef(truth, found))
+    for figure in scores.values():
+        assert figure.n == 90
+        assert figure.low < figure.value < figure.high
+    # A mean of 90 draws: the interval is near value +- 1.96 standard errors.
+    p = scores["accuracy"].value / 100
+    assert scores["accuracy"].high - scores["accuracy"].low == pytest.approx(
+        392 * (p * (1 - p) / 90) ** 0.5, rel=0.25
+    )
+
+
+def test_scores_of_spans_are_those_of_seqeval() -> None:
+    truth = [
+        ["B-PER", "I-PER", "O", "B-LOC"],
+        ["O", "B-ORG", "I-ORG", "I-ORG"],
+        ["O", "O"],
+        ["B-LOC", "B-LOC"],
+    ]
+    found = [
+        ["B-PER", "I-PER", "O", "B-ORG"],
+        ["O", "B-ORG", "I-ORG", "O"],
+        ["O", "B-PER"],
+        ["B-LOC", "B-LOC"],
+    ]
+    scores = labels.score_words(found, truth, resamples=100)
+    assert scores["span F1"].value == pytest.approx(100 * f1_score(truth, found))
+    assert scores["precision"].value == pytest.approx(100 * precision_score(truth, found))
+    assert scores["recall"].value == pytest.approx(100 * recall_score(truth, found))
+    assert scores["span F1"].n == 4
+
+
+def test_a_model_is_judged_on_every_row_in_its_order(tmp_path: Path) -> None:
+    texts = tiny.texts("de", 30, seed=5)
+    texts[3] = " ".join(texts)  # longer than several rows
+    tags = [" ".join("B-LOC" if word == "Alltag" else "O" for word in text.split()) for text in texts]
+    body = ""
+    for text, row in zip(texts, tags, strict=True):
+        words = enumerate(zip(text.split(), row.split(), strict=True))
+        body += "".join(f"{i}\t{word}\t{tag}\n" for i, (word, tag) in words) + "\n"
+    (tmp_path / "de.conllu").write_text(body, encoding="utf-8")
+    network = test_labels.model("words", test_labels.TAGS)
+    weights = {name: parameter.detach() for name, parameter in network.named_parameters()}
+    backbone.export(network, tiny.tokens(), weights, tmp_path / "weights")
+    overrides = [
+        "objective.name=tagging",
+        "model.family=bert",
+        f"model.path={tmp_path}/weights",
+        "corpus.sequence_length=32",
+        f"evaluation.sources=[{{uri: {tmp_path}/de.conllu, text: '1', pair: '2'}}]",
+        "evaluation.resamples=10",
+    ]
+    found, predictions = evaluate.evaluate(configuration.load(None, overrides))
+    assert [row["text"] for row in predictions] == texts
+    assert [row["reference"] for row in predictions] == tags
+    for row in predictions:
+        assert len(row["prediction"].split()) == len(row["text"].split())
+    split = [[row[side].split() for row in predictions] for side in ("reference", "prediction")]
+    assert found.cells["tagging"]["de"]["span F1"].value == pytest.approx(100 * f1_score(*split))
+    # Word by word what plain transformers says of a short sentence alone.
+    short = min(range(30), key=lambda i: len(texts[i]))
+    plain = transformers.AutoModelForTokenClassification.from_pretrained(tmp_path / "weights").eval()
+    parts = test_labels.encoder().encode(texts[short].split())
+    ids = [test_labels.encoder().start_id, *[i for part in parts for i in part], test_labels.encoder().end_id]
+    with torch.no_grad():
+        best = plain(input_ids=torch.tensor([ids])).logits[0].argmax(-1).tolist()
+    firsts = np.cumsum([1, *map(len, parts)])[:-1]
+    assert predictions[short]["prediction"].split() == [test_labels.TAGS[best[first]] for first in firsts]
+    with pytest.raises(ConfigError, match=r"objective\.name=masked has no test; take one of translation"):
+        evaluate.evaluate(configuration.load(None, [f"model.path={tmp_path}/weights"]))

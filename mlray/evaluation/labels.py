@@ -1,0 +1,79 @@
+"""Scores of labels: of texts by scikit-learn, of the spans that tags mark by seqeval, with bootstrap intervals."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from seqeval.metrics.sequence_labeling import get_entities
+from sklearn import metrics
+
+from mlray.evaluation.report import Figure
+
+SEED = 12345
+
+
+def score_texts(predicted: Sequence[str], truth: Sequence[str], resamples: int) -> dict[str, Figure]:
+    """Accuracy, macro F1 and Matthews' correlation of one label a text, in percent."""
+    labels = sorted({*predicted, *truth})
+    numbers = {label: number for number, label in enumerate(labels)}
+    p, t = (np.array([numbers[label] for label in side]) for side in (predicted, truth))
+
+    def macro_f1(p: np.ndarray, t: np.ndarray) -> float:
+        return float(metrics.f1_score(t, p, average="macro", zero_division=0.0))
+
+    def mcc(p: np.ndarray, t: np.ndarray) -> float:
+        return float(metrics.matthews_corrcoef(t, p))
+
+    scorers: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+        "accuracy": lambda p, t: float((p == t).mean()),
+        "macro F1": macro_f1,
+        "MCC": mcc,
+    }
+    draws = _draws(len(t), resamples)
+    result = {}
+    for name, score in scorers.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a resample may lack a label
+            spread = [score(p[rows], t[rows]) for rows in draws]
+        result[name] = _figure(score(p, t), spread, len(t), f"scikit-learn|{name}|bs:{resamples}|seed:{SEED}")
+    return result
+
+
+def score_words(
+    predicted: Sequence[Sequence[str]], truth: Sequence[Sequence[str]], resamples: int
+) -> dict[str, Figure]:
+    """F1, precision and recall of whole spans (CoNLL's measure, micro average), in percent; sentences are resampled."""
+    counts = np.array([_counts(p, t) for p, t in zip(predicted, truth, strict=True)], dtype=np.float64)
+    draws = _draws(len(counts), resamples)
+    names = ("span F1", "precision", "recall")
+    whole = _span_scores(counts.sum(axis=0))
+    spread = np.array([_span_scores(counts[rows].sum(axis=0)) for rows in draws])
+    return {
+        name: _figure(whole[i], spread[:, i], len(counts), f"seqeval|{name}|micro|bs:{resamples}|seed:{SEED}")
+        for i, name in enumerate(names)
+    }
+
+
+def _counts(predicted: Sequence[str], truth: Sequence[str]) -> tuple[int, int, int]:
+    """Spans that are right, predicted, and there."""
+    p, t = (set(get_entities(list(side))) for side in (predicted, truth))
+    return len(p & t), len(p), len(t)
+
+
+def _span_scores(counts: np.ndarray) -> tuple[float, float, float]:
+    right, predicted, there = counts
+    precision = right / predicted if predicted else 0.0
+    recall = right / there if there else 0.0
+    f1 = 2 * right / (predicted + there) if predicted + there else 0.0
+    return float(f1), float(precision), float(recall)
+
+
+def _draws(n: int, resamples: int) -> np.ndarray:
+    return np.random.default_rng(SEED).integers(0, n, size=(resamples, n))
+
+
+def _figure(value: float, spread: Sequence[float] | np.ndarray, n: int, signature: str) -> Figure:
+    low, high = np.percentile(spread, [2.5, 97.5])
+    return Figure(100 * value, 100 * float(low), 100 * float(high), n, signature)

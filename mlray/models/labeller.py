@@ -1,0 +1,121 @@
+"""Encoders with a head for labels of words or of texts, on packed rows; plain `transformers` opens what they export.
+
+Shape letters: B rows, T tokens, N labelled positions, K labels, H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+
+from mlray.config import ConfigError
+from mlray.config import Model as ModelConfig
+from mlray.models import backbone
+from mlray.models.backbone import PackedEncoder
+
+_Head = Callable[[Any, torch.Tensor], torch.Tensor]
+
+_WORD_HEADS: dict[str, _Head] = {
+    "bert": lambda model, hidden_NH: model.classifier(model.dropout(hidden_NH)),
+    "xlm-roberta": lambda model, hidden_NH: model.classifier(model.dropout(hidden_NH)),
+    "modernbert": lambda model, hidden_NH: model.classifier(model.drop(model.head(hidden_NH))),
+}
+_TEXT_HEADS: dict[str, _Head] = {
+    "bert": lambda model, hidden_NH: model.classifier(model.dropout(model.bert.pooler(hidden_NH[:, None]))),
+    "xlm-roberta": lambda model, hidden_NH: model.classifier(hidden_NH[:, None]),
+    "modernbert": lambda model, hidden_NH: model.classifier(model.drop(model.head(hidden_NH))),
+}
+
+
+class Labeller(PackedEncoder):
+    """An encoder and one of `transformers`' heads for labels."""
+
+    def __init__(self, model: transformers.PreTrainedModel, head: _Head) -> None:
+        super().__init__(model)
+        self._head = head
+
+    def forward(
+        self,
+        tokens_BT: torch.Tensor,
+        segments_BT: torch.Tensor,
+        offsets_BT: torch.Tensor,
+        labelled_N: torch.Tensor,
+    ) -> torch.Tensor:
+        """Logits (N, K) at the flat positions `labelled_N` (row x T + column)."""
+        hidden_BTH = self.read(tokens_BT, segments_BT, offsets_BT)
+        return self._head(self.model, hidden_BTH.flatten(0, 1).index_select(0, labelled_N))
+
+
+def labels_of(folder: Path | str) -> list[str]:
+    """The labels of a checkpoint, in the order of their numbers.
+
+    Raises:
+        ConfigError: there is no checkpoint.
+    """
+    try:
+        found = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False).id2label
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"no checkpoint at {folder}: {str(error).splitlines()[0]}") from error
+    return [str(found[number]) for number in range(len(found))]
+
+
+def build_words(
+    config: ModelConfig, tokens: Any, folder: Path | str | None, labels: Sequence[str]
+) -> Labeller:
+    """A model that labels words: `AutoModelForTokenClassification`. See `_build`."""
+    return _build(config, tokens, folder, labels, transformers.AutoModelForTokenClassification, _WORD_HEADS)
+
+
+def build_texts(
+    config: ModelConfig, tokens: Any, folder: Path | str | None, labels: Sequence[str]
+) -> Labeller:
+    """A model that labels texts: `AutoModelForSequenceClassification`. See `_build`."""
+    return _build(
+        config, tokens, folder, labels, transformers.AutoModelForSequenceClassification, _TEXT_HEADS
+    )
+
+
+def _build(
+    config: ModelConfig,
+    tokens: Any,
+    folder: Path | str | None,
+    labels: Sequence[str],
+    kind: Any,
+    heads: dict[str, _Head],
+) -> Labeller:
+    """A fresh model, or the encoder at `folder` (also a hub name); a checkpoint's own head stays if it fits.
+
+    Raises:
+        ConfigError: the family is no encoder, or the checkpoint does not fit.
+    """
+    backbone.check_family(config, heads)
+    names = {
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: number for number, label in enumerate(labels)},
+    }
+    if folder is None:
+        settings = backbone.settings(config, tokens)
+        settings.update(names)
+        model = kind.from_config(settings)
+    else:
+        try:
+            model = kind.from_pretrained(
+                folder,
+                attn_implementation="sdpa",
+                trust_remote_code=False,
+                use_safetensors=True,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=False,
+                **names,
+            )
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise ConfigError(
+                f"no safetensors checkpoint for {len(labels)} labels at {config.path}: {str(error).splitlines()[0]}"
+            ) from error
+        backbone.check_loaded(model, config, tokens)
+    return Labeller(model, heads[config.family])

@@ -1,0 +1,131 @@
+"""Labels of words (NER, slots) and of texts (sentiment, intent, topic), as targets beside packed tokens.
+
+The first piece of a word carries its label, the first token of a text that of the text; all else is `NO_TARGET`.
+Shape letters: B rows, T tokens, N labelled positions, K labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from mlray.config import ConfigError
+from mlray.corpus.packing import Piece
+from mlray.corpus.windows import Window
+from mlray.models.tokenizer import Encoder
+from mlray.schema import NO_TARGET, PackedBatch
+
+
+@dataclass(frozen=True)
+class Words:
+    """Cuts tagged sentences; one that is longer than a row goes on in the next piece, at the end of a word.
+
+    Raises:
+        ConfigError: words and tags of different number, or a tag that is no label of the run.
+    """
+
+    encoder: Encoder
+    labels: dict[str, int]
+    sequence_length: int
+
+    @property
+    def pad_id(self) -> int:
+        """The tokenizer's."""
+        return self.encoder.pad_id
+
+    def __call__(self, window: Window) -> list[Piece]:
+        """The pieces of each sentence, in order."""
+        sentences = [text.split(" ") for text in window.text]
+        encoded = iter(self.encoder.encode([word for words in sentences for word in words]))
+        pieces: list[Piece] = []
+        for i, words in enumerate(sentences):
+            tags = window.pair[i].split(" ")
+            if len(tags) != len(words):
+                raise ConfigError(
+                    f"document {window.document[i]} has {len(words)} words and {len(tags)} tags"
+                )
+            numbers = [number_of(tag, self.labels, window.document[i]) for tag in tags]
+            parts = [next(encoded) or [self.encoder.pad_id] for _ in words]
+            for tokens, targets in self._rows(parts, numbers):
+                pieces.append(Piece(tokens, window.language[i], window.document[i], targets))
+        return pieces
+
+    def _rows(self, parts: list[list[int]], numbers: list[int]) -> list[tuple[list[int], list[int]]]:
+        room = self.sequence_length - 2
+        rows: list[tuple[list[int], list[int]]] = [([], [])]
+        for part, number in zip(parts, numbers, strict=True):
+            if len(rows[-1][0]) + len(part[:room]) > room:
+                rows.append(([], []))
+            rows[-1][0].extend(part[:room])
+            rows[-1][1].extend([number, *[NO_TARGET] * (len(part[:room]) - 1)])
+        start, end = self.encoder.start_id, self.encoder.end_id
+        return [([start, *tokens, end], [NO_TARGET, *targets, NO_TARGET]) for tokens, targets in rows]
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Cuts labelled texts; what is longer than a row is cut off.
+
+    Raises:
+        ConfigError: a label that is none of the run.
+    """
+
+    encoder: Encoder
+    labels: dict[str, int]
+    sequence_length: int
+
+    @property
+    def pad_id(self) -> int:
+        """The tokenizer's."""
+        return self.encoder.pad_id
+
+    def __call__(self, window: Window) -> list[Piece]:
+        """One piece a text."""
+        start, end, room = self.encoder.start_id, self.encoder.end_id, self.sequence_length - 2
+        pieces = []
+        for i, ids in enumerate(self.encoder.encode(window.text)):
+            tokens = [start, *ids[:room], end]
+            number = number_of(window.pair[i], self.labels, window.document[i])
+            targets = [number, *[NO_TARGET] * (len(tokens) - 1)]
+            pieces.append(Piece(tokens, window.language[i], window.document[i], targets))
+        return pieces
+
+
+def number_of(label: str, labels: dict[str, int], document: int) -> int:
+    """The number of a label.
+
+    Raises:
+        ConfigError: training did not know it.
+    """
+    if label not in labels:
+        raise ConfigError(
+            f"document {document}: the label {label!r} is none of the {len(labels)} of the training"
+        )
+    return labels[label]
+
+
+def numbered(labels: Sequence[str]) -> dict[str, int]:
+    """Label -> its place."""
+    return {label: number for number, label in enumerate(labels)}
+
+
+def collate(batch: PackedBatch) -> tuple[dict[str, torch.Tensor], np.ndarray]:
+    """Inputs of `models.labeller.Labeller` and the targets (N,) int64."""
+    targets_BT = batch.targets_BT
+    assert targets_BT is not None, "rows without targets reached an objective of labels"
+    labelled_N = np.flatnonzero(targets_BT != NO_TARGET)
+    model = {
+        "tokens_BT": torch.from_numpy(batch.tokens_BT.astype(np.int64)),
+        "segments_BT": torch.from_numpy(batch.segments_BT),
+        "offsets_BT": torch.from_numpy(batch.offsets_BT).long(),
+        "labelled_N": torch.from_numpy(labelled_N),
+    }
+    return model, targets_BT.ravel()[labelled_N].astype(np.int64)
+
+
+def loss(logits_NK: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+    """Sum of the negative log-likelihoods (nats), in fp32."""
+    return torch.nn.functional.cross_entropy(logits_NK.float(), targets_N, reduction="sum")

@@ -1,0 +1,149 @@
+"""Labels of words and texts: where the targets stand, packed logits, and a model that learns and is opened again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+import transformers
+
+from mlray.config import ConfigError, Model, Objective
+from mlray.corpus import packing
+from mlray.corpus.windows import Window
+from mlray.models import backbone, labeller, tokenizer
+from mlray.objectives import labels
+from mlray.schema import NO_TARGET
+from mlray.training import loop
+from mlray.training.engine import Engine
+from tests.unit import tiny
+
+pytestmark = tiny.DEEPSPEED_WARNINGS
+
+TAGS = ["B-LOC", "O"]
+LENGTH = 32
+
+
+def encoder() -> tokenizer.Encoder:
+    return tokenizer.encoder(tiny.tokens())
+
+
+def model(kind: str, names: list[str], family: str = "bert", folder: Path | None = None, **sizes: Any) -> Any:
+    torch.manual_seed(0)
+    common = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "intermediate_size": 24, "dropout": 0.0}
+    config = Model.model_validate({"family": family, "max_positions": 64, **common, **sizes})
+    build = {"words": labeller.build_words, "texts": labeller.build_texts}[kind]
+    return build(config, tiny.tokens(), folder, names)
+
+
+def test_the_first_piece_of_a_word_carries_its_label() -> None:
+    cut = labels.Words(encoder(), labels.numbered(TAGS), LENGTH)
+    (piece,) = cut(Window(0, ["im kalten Wetter"], ["O O B-LOC"], [1], [7]))
+    parts = encoder().encode(["im", "kalten", "Wetter"])
+    assert piece.tokens == [encoder().start_id, *parts[0], *parts[1], *parts[2], encoder().end_id]
+    rest = [[NO_TARGET] * (len(part) - 1) for part in parts]
+    assert piece.targets == [NO_TARGET, 1, *rest[0], 1, *rest[1], 0, *rest[2], NO_TARGET]
+    assert (piece.language, piece.document) == (1, 7)
+
+
+def test_a_long_sentence_goes_on_at_the_end_of_a_word() -> None:
+    words = tiny.texts("de", 12, seed=3)
+    text = " ".join(words)
+    tags = " ".join("B-LOC" if i % 3 == 0 else "O" for i in range(len(text.split())))
+    pieces = labels.Words(encoder(), labels.numbered(TAGS), LENGTH)(Window(0, [text], [tags], [0], [0]))
+    assert len(pieces) > 3
+    assert all(len(piece.tokens) == len(piece.targets or []) <= LENGTH for piece in pieces)
+    found = [target for piece in pieces for target in piece.targets or [] if target != NO_TARGET]
+    assert [TAGS[number] for number in found] == tags.split()
+    inside = [token for piece in pieces for token in piece.tokens[1:-1]]
+    assert inside == [token for part in encoder().encode(text.split()) for token in part]
+
+
+def test_a_text_has_one_label_at_its_start_and_is_cut_off() -> None:
+    cut = labels.Texts(encoder(), labels.numbered(["bad", "good"]), 8)
+    short, long = cut(Window(0, ["warm", "kettle " * 20], ["good", "bad"], [0, 0], [0, 1]))
+    assert short.targets == [1, *[NO_TARGET] * (len(short.tokens) - 1)]
+    assert (len(long.tokens), long.tokens[-1], (long.targets or [])[0]) == (8, encoder().end_id, 0)
+
+
+def test_what_does_not_fit_is_named() -> None:
+    words = labels.Words(encoder(), labels.numbered(TAGS), LENGTH)
+    with pytest.raises(ConfigError, match="document 9 has 2 words and 3 tags"):
+        words(Window(0, ["im Alltag"], ["O O O"], [0], [9]))
+    with pytest.raises(ConfigError, match="document 9: the label 'B-PER' is none of the 2"):
+        words(Window(0, ["im Alltag"], ["O B-PER"], [0], [9]))
+    with pytest.raises(ConfigError, match=r"model\.family=mbart does not fit the objective"):
+        model("words", TAGS, family="mbart")
+
+
+@pytest.mark.parametrize("family", ["bert", "xlm-roberta", "modernbert"])
+@pytest.mark.parametrize("kind", ["words", "texts"])
+def test_packed_documents_have_the_logits_of_plain_transformers(
+    family: str, kind: str, tmp_path: Path
+) -> None:
+    network = model(kind, TAGS, family).eval()
+    weights = {name: parameter.detach() for name, parameter in network.named_parameters()}
+    backbone.export(network, tiny.tokens(), weights, tmp_path)
+    auto = {
+        "words": transformers.AutoModelForTokenClassification,
+        "texts": transformers.AutoModelForSequenceClassification,
+    }[kind]
+    plain = auto.from_pretrained(tmp_path).eval()
+    assert plain.config.id2label == {0: "B-LOC", 1: "O"}
+    window = Window(0, tiny.texts("de", 12, seed=1), ["O"] * 12, [0] * 12, list(range(12)))
+    batch = packing.unpack(
+        packing.pack(window, labels.Texts(encoder(), labels.numbered(TAGS), LENGTH), LENGTH, 0)
+    )
+    inputs, _ = labels.collate(batch)
+    assert len(batch) < 8  # several documents a row
+    with torch.no_grad():
+        everywhere = torch.arange(batch.tokens_BT.size)
+        logits = network(**{**inputs, "labelled_N": everywhere}).view(*batch.tokens_BT.shape, -1)
+        for row, segments in enumerate(batch.segments_BT):
+            for number in range(1, segments.max() + 1):
+                columns = np.flatnonzero(segments == number)
+                alone = plain(input_ids=inputs["tokens_BT"][row, columns][None]).logits[0]
+                ours = logits[row, columns] if kind == "words" else logits[row, columns[0]]
+                assert torch.allclose(ours, alone, atol=1e-5)
+
+
+def test_tags_are_learnt_and_a_checkpoint_goes_on(tmp_path: Path) -> None:
+    network = model("words", TAGS)
+    config = tiny.train(steps=60, lr=1e-2)
+    cut = labels.Words(encoder(), labels.numbered(TAGS), LENGTH)
+    tables = []
+    for number in range(30):
+        texts = tiny.texts("de", 80, seed=number)
+        tags = [" ".join("B-LOC" if word == "Alltag" else "O" for word in text.split()) for text in texts]
+        tables.append(packing.pack(Window(number, texts, tags, [0] * 80, list(range(80))), cut, LENGTH, 0))
+    batches = tiny.deal(pa.concat_tables(tables), 8)
+    task = loop.Task(Objective(name="tagging"), tokenizer.vocabulary(tiny.tokens()), ["de"], 0)
+    engine = Engine(network, config, 1)
+    losses = [step.loss for step in loop.steps(engine, batches, task, config, start=0, seed=0)]
+    assert losses[0] > 0.3
+    assert max(losses[-5:]) < 0.05
+    scores = loop.validate(engine, batches[-3:], task)
+    assert scores["de"]["accuracy"] > 0.98
+    weights = {name: parameter.detach() for name, parameter in network.named_parameters()}
+    backbone.export(network, tiny.tokens(), weights, tmp_path)
+    again = model("words", TAGS, folder=tmp_path).eval()
+    inputs, _ = labels.collate(batches[0])
+    with torch.no_grad():
+        assert torch.allclose(again(**inputs), network.eval()(**inputs), atol=1e-6)
+    with pytest.raises(ConfigError, match="no safetensors checkpoint for 3 labels"):
+        model("words", [*TAGS, "B-PER"], folder=tmp_path)
+
+
+def test_a_masked_encoder_becomes_a_labeller(tmp_path: Path) -> None:
+    masked = tiny.encoder()
+    weights = {name: parameter.detach() for name, parameter in masked.named_parameters()}
+    backbone.export(masked, tiny.tokens(), weights, tmp_path)
+    network = model("words", TAGS, folder=tmp_path)
+    before = dict(masked.model.base_model.named_parameters())
+    shared = [name for name, _ in network.model.base_model.named_parameters() if name in before]
+    assert len(shared) > 20
+    for name in shared:
+        assert torch.equal(dict(network.model.base_model.named_parameters())[name], before[name])

@@ -12,6 +12,7 @@ import unicodedata
 UNKNOWN = "und"
 _UNSPACED = {"ja", "ko", "th", "lo", "km", "my", "yue"}
 
+_DIRECTION = re.compile(r"[a-z]{2,3}-[a-z]{2,3}")
 _TAG = re.compile(r"[A-Za-z]{2,3}(?:[-_][A-Za-z0-9]{2,8})*")
 
 
@@ -37,6 +38,31 @@ def metric_tokenizer(language: str) -> str:
     """
     base = language.split("-")[0]
     return "zh" if base == "zh" else "char" if base in _UNSPACED else "13a"
+
+
+def target(tag: str) -> str:
+    """The language that is written: of a direction (`en-de`) the second, else the tag itself."""
+    return tag.split("-")[1] if _DIRECTION.fullmatch(tag) else tag
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words for scores: runs of letters, marks and digits; in scripts without spaces each letter is one."""
+    found: list[str] = []
+    inside = False
+    for character in unicodedata.normalize("NFC", text).casefold():
+        if is_unspaced(character):
+            inside = False
+            if unicodedata.category(character)[0] in "LM":
+                found.append(character)
+        elif unicodedata.category(character)[0] in "LMN":
+            if inside:
+                found[-1] += character
+            else:
+                found.append(character)
+            inside = True
+        else:
+            inside = False
+    return found
 
 
 def is_unspaced(character: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,14 @@ from mlray import storage
 from mlray.config import ConfigError, RunConfig
 from mlray.corpus import lines, records, sources
 from mlray.corpus.records import Record
-from mlray.evaluation import labels, translation
 from mlray.evaluation.labelling import Judge
-from mlray.evaluation.report import Figure, Report
+from mlray.evaluation.predictions import Row, figures
+from mlray.evaluation.report import Report
 from mlray.models.generation import Writer
 
-_VERSIONS = ("torch", "transformers", "sacrebleu", "scikit-learn", "seqeval")
+_VERSIONS = ("torch", "transformers", "sacrebleu", "scikit-learn", "seqeval", "rouge-score", "nltk")
 Rows = dict[str, list[Record]]
 """Language -> rows of the test sets."""
-Cells = dict[str, dict[str, Figure]]
-"""Language -> metric -> figure."""
 
 
 def evaluate(config: RunConfig) -> tuple[Report, list[dict[str, Any]]]:
@@ -36,76 +34,53 @@ def evaluate(config: RunConfig) -> tuple[Report, list[dict[str, Any]]]:
         raise ConfigError(
             "model.path is empty; name the folder of the weights, e.g. checkpoints/step-*/weights"
         )
-    if config.objective.name not in _TASKS:
-        raise ConfigError(
-            f"objective.name={config.objective.name} has no test; take one of {', '.join(_TASKS)}"
-        )
-    rows = read(config)
+    task = config.objective.name
+    if task not in _PREDICT:
+        raise ConfigError(f"objective.name={task} has no test; take one of {', '.join(_PREDICT)}")
+    truth = "label" if task == "classification" else "reference"
+    rows = dict(sorted(read(config).items()))
     begin = time.monotonic()
     report = Report(
         {
             "model": config.model.path,
             "evaluation": config.evaluation.model_dump(mode="json"),
-            "versions": {
-                name: metadata.version(name)
-                for name in ("torch", "transformers", "sacrebleu", "scikit-learn", "seqeval")
-            },
+            "versions": {name: metadata.version(name) for name in _VERSIONS},
             "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         }
     )
     predictions: list[dict[str, Any]] = []
-    judge = _TASKS[config.objective.name]
+    table = report.cells.setdefault(task, {})
     with storage.local_copy(config.model.path, config.storage) as folder:
-        report.cells[config.objective.name] = judge(config, folder, rows, predictions)
+        for (language, group), found in zip(rows.items(), _PREDICT[task](config, folder, rows), strict=True):
+            both = list(zip(group, found, strict=True))
+            scored = [Row(task, language, prediction, row.pair) for row, prediction in both]
+            table[language] = figures(task, language, scored, config.evaluation.resamples)
+            shared = {"task": task, "language": language}
+            predictions += [
+                {**shared, "text": row.text, "prediction": prediction, truth: row.pair}
+                for row, prediction in both
+            ]
     report.about["seconds"] = round(time.monotonic() - begin, 1)
     return report, predictions
 
 
-def _translate(config: RunConfig, folder: Path, rows: Rows, predictions: list[dict[str, Any]]) -> Cells:
+def _translate(config: RunConfig, folder: Path, rows: Rows) -> Iterator[list[str]]:
     writer = Writer(folder)
-    cells: Cells = {}
-    for direction, group in sorted(rows.items()):
+    for direction, group in rows.items():
         source, _, target = direction.partition("-")
-        written = writer.translate([row.text for row in group], source, target, config.evaluation)
-        references = [row.pair for row in group]
-        cells[direction] = translation.score(written, references, target, config.evaluation.resamples)
-        predictions += _lines(direction, group, written)
-    return cells
+        yield writer.translate([row.text for row in group], source, target, config.evaluation)
 
 
-def _label_words(config: RunConfig, folder: Path, rows: Rows, predictions: list[dict[str, Any]]) -> Cells:
+def _label(config: RunConfig, folder: Path, rows: Rows) -> Iterator[list[str]]:
     judge = Judge(config, folder)
-    cells: Cells = {}
-    for language, group in sorted(rows.items()):
-        found = judge.label(group)
-        truth = [row.pair.split(" ") for row in group]
-        cells[language] = labels.score_words(found, truth, config.evaluation.resamples)
-        predictions += _lines(language, group, [" ".join(tags) for tags in found])
-    return cells
+    for group in rows.values():
+        yield [" ".join(found) for found in judge.label(group)]
 
 
-def _label_texts(config: RunConfig, folder: Path, rows: Rows, predictions: list[dict[str, Any]]) -> Cells:
-    judge = Judge(config, folder)
-    cells: Cells = {}
-    for language, group in sorted(rows.items()):
-        found = [one for (one,) in judge.label(group)]
-        truth = [row.pair for row in group]
-        cells[language] = labels.score_texts(found, truth, config.evaluation.resamples)
-        predictions += _lines(language, group, found)
-    return cells
-
-
-def _lines(language: str, group: list[Record], predictions: list[str]) -> list[dict[str, Any]]:
-    return [
-        {"language": language, "text": row.text, "prediction": prediction, "reference": row.pair}
-        for row, prediction in zip(group, predictions, strict=True)
-    ]
-
-
-_TASKS: dict[str, Callable[[RunConfig, Path, Rows, list[dict[str, Any]]], Cells]] = {
+_PREDICT: dict[str, Callable[[RunConfig, Path, Rows], Iterator[list[str]]]] = {
     "translation": _translate,
-    "tagging": _label_words,
-    "classification": _label_texts,
+    "tagging": _label,
+    "classification": _label,
 }
 
 

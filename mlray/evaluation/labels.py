@@ -31,13 +31,13 @@ def score_texts(predicted: Sequence[str], truth: Sequence[str], resamples: int) 
         "macro F1": macro_f1,
         "MCC": mcc,
     }
-    draws = _draws(len(t), resamples)
+    resampled = draws(len(t), resamples)
     result = {}
     for name, score in scorers.items():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a resample may lack a label
-            spread = [score(p[rows], t[rows]) for rows in draws]
-        result[name] = _figure(score(p, t), spread, len(t), f"scikit-learn|{name}|bs:{resamples}|seed:{SEED}")
+            spread = [score(p[rows], t[rows]) for rows in resampled]
+        result[name] = figure(score(p, t), spread, len(t), f"scikit-learn|{name}|bs:{resamples}|seed:{SEED}")
     return result
 
 
@@ -45,19 +45,23 @@ def score_words(
     predicted: Sequence[Sequence[str]], truth: Sequence[Sequence[str]], resamples: int
 ) -> dict[str, Figure]:
     """F1, precision and recall of whole spans (CoNLL's measure, micro average), in percent; sentences are resampled."""
-    counts = np.array([_counts(p, t) for p, t in zip(predicted, truth, strict=True)], dtype=np.float64)
-    draws = _draws(len(counts), resamples)
+    counts = span_counts(predicted, truth)
+    resampled = draws(len(counts), resamples)
     names = ("span F1", "precision", "recall")
     whole = _span_scores(counts.sum(axis=0))
-    spread = np.array([_span_scores(counts[rows].sum(axis=0)) for rows in draws])
+    spread = np.array([_span_scores(counts[rows].sum(axis=0)) for rows in resampled])
     return {
-        name: _figure(whole[i], spread[:, i], len(counts), f"seqeval|{name}|micro|bs:{resamples}|seed:{SEED}")
+        name: figure(whole[i], spread[:, i], len(counts), f"seqeval|{name}|micro|bs:{resamples}|seed:{SEED}")
         for i, name in enumerate(names)
     }
 
 
+def span_counts(predicted: Sequence[Sequence[str]], truth: Sequence[Sequence[str]]) -> np.ndarray:
+    """Of each sentence (N, 3): spans that are right, predicted, and there."""
+    return np.array([_counts(p, t) for p, t in zip(predicted, truth, strict=True)], dtype=np.float64)
+
+
 def _counts(predicted: Sequence[str], truth: Sequence[str]) -> tuple[int, int, int]:
-    """Spans that are right, predicted, and there."""
     p, t = (set(get_entities(list(side))) for side in (predicted, truth))
     return len(p & t), len(p), len(t)
 
@@ -70,10 +74,12 @@ def _span_scores(counts: np.ndarray) -> tuple[float, float, float]:
     return float(f1), float(precision), float(recall)
 
 
-def _draws(n: int, resamples: int) -> np.ndarray:
+def draws(n: int, resamples: int) -> np.ndarray:
+    """Rows of each resample (resamples, n), with a fixed seed."""
     return np.random.default_rng(SEED).integers(0, n, size=(resamples, n))
 
 
-def _figure(value: float, spread: Sequence[float] | np.ndarray, n: int, signature: str) -> Figure:
+def figure(value: float, spread: Sequence[float] | np.ndarray, n: int, signature: str) -> Figure:
+    """A share in percent with the 95 % interval of its resamples."""
     low, high = np.percentile(spread, [2.5, 97.5])
     return Figure(100 * value, 100 * float(low), 100 * float(high), n, signature)

@@ -16,9 +16,9 @@ from rich.console import Console
 from seqeval.metrics import f1_score, precision_score, recall_score
 from sklearn import metrics
 
-from mlray import configuration
-from mlray.config import ConfigError
-from mlray.evaluation import evaluate, labels, report, translation
+from mlray import configuration, languages
+from mlray.config import ConfigError, Evaluation
+from mlray.evaluation import evaluate, labels, output, predictions, report, significance, texts, translation
 from mlray.evaluation.report import Figure, Report
 from mlray.models import backbone
 from tests.unit import test_labels, tiny
@@ -173,12 +173,12 @@ def test_a_model_is_judged_on_every_row_in_its_order(tmp_path: Path) -> None:
         f"evaluation.sources=[{{uri: {tmp_path}/de.conllu, text: '1', pair: '2'}}]",
         "evaluation.resamples=10",
     ]
-    found, predictions = evaluate.evaluate(configuration.load(None, overrides))
-    assert [row["text"] for row in predictions] == texts
-    assert [row["reference"] for row in predictions] == tags
-    for row in predictions:
+    found, rows = evaluate.evaluate(configuration.load(None, overrides))
+    assert [row["text"] for row in rows] == texts
+    assert [row["reference"] for row in rows] == tags
+    for row in rows:
         assert len(row["prediction"].split()) == len(row["text"].split())
-    split = [[row[side].split() for row in predictions] for side in ("reference", "prediction")]
+    split = [[row[side].split() for row in rows] for side in ("reference", "prediction")]
     assert found.cells["tagging"]["de"]["span F1"].value == pytest.approx(100 * f1_score(*split))
     # Word by word what plain transformers says of a short sentence alone.
     short = min(range(30), key=lambda i: len(texts[i]))
@@ -188,6 +188,121 @@ def test_a_model_is_judged_on_every_row_in_its_order(tmp_path: Path) -> None:
     with torch.no_grad():
         best = plain(input_ids=torch.tensor([ids])).logits[0].argmax(-1).tolist()
     firsts = np.cumsum([1, *map(len, parts)])[:-1]
-    assert predictions[short]["prediction"].split() == [test_labels.TAGS[best[first]] for first in firsts]
+    assert rows[short]["prediction"].split() == [test_labels.TAGS[best[first]] for first in firsts]
     with pytest.raises(ConfigError, match=r"objective\.name=masked has no test; take one of translation"):
         evaluate.evaluate(configuration.load(None, [f"model.path={tmp_path}/weights"]))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The kettle's 2nd boil!", ["the", "kettle", "s", "2nd", "boil"]),
+        ("Чайник кипит", ["чайник", "кипит"]),
+        ("这款水壶很安静。", list("这款水壶很安静")),
+        ("हिन्दी भाषा", ["हिन्दी", "भाषा"]),
+    ],
+)
+def test_words_of_any_script(text: str, expected: list[str]) -> None:
+    assert languages.words(text) == expected
+
+
+def test_rouge_and_meteor_by_hand_and_in_every_script() -> None:
+    found = texts.score(["the cat sat"], ["the cat sat on mats"], "en", 10)
+    assert found["ROUGE-1"].value == pytest.approx(100 * 2 * 3 / (3 + 5))
+    assert found["ROUGE-2"].value == pytest.approx(100 * 2 * 2 / (2 + 4))
+    assert found["ROUGE-L"].value == pytest.approx(100 * 2 * 3 / (3 + 5))
+    # METEOR: precision 1, recall 3/5, mean P R / (0.9 P + 0.1 R); one chunk of three matches costs 0.5 (1/3)^3.
+    assert found["METEOR"].value == pytest.approx(100 * 0.6 / (0.9 + 0.06) * (1 - 0.5 / 27))
+    assert found["exact match"].value == 0
+    assert "stages:exact+stem" in found["METEOR"].signature
+    for language, text in (
+        ("ru", "Чайник кипит тихо и быстро"),
+        ("zh", "这款水壶加热很快"),
+        ("th", "กาต้มน้ำ"),
+    ):
+        same = texts.score([text], [text], language, 10)
+        assert same["ROUGE-1"].value == same["exact match"].value == 100
+        assert same["METEOR"].value > 95
+    stems = texts.score(["die Wasserkochern waren"], ["der Wasserkocher war"], "de", 10)
+    assert (
+        stems["METEOR"].value
+        > texts.score(["die Wasserkochern waren"], ["der Wasserkocher war"], "xx", 10)["METEOR"].value
+    )
+
+
+def test_randomisation_by_counting_every_assignment() -> None:
+    first, second = np.array([[1.0], [1.0], [1.0], [0.0]]), np.array([[0.0], [0.0], [0.0], [0.0]])
+    # Of the 16 assignments of 4 pairs those with all three ones on one side are as extreme: 4 of 16.
+    p = significance.paired(first, second, lambda sums: sums[..., 0], 20_000)
+    assert p == pytest.approx(0.25, abs=0.02)
+    assert significance.paired(first, first, lambda sums: sums[..., 0], 50) == 1.0
+
+
+def test_holm_by_hand() -> None:
+    assert significance.holm({"a": 0.04, "b": 0.01, "c": 0.03}) == pytest.approx(
+        {"a": 0.06, "b": 0.03, "c": 0.06}
+    )
+    assert significance.holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0}
+
+
+def write(path: Path, rows: list[dict[str, str]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_ready_predictions_are_scored_without_a_model(tmp_path: Path) -> None:
+    rows = [{"language": "en-zh", "prediction": "我很好", "reference": "我很好"}]
+    rows += [{"language": "de", "prediction": label, "label": "a"} for label in "aab"]
+    found = predictions.score(write(tmp_path / "p.jsonl", rows), Evaluation(resamples=20))
+    assert found.cells["classification"]["de"]["accuracy"].value == pytest.approx(200 / 3)
+    assert "tok:zh" in found.cells["text"]["en-zh"]["BLEU"].signature
+    assert found.cells["text"]["en-zh"]["exact match"].value == 100
+    html = output.page(found)
+    assert html.count("<table>") == 2
+    assert "66.7" in html
+    assert "http" not in html  # nothing is fetched
+    (tmp_path / "bad.jsonl").write_text(
+        '{"language": "de", "prediction": "x", "reference": "y"}\n{"prediction": 1}\n'
+    )
+    with pytest.raises(
+        ConfigError, match=r"bad\.jsonl: line 2 needs prediction, language, and reference or label"
+    ):
+        predictions.read(tmp_path / "bad.jsonl")
+    tags = [{"task": "tagging", "language": "de", "prediction": "O", "reference": "O O"}]
+    with pytest.raises(ConfigError, match="row 0 has 1 predicted tags and 2 true ones"):
+        predictions.score(write(tmp_path / "t.jsonl", tags), Evaluation(resamples=20))
+
+
+def test_two_models_are_compared_on_the_same_rows(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    truth = [str(label) for label in draw.choice(["a", "b"], size=200)]
+    good = [label if draw.random() < 0.9 else "x" for label in truth]
+    poor = [label if draw.random() < 0.5 else "x" for label in truth]
+    files = []
+    for name, labels_of in (("good", good), ("poor", poor), ("again", good)):
+        rows = [
+            {"language": "de" if i % 2 else "fr", "prediction": p, "label": t}
+            for i, (p, t) in enumerate(zip(labels_of, truth, strict=True))
+        ]
+        files.append(write(tmp_path / f"{name}.jsonl", rows))
+    found = predictions.compare(files[0], files[1], 500)
+    assert set(found.cells) == {"classification de", "classification fr"}
+    for cell in found.cells.values():
+        assert cell.n == 100
+        assert cell.first > cell.second
+        assert cell.p < 0.05
+    assert all(cell.p == 1.0 for cell in predictions.compare(files[0], files[2], 50).cells.values())
+    other = write(tmp_path / "other.jsonl", [{"language": "de", "prediction": "a", "label": "z"}])
+    with pytest.raises(ConfigError, match=r"has 200 rows and .* 1; a paired test needs the same"):
+        predictions.compare(files[0], other, 50)
+    texts_a = [
+        {"language": "en", "prediction": h, "reference": r}
+        for h, r in zip(HYPOTHESES, REFERENCES, strict=True)
+    ]
+    texts_b = [{**row, "prediction": row["reference"]} for row in texts_a]
+    cell = predictions.compare(
+        write(tmp_path / "a.jsonl", texts_a), write(tmp_path / "b.jsonl", texts_b), 100
+    ).cells["text en"]
+    assert cell.first == pytest.approx(sacrebleu.corpus_bleu(HYPOTHESES, [REFERENCES]).score)
+    assert cell.second == pytest.approx(100)
+    assert 0 < cell.p <= 1

@@ -1,0 +1,86 @@
+"""Where a result goes: the terminal, JSON on standard output, and a folder with JSON, one HTML page and predictions."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from mlray.evaluation import predictions, report
+from mlray.evaluation.predictions import Comparison
+from mlray.evaluation.report import Figure, Report
+
+_STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem;color:#1b1f24}
+table{border-collapse:collapse;margin:1rem 0 2rem}th,td{padding:.35rem .7rem;text-align:right;border:1px solid #d8dee4}
+th:first-child,td:first-child{text-align:left}td small{color:#57606a;display:block}th{background:#f6f8fa}
+caption{text-align:left;font-weight:600;padding:.4rem 0}pre{background:#f6f8fa;padding:1rem;overflow:auto}
+@media(prefers-color-scheme:dark){body{background:#0d1117;color:#e6edf3}th,pre{background:#161b22}
+th,td{border-color:#30363d}td small{color:#9198a1}}
+"""
+
+
+def tell(
+    result: Report | Comparison, rows: Sequence[dict[str, Any]], folder: Path | None, *, as_json: bool
+) -> None:
+    """Prints a result as tables or JSON, and keeps it in a folder if one is named."""
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "report.json").write_text(result.to_json() + "\n", encoding="utf-8")
+        if isinstance(result, Report):
+            (folder / "report.html").write_text(page(result), encoding="utf-8")
+        if rows:
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            (folder / "predictions.jsonl").write_text(text, encoding="utf-8")
+    if as_json:
+        print(result.to_json())
+    elif isinstance(result, Report):
+        report.show(result, Console())
+    else:
+        predictions.show(result, Console())
+
+
+def page(result: Report) -> str:
+    """One self-contained HTML page: a heat map for each task, a language a row and a metric a column."""
+    tables = "".join(_heat_map(result, task) for task in result.cells)
+    about = html.escape(json.dumps(result.about, ensure_ascii=False, indent=1))
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
+        f'content="width=device-width"><title>Evaluation</title><style>{_STYLE}</style></head><body>'
+        f"<h1>Evaluation per language</h1>{tables}<h2>What was judged</h2><pre>{about}</pre></body></html>\n"
+    )
+
+
+def _heat_map(result: Report, task: str) -> str:
+    table, summary = result.cells[task], result.summary(task)
+    metrics = list(next(iter(table.values())))
+    head = "".join(f"<th>{html.escape(metric)}</th>" for metric in metrics)
+    body = ""
+    for language, figures in sorted(table.items()):
+        cells = "".join(
+            _cell(figures[metric], metric, [row[metric].value for row in table.values()])
+            for metric in metrics
+        )
+        body += f"<tr><td>{html.escape(language)}</td>{cells}<td>{figures[metrics[0]].n:,}</td></tr>"
+    means = "".join(f"<th>{summary[metric]['macro']:.1f}</th>" for metric in metrics)
+    worst = "".join(f"<th>{html.escape(summary[metric]['worst'])}</th>" for metric in metrics)
+    return (
+        f"<table><caption>{html.escape(task)}</caption><thead><tr><th>language</th>{head}<th>n</th></tr></thead>"
+        f"<tbody>{body}</tbody><tfoot><tr><th>mean</th>{means}<th></th></tr>"
+        f"<tr><th>worst</th>{worst}<th></th></tr></tfoot></table>"
+    )
+
+
+def _cell(figure: Figure, metric: str, column: Sequence[float]) -> str:
+    low, high = min(column), max(column)
+    share = (figure.value - low) / (high - low) if high > low else 1.0
+    share = 1.0 - share if metric in report.LOWER_IS_BETTER else share
+    hue = 10 + 110 * share  # red to green; the figures say the same without colour
+    return (
+        f'<td style="background:hsl({hue:.0f} 70% 50% / .28)" title="{html.escape(figure.signature)}">'
+        f"{figure.value:.1f}<small>{figure.low:.1f} to {figure.high:.1f}</small></td>"
+    )

@@ -134,6 +134,23 @@ class Objective(_Section):
     """Of translation (Szegedy et al. 2016): the share of a target's weight that all tokens divide."""
 
 
+class Adapter(_Section):
+    """What is trained instead of the whole model."""
+
+    kind: Literal["none", "lora", "dora", "ia3"] = "none"
+    rank: int = Field(8, ge=1)
+    """Of LoRA (Hu et al. 2021) and DoRA (Liu et al. 2024)."""
+    alpha: float = Field(16.0, gt=0)
+    """LoRA's scale is alpha / rank."""
+    dropout: Probability = 0.0
+    targets: tuple[str, ...] = ()
+    """Names of the linear layers that are adapted; empty means all (of IA3: keys, values, feed-forward)."""
+    language_path: str | None = None
+    """A trained language adapter that lies below and stays as it is."""
+    path: str | None = None
+    """A trained adapter on `model.path`, for evaluation."""
+
+
 class Evaluation(_Section):
     """What a model is judged on, and how it writes."""
 
@@ -208,6 +225,7 @@ class RunConfig(_Section):
     tokenizer: Tokenizer = Tokenizer()
     model: Model = Model()
     objective: Objective = Objective()
+    adapter: Adapter = Adapter()
     evaluation: Evaluation = Evaluation()
     train: Train = Train()
     cluster: Cluster = Cluster()

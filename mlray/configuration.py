@@ -48,6 +48,10 @@ def build(values: dict[str, Any]) -> RunConfig:
         )
     if config.train.offload and config.train.zero_stage == 0:
         raise ConfigError("train.offload=true needs train.zero_stage 1, 2 or 3")
+    if config.adapter.kind != "none" and config.model.path is None:
+        raise ConfigError(
+            f"adapter.kind={config.adapter.kind} needs model.path: a backbone that is trained already"
+        )
     if config.model.hidden_size % config.model.num_heads:
         raise ConfigError(
             f"model.hidden_size={config.model.hidden_size} is no multiple of "

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import time
 from collections.abc import Callable, Iterator
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from mlray import storage
@@ -16,11 +16,14 @@ from mlray.corpus.records import Record
 from mlray.evaluation.labelling import Judge
 from mlray.evaluation.predictions import Row, figures
 from mlray.evaluation.report import Report
+from mlray.models import backbone
 from mlray.models.generation import Writer
 
 _VERSIONS = ("torch", "transformers", "sacrebleu", "scikit-learn", "seqeval", "rouge-score", "nltk")
 Rows = dict[str, list[Record]]
 """Language -> rows of the test sets."""
+Folders = list[Any]
+"""Of the model, its adapter, and the language adapter below; None for one that is not named."""
 
 
 def evaluate(config: RunConfig) -> tuple[Report, list[dict[str, Any]]]:
@@ -39,10 +42,12 @@ def evaluate(config: RunConfig) -> tuple[Report, list[dict[str, Any]]]:
         raise ConfigError(f"objective.name={task} has no test; take one of {', '.join(_PREDICT)}")
     truth = "label" if task == "classification" else "reference"
     rows = dict(sorted(read(config).items()))
+    backbone.quiet()
     begin = time.monotonic()
     report = Report(
         {
             "model": config.model.path,
+            "adapter": config.adapter.path,
             "evaluation": config.evaluation.model_dump(mode="json"),
             "versions": {name: metadata.version(name) for name in _VERSIONS},
             "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
@@ -50,8 +55,13 @@ def evaluate(config: RunConfig) -> tuple[Report, list[dict[str, Any]]]:
     )
     predictions: list[dict[str, Any]] = []
     table = report.cells.setdefault(task, {})
-    with storage.local_copy(config.model.path, config.storage) as folder:
-        for (language, group), found in zip(rows.items(), _PREDICT[task](config, folder, rows), strict=True):
+    with contextlib.ExitStack() as stack:
+        places = (config.model.path, config.adapter.path, config.adapter.language_path)
+        folders = [
+            stack.enter_context(storage.local_copy(uri, config.storage)) if uri else None for uri in places
+        ]
+        found_by_group = _PREDICT[task](config, folders, rows)
+        for (language, group), found in zip(rows.items(), found_by_group, strict=True):
             both = list(zip(group, found, strict=True))
             scored = [Row(task, language, prediction, row.pair) for row, prediction in both]
             table[language] = figures(task, language, scored, config.evaluation.resamples)
@@ -64,20 +74,20 @@ def evaluate(config: RunConfig) -> tuple[Report, list[dict[str, Any]]]:
     return report, predictions
 
 
-def _translate(config: RunConfig, folder: Path, rows: Rows) -> Iterator[list[str]]:
-    writer = Writer(folder)
+def _translate(config: RunConfig, folders: Folders, rows: Rows) -> Iterator[list[str]]:
+    writer = Writer(*folders)
     for direction, group in rows.items():
         source, _, target = direction.partition("-")
         yield writer.translate([row.text for row in group], source, target, config.evaluation)
 
 
-def _label(config: RunConfig, folder: Path, rows: Rows) -> Iterator[list[str]]:
-    judge = Judge(config, folder)
+def _label(config: RunConfig, folders: Folders, rows: Rows) -> Iterator[list[str]]:
+    judge = Judge(config, *folders)
     for group in rows.values():
         yield [" ".join(found) for found in judge.label(group)]
 
 
-_PREDICT: dict[str, Callable[[RunConfig, Path, Rows], Iterator[list[str]]]] = {
+_PREDICT: dict[str, Callable[[RunConfig, Folders, Rows], Iterator[list[str]]]] = {
     "translation": _translate,
     "tagging": _label,
     "classification": _label,

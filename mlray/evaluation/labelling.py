@@ -13,7 +13,7 @@ from mlray.config import RunConfig
 from mlray.corpus import packing, validation
 from mlray.corpus.records import Record
 from mlray.corpus.windows import Window
-from mlray.models import labeller, tokenizer
+from mlray.models import adapters, labeller, tokenizer
 from mlray.objectives import labels
 from mlray.objectives.table import OBJECTIVES
 from mlray.schema import PackedBatch
@@ -22,17 +22,22 @@ from mlray.schema import PackedBatch
 class Judge:
     """A model that labels, with its tokenizer and labels."""
 
-    def __init__(self, config: RunConfig, folder: Path) -> None:
-        """Opens the checkpoint at `folder`.
+    def __init__(
+        self, config: RunConfig, folder: Path, adapter: Path | None = None, language: Path | None = None
+    ) -> None:
+        """Opens the checkpoint at `folder`, and an adapter on it, if one is named, with its language adapter.
 
         Raises:
-            ConfigError: it is none for the objective.
+            ConfigError: it is none for the objective, or the adapter is none for it.
         """
         objective = OBJECTIVES[config.objective.name]
         self._config = config
         self._tokens = tokenizer.load(folder, objective.special_tokens)
-        self._labels = labeller.labels_of(folder)
-        self._model = objective.build(config.model, self._tokens, folder, self._labels).eval()
+        self._labels = adapters.labels_of(adapter) if adapter else labeller.labels_of(folder)
+        self._model = objective.build(config.model, self._tokens, folder, self._labels)
+        if adapter:
+            adapters.load(self._model, adapter, language)
+        self._model.eval()
         encoder = tokenizer.encoder(self._tokens)
         self._cutter = objective.cutter(encoder, [], config.corpus.sequence_length, self._labels)
 

@@ -223,8 +223,9 @@ def _common(config: ModelConfig, tokenizer: transformers.PreTrainedTokenizerFast
 
 
 def quiet() -> None:
-    """Keeps the library's own progress bars out of the run's."""
+    """Keeps the library's own progress bars and notes, such as on a head that is new, out of the run's output."""
     transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
 
 
 def positions(encoder: Backbone) -> int:
@@ -249,6 +250,15 @@ def export(
     path = folder / "config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({**settings, "dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
+    save_tokenizer(tokenizer, folder)
+
+
+def save_tokenizer(tokenizer: transformers.PreTrainedTokenizerFast, folder: Path) -> None:
+    """Writes a tokenizer.
+
+    Raises:
+        OSError: a file could not be written.
+    """
     try:
         tokenizer.save_pretrained(str(folder))
     except OSError:

@@ -11,18 +11,25 @@ import transformers
 from safetensors import SafetensorError
 
 from mlray.config import ConfigError, Evaluation
+from mlray.models import adapters
 from mlray.models import tokenizer as tokenizers
-from mlray.models.translator import FAMILIES
+from mlray.models.translator import FAMILIES, Translator
 
 
 class Writer:
     """A model in plain `transformers` form and its tokenizer."""
 
-    def __init__(self, folder: Path | str, device: str = "cpu") -> None:
-        """Opens a folder of weights and tokenizer.
+    def __init__(
+        self,
+        folder: Path | str,
+        adapter: Path | None = None,
+        language: Path | None = None,
+        device: str = "cpu",
+    ) -> None:
+        """Opens a folder of weights and tokenizer, and an adapter on it, if one is named, with its language adapter.
 
         Raises:
-            ConfigError: it holds no safetensors checkpoint of an encoder-decoder.
+            ConfigError: it holds no safetensors checkpoint of an encoder-decoder, or the adapter is none for it.
         """
         try:
             settings = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -37,6 +44,8 @@ class Writer:
             raise ConfigError(
                 f"no safetensors checkpoint at {folder}: {str(error).splitlines()[0]}"
             ) from error
+        if adapter:
+            adapters.load(Translator(model), adapter, language)
         self._model = model.to(device).eval()
         self._tokens = tokenizers.load(folder, ("pad_token", "eos_token"))
         self._encoder = tokenizers.encoder(self._tokens)

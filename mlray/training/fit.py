@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
 import os
 import re
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -22,7 +25,7 @@ from mlray.corpus import stream, validation
 from mlray.corpus.mixture import Mixture
 from mlray.corpus.packing import Cutter
 from mlray.corpus.windows import WindowReader
-from mlray.models import backbone, tokenizer
+from mlray.models import adapters, backbone, tokenizer
 from mlray.objectives.table import OBJECTIVES
 from mlray.training import checkpoint as checkpoints
 from mlray.training import loop
@@ -161,8 +164,8 @@ def _work(values: dict[str, Any]) -> None:
     model = open_model(config, tokens)
     precision = probe_precision(config.train.precision)
     settled = settle(config.train, config.cluster.num_workers, precision)
+    export = open_export(config, model, tokens)  # what is trained must be known to the engine
     engine = Engine(model, settled, config.gradient_accumulation_steps)
-    export = functools.partial(backbone.export, model, tokens)
     found, refused = checkpoints.newest(folders.checkpoints, config.storage)
     progress = found.progress if found else Progress()
     if found:
@@ -209,6 +212,24 @@ def open_model(config: RunConfig, tokens: Any) -> Any:
         return build(config.model, tokens, None, open_labels(config))
     with storage.local_copy(config.model.path, config.storage) as folder:
         return build(config.model, tokens, folder, open_labels(config))
+
+
+def open_export(
+    config: RunConfig, model: Any, tokens: Any
+) -> Callable[[dict[str, torch.Tensor], Path], None]:
+    """What writes the result of a run; with `adapter.kind` it also puts the adapter into the model.
+
+    Raises:
+        ConfigError: the language adapter does not fit.
+    """
+    if config.adapter.kind == "none":
+        return functools.partial(backbone.export, model, tokens)
+    found = adapters.digest(model)
+    with contextlib.ExitStack() as stack:
+        place = config.adapter.language_path
+        language = stack.enter_context(storage.local_copy(place, config.storage)) if place else None
+        wrapped = adapters.add(model, config.adapter, language)
+    return functools.partial(adapters.export, wrapped, found, tokens)
 
 
 def _advance(progress: Progress, step: loop.Step, languages: list[str], log_every: int) -> None:

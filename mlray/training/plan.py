@@ -32,6 +32,8 @@ class Plan:
     steps: int
     tokens_per_step: int
     parameters: int
+    trained: int
+    """Parameters that are trained."""
     memory_bytes: dict[str, float]
     """Per worker: weights, gradients, optimiser state, activations (estimates)."""
 
@@ -54,6 +56,7 @@ def make(
     tokens_per_step = config.train.global_batch_size * config.corpus.sequence_length
     seen = config.train.steps * tokens_per_step / per_document
     parameters = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return Plan(
         files=_files(manifest),
         documents=documents,
@@ -63,7 +66,8 @@ def make(
         steps=config.train.steps,
         tokens_per_step=tokens_per_step,
         parameters=parameters,
-        memory_bytes=_memory(config, parameters, model.model.config),
+        trained=trained,
+        memory_bytes=_memory(config, parameters, trained, model.model.config),
     )
 
 
@@ -111,7 +115,10 @@ def show(plan: Plan, refused: dict[str, dict[str, int]], console: Console) -> No
     console.print(table)
     parts = ", ".join(f"{name} {size / 2**20:,.0f} MiB" for name, size in plan.memory_bytes.items())
     total = sum(plan.memory_bytes.values()) / 2**20
-    console.print(f"{plan.steps:,} steps x {plan.tokens_per_step:,} tokens; {plan.parameters:,} parameters")
+    console.print(
+        f"{plan.steps:,} steps x {plan.tokens_per_step:,} tokens; {plan.trained:,} of {plan.parameters:,} "
+        "parameters are trained"
+    )
     console.print(f"memory of a worker: about {total:,.0f} MiB ({parts}) beside 1 GiB for the process itself")
 
 
@@ -123,7 +130,7 @@ def _files(manifest: Manifest) -> dict[str, int]:
     return {name: len(files[name]) for name in manifest.languages}
 
 
-def _memory(config: RunConfig, parameters: int, sizes: Any) -> dict[str, float]:
+def _memory(config: RunConfig, parameters: int, trained: int, sizes: Any) -> dict[str, float]:
     """ZeRO's division of the model states (Rajbhandari et al. 2020, section 5) and a rough count of activations."""
     # The driver may run on a head without a GPU: what `auto` means there says nothing about the workers.
     on_gpu = config.cluster.gpus_per_worker > 0 and config.train.precision == "auto"
@@ -140,7 +147,7 @@ def _memory(config: RunConfig, parameters: int, sizes: Any) -> dict[str, float]:
     optimiser = "optimiser (on the host)" if config.train.offload else "optimiser"
     return {
         "weights": parameters * width / (workers if stage == 3 else 1),
-        "gradients": parameters * 4 / (workers if stage >= 2 else 1),
-        optimiser: parameters * moments / (workers if stage >= 1 else 1),
+        "gradients": trained * 4 / (workers if stage >= 2 else 1),
+        optimiser: trained * moments / (workers if stage >= 1 else 1),
         "activations": tokens * layers * (hidden + attention) * _BYTES[precision],
     }

@@ -36,6 +36,7 @@ def pretrain(config: RunConfig, *, plan_only: bool = False) -> dict[str, Any]:
         ConfigError: the configuration cannot run; the sentence says what to change.
         RunError: storage or the workers failed.
     """
+    backbone.quiet()
     console = Console(width=None if os.environ.get("COLUMNS") else 110)
     config = _placed(config)
     folders = Folders.of(config)
@@ -58,6 +59,7 @@ def pretrain(config: RunConfig, *, plan_only: bool = False) -> dict[str, Any]:
     report.show_fertility(fertility, console)
     fit.open_cutter(config, tokens, manifest)  # refuses what is no corpus for the objective
     model = fit.open_model(config, tokens)
+    fit.open_export(config, model, tokens)
     plan.check(config, backbone.positions(model))
     outline = plan.make(config, manifest, fertility, model)
     plan.show(outline, manifest.refused_counts(), console)

@@ -19,6 +19,7 @@ _FIXED = {
     "tokenizer": (),
     "model": (),
     "objective": (),
+    "adapter": (),
 }
 """Section -> the settings (none named: all) that give the stream's position and the weights their meaning."""
 

@@ -1,0 +1,180 @@
+"""Adapters: only they move, plain peft opens them, another backbone refuses them, languages are swapped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+import pytest
+import torch
+import transformers
+
+from mlray.config import Adapter, ConfigError, Model, Objective, RunError
+from mlray.corpus import packing
+from mlray.corpus.windows import Window
+from mlray.models import adapters, backbone, tokenizer
+from mlray.objectives import labels
+from mlray.training import loop
+from mlray.training.engine import Engine
+from tests.unit import test_labels, tiny
+
+pytestmark = [
+    *tiny.DEEPSPEED_WARNINGS,
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning:transformers"),
+]
+TAGS = test_labels.TAGS
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A masked encoder on disk, as pre-training leaves it."""
+    folder = tmp_path_factory.mktemp("base")
+    masked = tiny.encoder()
+    weights = {name: parameter.detach() for name, parameter in masked.named_parameters()}
+    backbone.export(masked, tiny.tokens(), weights, folder)
+    return folder
+
+
+def tagged(number: int) -> Any:
+    texts = tiny.texts("de", 60, seed=number)
+    tags = [" ".join("B-LOC" if word == "Alltag" else "O" for word in text.split()) for text in texts]
+    cut = labels.Words(test_labels.encoder(), labels.numbered(TAGS), 32)
+    return packing.pack(Window(number, texts, tags, [0] * 60, list(range(60))), cut, 32, 0)
+
+
+def train(model: Any, steps: int, zero_stage: int = 0) -> list[float]:
+    config = tiny.train(steps=steps, lr=2e-2, zero_stage=zero_stage)
+    batches = tiny.deal(tagged(0), 8) * steps
+    task = loop.Task(Objective(name="tagging"), tokenizer.vocabulary(tiny.tokens()), ["de"], 0)
+    return [
+        step.loss for step in loop.steps(Engine(model, config, 1), batches, task, config, start=0, seed=0)
+    ]
+
+
+def inputs() -> dict[str, torch.Tensor]:
+    return labels.collate(packing.unpack(tagged(1).slice(0, 4)))[0]
+
+
+def trained(model: Any) -> dict[str, torch.Tensor]:
+    return {
+        name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
+
+
+@pytest.mark.parametrize(("kind", "stage"), [("lora", 0), ("lora", 3), ("dora", 0), ("ia3", 0)])
+def test_only_the_adapter_and_the_head_move_and_what_is_saved_is_what_was_trained(
+    base: Path, tmp_path: Path, kind: str, stage: int
+) -> None:
+    model = test_labels.model("words", TAGS, folder=base)
+    digest = adapters.digest(model)
+    wrapped = adapters.add(model, Adapter.model_validate({"kind": kind}))
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    moving = set(trained(model))
+    assert all("lora" in name or "ia3" in name or "modules_to_save" in name for name in moving)
+    engine_losses = train(model, 12, stage)
+    assert engine_losses[-1] < engine_losses[0] / 2
+    if stage == 3:  # one worker holds its partitions whole, but not in the parameters' own place
+        return
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]) == (name not in moving), name
+    adapters.export(wrapped, digest, tiny.tokens(), trained(model), tmp_path)
+    again = test_labels.model("words", TAGS, folder=base)
+    adapters.load(again, tmp_path)
+    assert adapters.labels_of(tmp_path) == TAGS
+    with torch.no_grad():
+        expected = model.eval()(**inputs())
+        assert torch.equal(again.eval()(**inputs()), expected)
+        plain = transformers.AutoModelForTokenClassification.from_pretrained(base, num_labels=2)
+        opened = peft.PeftModel.from_pretrained(plain, tmp_path).eval()
+        ids = torch.tensor([[5, 9, 11, 30]])
+        segments, offsets = torch.ones_like(ids), torch.arange(4)[None]
+        ours = model(ids, segments, offsets, torch.arange(4))
+        assert torch.allclose(opened(input_ids=ids).logits[0], ours, atol=1e-5)
+
+
+def test_merged_weights_give_the_logits_of_the_adapter(base: Path) -> None:
+    model = test_labels.model("words", TAGS, folder=base)
+    wrapped = adapters.add(model, Adapter(kind="lora", rank=4))
+    train(model, 5)
+    with torch.no_grad():
+        expected = model.eval()(**inputs())
+        model.model = adapters.merge(wrapped)
+        assert not [name for name, _ in model.named_parameters() if "lora" in name]
+        assert torch.allclose(model.eval()(**inputs()), expected, atol=1e-5)
+
+
+def test_an_adapter_of_another_backbone_is_refused(base: Path, tmp_path: Path) -> None:
+    model = test_labels.model("words", TAGS, folder=base)
+    digest = adapters.digest(model)
+    wrapped = adapters.add(model, Adapter(kind="lora"))
+    adapters.export(wrapped, digest, tiny.tokens(), trained(model), tmp_path)
+    other = test_labels.model("words", TAGS, hidden_size=32)
+    assert adapters.digest(other) != digest
+    with pytest.raises(ConfigError, match=f"trained on the backbone {digest[:12]} and this one is"):
+        adapters.load(other, tmp_path)
+    with pytest.raises(ConfigError, match="no adapter at"):
+        adapters.load(other, base)
+
+
+def test_a_head_does_not_change_the_backbone(base: Path) -> None:
+    models = [
+        test_labels.model("words", TAGS, folder=base),
+        test_labels.model("texts", ["a", "b", "c"], folder=base),
+    ]
+    assert adapters.digest(models[0]) == adapters.digest(models[1])
+
+
+def test_a_tensor_that_was_lost_is_told(base: Path, tmp_path: Path) -> None:
+    model = test_labels.model("words", TAGS, folder=base)
+    wrapped = adapters.add(model, Adapter(kind="lora"))
+    weights = trained(model)
+    name = next(name for name in weights if "lora_B" in name)
+    for broken in (
+        {**weights, name: torch.empty(0)},
+        {key: value for key, value in weights.items() if key != name},
+    ):
+        with pytest.raises(RunError, match=r"lora_B\.task\.weight did not reach the checkpoint"):
+            adapters.export(wrapped, "", tiny.tokens(), broken, tmp_path)
+
+
+def language_adapter(base: Path, folder: Path, seed: int) -> Path:
+    """A LoRA on the masked encoder, moved by hand."""
+    masked = tiny.encoder()
+    loaded = backbone.build(Model(family="bert", max_positions=64), tiny.tokens(), base)
+    digest = adapters.digest(loaded)
+    wrapped = adapters.add(loaded, Adapter(kind="lora"))
+    torch.manual_seed(seed)
+    for parameter in trained(loaded).values():
+        parameter += 0.1 * torch.randn_like(parameter)
+    adapters.export(wrapped, digest, tiny.tokens(), trained(loaded), folder)
+    assert adapters.digest(masked) == digest
+    return folder
+
+
+def test_a_language_is_swapped_below_a_task_that_stays(base: Path, tmp_path: Path) -> None:
+    german, swahili = (
+        language_adapter(base, tmp_path / name, seed) for seed, name in enumerate(("de", "sw"))
+    )
+    model = test_labels.model("words", TAGS, folder=base)
+    digest = adapters.digest(model)
+    wrapped = adapters.add(model, Adapter(kind="lora"), german)
+    assert all(f".{adapters.TASK}." in name for name in trained(model))
+    frozen = {n: p.detach().clone() for n, p in model.named_parameters() if f".{adapters.LANGUAGE}." in n}
+    assert len(frozen) > 10
+    losses = train(model, 10)
+    assert losses[-1] < losses[0]
+    after = dict(model.named_parameters())
+    assert all(torch.equal(after[name], value) for name, value in frozen.items())
+    adapters.export(wrapped, digest, tiny.tokens(), trained(model), tmp_path / "task")
+    with torch.no_grad():
+        expected = model.eval()(**inputs())
+        results = {}
+        for name, folder in (("de", german), ("sw", swahili)):
+            opened = test_labels.model("words", TAGS, folder=base)
+            adapters.load(opened, tmp_path / "task", folder)
+            results[name] = opened.eval()(**inputs())
+    assert torch.allclose(results["de"], expected, atol=1e-6)
+    assert float((results["sw"] - expected).abs().max()) > 1e-3
+    assert np.isfinite(results["sw"].numpy()).all()

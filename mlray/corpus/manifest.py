@@ -125,11 +125,12 @@ def save(manifest: Manifest, folder: str, settings: Storage) -> None:
     """Writes `manifest.json` and `quarantine.jsonl` below `folder`; the manifest last, as it marks the end."""
     lines = "".join(json.dumps(asdict(entry), ensure_ascii=False) + "\n" for entry in manifest.refused)
     storage.write_bytes(storage.join(folder, "quarantine.jsonl"), lines.encode(), settings)
-    files = {entry.chunk.file.uri: entry.chunk.file for entry in manifest.chunks}
-    numbers = {uri: number for number, uri in enumerate(files)}
+    # One file may be read in several ways, such as beside two others.
+    files = dict.fromkeys(entry.chunk.file for entry in manifest.chunks)
+    numbers = {file: number for number, file in enumerate(files)}
     body = {
         "fingerprint": manifest.fingerprint,
-        "files": [asdict(file) for file in files.values()],
+        "files": [asdict(file) for file in files],
         "chunks": [_chunk_row(entry, numbers) for entry in manifest.chunks],
         "held_out": [[entry.language, entry.text, entry.pair] for entry in manifest.held_out],
         "refused": [list(asdict(entry).values()) for entry in manifest.refused],
@@ -167,6 +168,6 @@ def part_sizes(manifest: Manifest, language: str) -> tuple[np.ndarray, np.ndarra
     return np.array(numbers, dtype=np.int64), np.array(sizes, dtype=np.int64)
 
 
-def _chunk_row(entry: ChunkEntry, numbers: dict[str, int]) -> list[object]:
+def _chunk_row(entry: ChunkEntry, numbers: dict[SourceFile, int]) -> list[object]:
     parts = [[part.language, part.documents, part.characters, part.held_out] for part in entry.parts]
-    return [numbers[entry.chunk.file.uri], entry.chunk.start, entry.chunk.stop, parts]
+    return [numbers[entry.chunk.file], entry.chunk.start, entry.chunk.stop, parts]

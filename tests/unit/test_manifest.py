@@ -290,3 +290,18 @@ def test_fingerprint_follows_files_and_limits_only(tmp_path: Path) -> None:
         manifests.fingerprint([*files, *files], Corpus()),
     ]
     assert len({base, *others}) == 6
+
+
+def test_a_file_beside_two_others_is_kept_apart(tmp_path: Path, build_manifest: BuildManifest) -> None:
+    for language, lines in (("en", ["one", "two"]), ("de", ["eins", "zwei"]), ("fr", ["un", "deux"])):
+        write_lines(tmp_path / f"x.{language}", lines)
+    named = tuple(
+        Source(
+            uri=f"{tmp_path}/x.en", pair_uri=f"{tmp_path}/x.{other}", language=f"en-{other}", format="text"
+        )
+        for other in ("de", "fr")
+    )
+    manifest = build_manifest(named, Corpus(validation_rows=0))
+    assert manifest.documents() == {"en-de": 2, "en-fr": 2}
+    manifests.save(manifest, str(tmp_path / "run"), SETTINGS)
+    assert manifests.load(str(tmp_path / "run"), SETTINGS) == manifest

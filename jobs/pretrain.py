@@ -1,4 +1,4 @@
-"""Pre-trains a multilingual encoder.
+"""Trains a model: pre-training, labels of words or texts, translation, adapters.
 
 ray job submit --working-dir . -- python jobs/pretrain.py --config jobs/configs/pretrain.yaml key=value ...
 """
@@ -12,7 +12,9 @@ from mlray.config import ConfigError, RunError
 
 def main() -> int:
     """Parses, runs, and says in one line why it failed: 0 done, 1 failed, 2 bad configuration."""
-    parser = argparse.ArgumentParser(description="Pre-train a multilingual encoder from a corpus on S3.")
+    parser = argparse.ArgumentParser(
+        description="Train a model on a corpus in a folder or on S3; mlray/config.py has every key."
+    )
     parser.add_argument("--config", help="YAML with what differs from the defaults")
     parser.add_argument(
         "--plan", action="store_true", help="print files, rows, tokens, steps and memory, and stop"

@@ -107,6 +107,8 @@ def train(
             f"tokenizer.vocab_size={config.vocab_size} is larger than the text allows: "
             f"{model.get_vocab_size()} tokens were found; lower it or raise tokenizer.train_rows"
         )
+    if config.algorithm == "unigram":
+        model = _in_order(model, len(special))
     ids = {token: model.token_to_id(token) for token in special}
     model.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>",
@@ -117,6 +119,23 @@ def train(
     if tokens_of_languages:
         names["extra_special_tokens"] = tokens_of_languages
     return transformers.PreTrainedTokenizerFast(tokenizer_object=model, **names)
+
+
+def _in_order(model: tokenizers.Tokenizer, num_special: int) -> tokenizers.Tokenizer:
+    """The pieces of a Unigram model by score and spelling, so that training twice gives the same tokenizer.
+
+    The trainer walks through hash maps: it numbers pieces of like score, and ranks the characters that it adds below
+    all others to cover the text, as it pleases.
+    """
+    definition = json.loads(model.to_str())
+    vocabulary = [[piece, round(score, 4)] for piece, score in definition["model"]["vocab"]]
+    lowest = min((score for piece, score in vocabulary[num_special:] if len(piece) > 1), default=0.0)
+    pieces = sorted(
+        ([piece, max(score, lowest - 0.1)] for piece, score in vocabulary[num_special:]),
+        key=lambda entry: (-entry[1], entry[0]),
+    )
+    definition["model"]["vocab"] = [*vocabulary[:num_special], *pieces]
+    return tokenizers.Tokenizer.from_str(json.dumps(definition))
 
 
 def _cover(texts: Iterable[str], coverage: float, samples: TextIO) -> tuple[dict[int, str], int]:

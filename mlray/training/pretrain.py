@@ -65,8 +65,13 @@ def pretrain(config: RunConfig, *, plan_only: bool = False) -> dict[str, Any]:
     plan.show(outline, manifest.refused_counts(), console)
     if plan_only:
         return {}
-    if found is None or not resume.finished(found.progress, config.train):
+    if found and resume.finished(found.progress, config.train):
+        console.print(f"{config.run.name} is finished; this is its report")
+    else:
+        if found:
+            console.print(f"goes on after step {found.progress.step:,} from {found.uri}")
         found = _train(config, folders)
+    console.print()  # the progress bar has not ended its line
     result = report.build(config, found, fertility, manifest.refused_counts())
     report.save(result, folders.root, config)
     report.show(result, console)

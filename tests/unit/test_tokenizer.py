@@ -244,3 +244,15 @@ def test_fertility_by_hand() -> None:
     # ▁ 中 文: 3 tokens for 2 characters, which are 2 words.
     assert found["zh"] == {"tokens_per_char": 1.5, "tokens_per_word": 1.5, "unknown_share": 0.0}
     assert found["fr"] == {"tokens_per_char": 0.0, "tokens_per_word": 0.0, "unknown_share": 0.0}
+
+
+def test_training_twice_gives_the_same_unigram_tokenizer() -> None:
+    texts = sample_texts()
+    found = {
+        tokenizer.train(texts, TokenizerConfig(vocab_size=4000)).backend_tokenizer.to_str() for _ in range(3)
+    }
+    assert len(found) == 1
+    pieces = json.loads(found.pop())["model"]["vocab"]
+    assert [piece for piece, _ in pieces[:5]] == ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    scores = [score for _, score in pieces[5:]]
+    assert scores == sorted(scores, reverse=True)

@@ -22,7 +22,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--output", type=Path, help="folder for report.json, report.html, predictions.jsonl")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     try:
         config = configuration.load(arguments.config, arguments.overrides)
         # Loads torch: not before the configuration is good.

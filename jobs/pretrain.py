@@ -20,7 +20,7 @@ def main() -> int:
         "--plan", action="store_true", help="print files, rows, tokens, steps and memory, and stop"
     )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     try:
         config = configuration.load(arguments.config, arguments.overrides)
         from mlray.training.pretrain import (

@@ -80,20 +80,7 @@ def train(
     """
     tokens_of_languages = [f"__{language}__" for language in language_tokens]
     special = [*_SPECIAL.values(), *tokens_of_languages]
-    if config.algorithm == "unigram":
-        model = tokenizers.Tokenizer(models.Unigram())
-        trainer: Any = trainers.UnigramTrainer(
-            vocab_size=config.vocab_size, special_tokens=special, unk_token="<unk>", show_progress=False
-        )
-    else:
-        model = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
-        trainer = trainers.BpeTrainer(
-            vocab_size=config.vocab_size, special_tokens=special, show_progress=False
-        )
-    spaces = normalizers.Replace(tokenizers.Regex(r"\s+"), " ")
-    model.normalizer = normalizers.Sequence([normalizers.NFKC(), spaces])
-    model.pre_tokenizer = pre_tokenizers.Metaspace()
-    model.decoder = decoders.Metaspace()
+    model, trainer = _untrained(config, special)
     with tempfile.TemporaryFile("w+", encoding="utf-8", newline="\n") as samples:
         rare, letters = _cover(texts, config.character_coverage, samples)
         if letters + len(special) > config.vocab_size:
@@ -119,6 +106,25 @@ def train(
     if tokens_of_languages:
         names["extra_special_tokens"] = tokens_of_languages
     return transformers.PreTrainedTokenizerFast(tokenizer_object=model, **names)
+
+
+def _untrained(config: TokenizerConfig, special: list[str]) -> tuple[tokenizers.Tokenizer, Any]:
+    """The model with its normaliser and space mark, and its trainer."""
+    if config.algorithm == "unigram":
+        model = tokenizers.Tokenizer(models.Unigram())
+        trainer: Any = trainers.UnigramTrainer(
+            vocab_size=config.vocab_size, special_tokens=special, unk_token="<unk>", show_progress=False
+        )
+    else:
+        model = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
+        trainer = trainers.BpeTrainer(
+            vocab_size=config.vocab_size, special_tokens=special, show_progress=False
+        )
+    spaces = normalizers.Replace(tokenizers.Regex(r"\s+"), " ")
+    model.normalizer = normalizers.Sequence([normalizers.NFKC(), spaces])
+    model.pre_tokenizer = pre_tokenizers.Metaspace()
+    model.decoder = decoders.Metaspace()
+    return model, trainer
 
 
 def _in_order(model: tokenizers.Tokenizer, num_special: int) -> tokenizers.Tokenizer:

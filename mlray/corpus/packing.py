@@ -55,8 +55,8 @@ class Cutter(Protocol):
     """What turns the documents of a window into pieces; an objective's own."""
 
     @property
-    def pad_id(self) -> int:
-        """Token that fills a row."""
+    def encoder(self) -> TextEncoder:
+        """The tokenizer; its padding fills the rows."""
         ...
 
     def __call__(self, window: Window) -> list[Piece]:
@@ -70,11 +70,6 @@ class Texts:
 
     encoder: TextEncoder
     sequence_length: int
-
-    @property
-    def pad_id(self) -> int:
-        """The tokenizer's."""
-        return self.encoder.pad_id
 
     def __call__(self, window: Window) -> list[Piece]:
         """See `pieces`."""
@@ -152,7 +147,7 @@ def best_fit(lengths: Sequence[int], sequence_length: int) -> list[list[int]]:
 
 def pack(window: Window, cutter: Cutter, sequence_length: int, seed: int) -> pa.Table:
     """Packed rows of a window in a seeded order (schema: `schema.packed_schema`)."""
-    return pack_pieces(cutter(window), cutter.pad_id, sequence_length, window.number, seed)
+    return pack_pieces(cutter(window), cutter.encoder.pad_id, sequence_length, window.number, seed)
 
 
 def pack_pieces(items: list[Piece], pad_id: int, sequence_length: int, window: int, seed: int) -> pa.Table:

@@ -52,13 +52,12 @@ class Judge:
             [row.text for row in rows],
             [row.pair for row in rows],
             [0] * len(rows),
-            [row.row for row in rows],
+            list(range(len(rows))),
         )
-        window.document = list(range(len(rows)))
         pieces = self._cutter(window)
         numbered = [piece._replace(document=number) for number, piece in enumerate(pieces)]
         length = self._config.corpus.sequence_length
-        table = packing.pack_pieces(numbered, self._cutter.pad_id, length, 0, seed=0)
+        table = packing.pack_pieces(numbered, self._cutter.encoder.pad_id, length, 0, seed=0)
         found: dict[int, list[str]] = {}
         for batch in validation.batches(table, self._config.train.micro_batch_size):
             for place, number in self._forward(batch):

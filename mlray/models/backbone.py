@@ -147,20 +147,37 @@ def build(
     check_family(config, FAMILIES)
     if folder is None:
         return MaskedEncoder(transformers.AutoModelForMaskedLM.from_config(settings(config, tokenizer)))
+    return MaskedEncoder(load(transformers.AutoModelForMaskedLM, config, tokenizer, folder))
+
+
+def load(
+    kind: Any,
+    config: ModelConfig,
+    tokenizer: transformers.PreTrainedTokenizerFast,
+    folder: Path | str,
+    **names: Any,
+) -> Any:
+    """A checkpoint in fp32 as a class of `transformers`, with settings of that class such as the names of labels.
+
+    Raises:
+        ConfigError: it is no safetensors checkpoint, or does not fit (see `check_loaded`).
+    """
     try:
-        model = transformers.AutoModelForMaskedLM.from_pretrained(
+        model = kind.from_pretrained(
             folder,
             attn_implementation="sdpa",
             trust_remote_code=False,
             use_safetensors=True,
             dtype=torch.float32,
+            **names,
         )
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        wanted = f" for {len(names['id2label'])} labels" if "id2label" in names else ""
         raise ConfigError(
-            f"no safetensors checkpoint at {config.path}: {str(error).splitlines()[0]}"
+            f"no safetensors checkpoint{wanted} at {config.path}: {str(error).splitlines()[0]}"
         ) from error
     check_loaded(model, config, tokenizer)
-    return MaskedEncoder(model)
+    return model
 
 
 def check_family(config: ModelConfig, families: Collection[str]) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 
 from mlray.config import ConfigError
 from mlray.config import Model as ModelConfig
@@ -103,19 +102,5 @@ def _build(
         settings.update(names)
         model = kind.from_config(settings)
     else:
-        try:
-            model = kind.from_pretrained(
-                folder,
-                attn_implementation="sdpa",
-                trust_remote_code=False,
-                use_safetensors=True,
-                dtype=torch.float32,
-                ignore_mismatched_sizes=False,
-                **names,
-            )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise ConfigError(
-                f"no safetensors checkpoint for {len(labels)} labels at {config.path}: {str(error).splitlines()[0]}"
-            ) from error
-        backbone.check_loaded(model, config, tokens)
+        model = backbone.load(kind, config, tokens, folder, ignore_mismatched_sizes=False, **names)
     return Labeller(model, heads[config.family])

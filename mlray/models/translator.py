@@ -15,9 +15,7 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 
-from mlray.config import ConfigError
 from mlray.config import Model as ModelConfig
 from mlray.models import backbone
 
@@ -117,20 +115,7 @@ def build(
     backbone.check_family(config, FAMILIES)
     if folder is None:
         return Translator(_fresh(config, tokenizer))
-    try:
-        model = transformers.AutoModelForSeq2SeqLM.from_pretrained(
-            folder,
-            attn_implementation="sdpa",
-            trust_remote_code=False,
-            use_safetensors=True,
-            dtype=torch.float32,
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ConfigError(
-            f"no safetensors checkpoint at {config.path}: {str(error).splitlines()[0]}"
-        ) from error
-    backbone.check_loaded(model, config, tokenizer)
-    return Translator(model)
+    return Translator(backbone.load(transformers.AutoModelForSeq2SeqLM, config, tokenizer, folder))
 
 
 def _fresh(

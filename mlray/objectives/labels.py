@@ -31,11 +31,6 @@ class Words:
     labels: dict[str, int]
     sequence_length: int
 
-    @property
-    def pad_id(self) -> int:
-        """The tokenizer's."""
-        return self.encoder.pad_id
-
     def __call__(self, window: Window) -> list[Piece]:
         """The pieces of each sentence, in order."""
         sentences = [text.split(" ") for text in window.text]
@@ -76,11 +71,6 @@ class Texts:
     encoder: Encoder
     labels: dict[str, int]
     sequence_length: int
-
-    @property
-    def pad_id(self) -> int:
-        """The tokenizer's."""
-        return self.encoder.pad_id
 
     def __call__(self, window: Window) -> list[Piece]:
         """One piece a text."""

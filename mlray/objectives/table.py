@@ -77,6 +77,24 @@ def _collate_labels(batch: PackedBatch, _: Vocabulary, __: ObjectiveConfig, ___:
     return Inputs(model, torch.from_numpy(targets_N), rows_N, np.zeros(len(targets_N), np.int64))
 
 
+def _labelling(
+    cutter: Callable[[Encoder, dict[str, int], int], Cutter],
+    build: Callable[[ModelConfig, Any, Path | str | None, list[str]], Any],
+    labels_of: Callable[[str], Iterable[str]],
+) -> Objective:
+    """A row for labels of words or of texts."""
+    return Objective(
+        cutter=lambda encoder, _, sequence_length, found: cutter(
+            encoder, labels.numbered(found), sequence_length
+        ),
+        build=build,
+        collate=_collate_labels,
+        loss=lambda logits_NK, targets_N, _: labels.loss(logits_NK, targets_N),
+        special_tokens=("pad_token",),
+        labels_of=labels_of,
+    )
+
+
 OBJECTIVES = {
     "masked": Objective(
         cutter=lambda encoder, _, sequence_length, __: Texts(encoder, sequence_length),
@@ -93,24 +111,6 @@ OBJECTIVES = {
         special_tokens=("pad_token", "eos_token"),
         language_tokens=lambda names: sorted({one for both in translation.directions(names) for one in both}),
     ),
-    "tagging": Objective(
-        cutter=lambda encoder, _, sequence_length, found: labels.Words(
-            encoder, labels.numbered(found), sequence_length
-        ),
-        build=labeller.build_words,
-        collate=_collate_labels,
-        loss=lambda logits_NK, targets_N, _: labels.loss(logits_NK, targets_N),
-        special_tokens=("pad_token",),
-        labels_of=lambda tags: tags.split(" "),
-    ),
-    "classification": Objective(
-        cutter=lambda encoder, _, sequence_length, found: labels.Texts(
-            encoder, labels.numbered(found), sequence_length
-        ),
-        build=labeller.build_texts,
-        collate=_collate_labels,
-        loss=lambda logits_NK, targets_N, _: labels.loss(logits_NK, targets_N),
-        special_tokens=("pad_token",),
-        labels_of=lambda label: [label],
-    ),
+    "tagging": _labelling(labels.Words, labeller.build_words, lambda tags: tags.split(" ")),
+    "classification": _labelling(labels.Texts, labeller.build_texts, lambda label: [label]),
 }

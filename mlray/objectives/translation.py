@@ -44,11 +44,6 @@ class Pairs:
     """Language number -> tokens of the source and the target language."""
     sequence_length: int
 
-    @property
-    def pad_id(self) -> int:
-        """The tokenizer's."""
-        return self.encoder.pad_id
-
     def __call__(self, window: Window) -> list[Piece]:
         """One piece a pair."""
         sources, targets = self.encoder.encode(window.text), self.encoder.encode(window.pair)
@@ -59,7 +54,7 @@ class Pairs:
             of, into = self.languages[number]
             left, right = [of, *source[:room], end], [into, *target[:room], end]
             columns = max(len(left), len(right))
-            left += [self.pad_id] * (columns - len(left))
+            left += [self.encoder.pad_id] * (columns - len(left))
             right += [NO_TARGET] * (columns - len(right))
             pieces.append(Piece(left, number, window.document[i], right))
         return pieces

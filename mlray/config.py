@@ -32,19 +32,27 @@ class Source(_Section):
     """A file or folder, local or `s3://bucket/prefix`, or `hf://name[:config[:split]]` for `datasets`."""
     files: str | None = None
     """Pattern of the files that are meant below a folder, such as `*/train.conllu`."""
-    format: Literal["auto", "parquet", "jsonl", "text", "csv", "tsv", "conll"] = "auto"
-    """`auto` goes by the file name; `.gz` and `.zst` are read through, but for parquet."""
+    format: Literal["auto", "parquet", "jsonl", "text", "csv", "tsv", "conll", "squad", "file"] = "auto"
+    """`auto` goes by the file name; `.gz` and `.zst` are read through, but for parquet. `squad`: a question and the
+    sentences of its context; `file`: a whole file is one document (program code)."""
     pair_uri: str | None = None
     """A text file whose lines translate those of `uri`, one by one; `language` is then a tag such as `en-de`."""
     text: str | tuple[str, ...] = "text"
-    """Column (or columns, joined by a line break) that hold the text; in CoNLL files a number from 0 or the name of a
-    `# name = value` line; ignored for plain text files."""
+    """Column (or columns, joined by a line break) that hold the text; in JSON `text.de` is the key `de` inside `text`;
+    in CoNLL files a number from 0 or the name of a `# name = value` line; ignored for plain text files."""
     pair: str | None = None
     """Column with what belongs to `text`: its translation, its label, or the tags of its words; in text files any
     value means tab-separated pairs."""
     language: str = "filename"
     """`column:<name>`, `partition[:<key>]` (hive), `folder` (`de/train.conllu`), `filename` (`de.txt.gz`), or a fixed
     tag such as `de`."""
+    part: tuple[Probability, Probability] = (0.0, 1.0)
+    """Only the rows whose text's hash lies in this share: train on (0.1, 1), test on (0, 0.1) of the same files."""
+    label_map: str | None = None
+    """`uri:from:to`: a CSV or TSV file with a header; the labels of its column `from` are replaced by those of `to`, whose
+    spaces become underscores."""
+    task: str | None = None
+    """Which of `objective.tasks` the rows belong to (`objective.name=multitask`)."""
 
 
 class Run(_Section):
@@ -73,6 +81,11 @@ class Corpus(_Section):
     sources: tuple[Source, ...] = ()
     alpha: Probability = 0.3
     """Temperature of the mixture: a language with n rows is drawn with p ~ n^alpha."""
+    task_alpha: Probability = 0.5
+    """The same over the tasks of a multi-task run; `alpha` then mixes the languages inside each."""
+    curriculum: Literal["none", "length", "language"] = "none"
+    """Order inside the first windows: short documents first, or the languages with the most documents first."""
+    curriculum_windows: int = Field(1, ge=1)
     languages: tuple[str, ...] = ()
     """Languages that must be there, else the job stops before it costs anything; all that are found are used."""
     window_rows: int = Field(8192, ge=16)
@@ -96,7 +109,8 @@ class Tokenizer(_Section):
 
     path: str | None = None
     """Folder, `s3://` prefix or hub name; empty means: train one."""
-    algorithm: Literal["unigram", "bpe"] = "unigram"
+    algorithm: Literal["unigram", "bpe", "byte_bpe"] = "unigram"
+    """`byte_bpe` (GPT-2) has no unknown characters and keeps white space as it is, as program code needs."""
     vocab_size: int = Field(16_000, ge=64)
     train_rows: int = Field(200_000, ge=1)
     """Documents of the mixture that training sees."""
@@ -107,8 +121,9 @@ class Tokenizer(_Section):
 class Model(_Section):
     """A model, built small from these numbers or loaded from `path`."""
 
-    family: Literal["bert", "xlm-roberta", "modernbert", "m2m_100", "mbart"] = "xlm-roberta"
-    """Encoders for `objective.name=masked`, encoder-decoders (`m2m_100`, `mbart`) for `translation`."""
+    family: Literal["bert", "xlm-roberta", "modernbert", "m2m_100", "mbart", "gpt2", "llama", "qwen2"] = "xlm-roberta"
+    """Encoders for `masked` and all labels, encoder-decoders (`m2m_100`, `mbart`) for `translation` and `denoising`,
+    decoders (`gpt2`, `llama`, `qwen2`) for `causal`."""
     path: str | None = None
     """Folder, `s3://` prefix or hub name of a checkpoint of the family; the sizes below are then its own."""
     hidden_size: int = Field(256, ge=8)
@@ -117,21 +132,53 @@ class Model(_Section):
     num_heads: int = Field(4, ge=1)
     intermediate_size: int = Field(1024, ge=8)
     max_positions: int = Field(512, ge=8)
-    dropout: Probability = 0.1
+    dropout: Probability | None = None
+    """None: 0.1 in a fresh model, and a loaded one keeps its own."""
+    attention_dropout: Probability | None = None
+    """Of attention weights; None: as `dropout`. On a CPU it costs two fifths of a step."""
+
+    @property
+    def hidden_dropout(self) -> float:
+        """Dropout of a fresh model."""
+        return 0.1 if self.dropout is None else self.dropout
+
+    @property
+    def weights_dropout(self) -> float:
+        """Dropout of a fresh model's attention weights."""
+        return self.hidden_dropout if self.attention_dropout is None else self.attention_dropout
+
+
+class ObjectiveTask(_Section):
+    """One head of a multi-task run."""
+
+    objective: Literal["tagging", "classification", "answer"]
+    weight: float = Field(1.0, gt=0)
+    """Of its losses."""
 
 
 class Objective(_Section):
     """What is learnt.
 
-    `masked` language modelling (BERT; with pairs XLM's TLM), `translation` of pairs (M2M-100), `tagging` of words (NER,
-    slots), `classification` of texts (sentiment, intent, topic).
+    `masked` language modelling (BERT; with pairs XLM's TLM), `causal` (GPT), `denoising` (mBART), `translation` of pairs
+    (M2M-100), `tagging` of words (NER, slots), `classification` of texts (sentiment, intent, topic), `answer` selection
+    (which sentence answers the question), `multitask`: several of the last three with a head each.
     """
 
-    name: Literal["masked", "translation", "tagging", "classification"] = "masked"
+    name: Literal[
+        "masked", "causal", "denoising", "translation", "tagging", "classification", "answer", "multitask"
+    ] = "masked"
+    tasks: dict[str, ObjectiveTask] = {}
+    """The heads of `multitask` by name."""
     mask_rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
     whole_word: bool = False
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Of translation (Szegedy et al. 2016): the share of a target's weight that all tokens divide."""
+    noise_rate: Annotated[float, Field(gt=0, lt=1)] = 0.35
+    """Share of the tokens that `denoising` hides in spans."""
+    span_length: float = Field(3.5, gt=0)
+    """Mean of the Poisson lengths of those spans."""
+    permute_sentences: bool = True
+    """Whether `denoising` also shuffles the sentences of a text."""
 
 
 class Adapter(_Section):
@@ -158,6 +205,10 @@ class Evaluation(_Section):
     """Test sets, mapped as `corpus.sources` are; every row must be good."""
     num_beams: int = Field(4, ge=1)
     """1 is greedy."""
+    temperature: float = Field(0.0, ge=0)
+    """Above 0 the next token is drawn, with `run.seed`, instead of searched; `num_beams` is then 1."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the probability that the drawn tokens come from."""
     max_new_tokens: int = Field(128, ge=1)
     batch_tokens: int = Field(4096, ge=16)
     """Tokens of source text that are read together, padding included."""
@@ -188,6 +239,9 @@ class Train(_Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto` takes bf16 where the hardware computes in it."""
     activation_checkpointing: bool = False
+    freeze_layers: int = Field(0, ge=0)
+    """The first n layers (of an encoder-decoder: of both stacks) stay as they are."""
+    freeze_embeddings: bool = False
     validate_every: int = Field(100, ge=1)
     checkpoint_every: int = Field(100, ge=1)
     keep_checkpoints: int = Field(2, ge=1)

@@ -36,8 +36,8 @@ class Family:
 def _bert_sizes(config: ModelConfig, _: int) -> dict[str, Any]:
     return {
         "max_position_embeddings": config.max_positions,
-        "hidden_dropout_prob": config.dropout,
-        "attention_probs_dropout_prob": config.dropout,
+        "hidden_dropout_prob": config.hidden_dropout,
+        "attention_probs_dropout_prob": config.weights_dropout,
     }
 
 
@@ -49,9 +49,9 @@ def _xlm_roberta_sizes(config: ModelConfig, pad_id: int) -> dict[str, Any]:
 def _modernbert_sizes(config: ModelConfig, _: int) -> dict[str, Any]:
     return {
         "max_position_embeddings": config.max_positions,
-        "embedding_dropout": config.dropout,
-        "attention_dropout": config.dropout,
-        "mlp_dropout": config.dropout,
+        "embedding_dropout": config.hidden_dropout,
+        "attention_dropout": config.weights_dropout,
+        "mlp_dropout": config.hidden_dropout,
     }
 
 

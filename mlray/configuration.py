@@ -52,6 +52,10 @@ def build(values: dict[str, Any]) -> RunConfig:
         raise ConfigError(
             f"adapter.kind={config.adapter.kind} needs model.path: a backbone that is trained already"
         )
+    if config.adapter.kind != "none" and (config.train.freeze_layers or config.train.freeze_embeddings):
+        raise ConfigError(
+            "train.freeze_layers and train.freeze_embeddings do not go with adapter.kind, which freezes all of the model"
+        )
     if config.model.hidden_size % config.model.num_heads:
         raise ConfigError(
             f"model.hidden_size={config.model.hidden_size} is no multiple of "

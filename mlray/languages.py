@@ -45,6 +45,11 @@ def target(tag: str) -> str:
     return tag.split("-")[1] if _DIRECTION.fullmatch(tag) else tag
 
 
+def task(name: str) -> str:
+    """The task of a language in a multi-task corpus (`ner:de` -> `ner`), empty without one."""
+    return name.partition(":")[0] if ":" in name else ""
+
+
 def words(text: str) -> list[str]:
     """Lower-case words for scores: runs of letters, marks and digits; in scripts without spaces each letter is one."""
     found: list[str] = []

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mlray import languages
+from mlray.config import Corpus
 from mlray.corpus import manifest as manifests
 from mlray.corpus.manifest import Manifest
 
@@ -24,6 +26,21 @@ def shares(counts: np.ndarray, alpha: float) -> np.ndarray:
     """
     weights = np.asarray(counts, dtype=np.float64) ** alpha
     return np.asarray(weights / weights.sum())
+
+
+def task_shares(names: list[str], counts: np.ndarray, alpha: float, task_alpha: float) -> np.ndarray:
+    """The same in two steps: between tasks (`ner:de` belongs to `ner`) by `task_alpha`, inside each by `alpha`.
+
+    Without tasks all languages belong to one.
+    """
+    tasks = [languages.task(name) for name in names]
+    order = sorted(set(tasks))
+    members = [np.array([task == one for task in tasks]) for one in order]
+    between = shares(np.array([counts[own].sum() for own in members]), task_alpha)
+    result = np.zeros(len(names))
+    for share, own in zip(between, members, strict=True):
+        result[own] = share * shares(counts[own], alpha)
+    return result
 
 
 def cumulative(proportions: np.ndarray, offsets: np.ndarray, rows: int) -> np.ndarray:
@@ -60,7 +77,9 @@ class Slice:
 class Mixture:
     """Windows over a manifest. Languages are numbered as in `manifest.languages`."""
 
-    def __init__(self, manifest: Manifest, alpha: float, window_rows: int, seed: int) -> None:
+    def __init__(
+        self, manifest: Manifest, alpha: float, window_rows: int, seed: int, task_alpha: float = 0.5
+    ) -> None:
         self.languages = manifest.languages
         self.window_rows = window_rows
         self.seed = seed
@@ -68,9 +87,14 @@ class Mixture:
             *(manifests.part_sizes(manifest, language) for language in self.languages), strict=True
         )
         self.counts = np.array([sizes.sum() for sizes in self._sizes], dtype=np.int64)
-        self.proportions = shares(self.counts, alpha)
+        self.proportions = task_shares(self.languages, self.counts, alpha, task_alpha)
         self._offsets = np.random.default_rng([seed, 0]).random(len(self.languages))
         self._orders: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
+
+    @classmethod
+    def of(cls, manifest: Manifest, corpus: Corpus, seed: int) -> Mixture:
+        """The windows of a configuration."""
+        return cls(manifest, corpus.alpha, corpus.window_rows, seed, corpus.task_alpha)
 
     def seen(self, windows: int) -> np.ndarray:
         """Documents per language in the first `windows` windows (int64)."""

@@ -19,7 +19,7 @@ import pyarrow as pa
 import ray.data
 
 from mlray.config import Corpus, RunError, Storage
-from mlray.corpus import packing, scan
+from mlray.corpus import curriculum, packing, scan
 from mlray.corpus.manifest import Manifest
 from mlray.corpus.packing import Cutter
 from mlray.corpus.sources import SourceFile
@@ -114,15 +114,15 @@ class _ReadWindows:
 class _PackWindows:
     """The actor that tokenises and packs; it keeps its process and its tokenizer."""
 
-    def __init__(self, cutter: Cutter, sequence_length: int, seed: int, start: Position) -> None:
-        self._cutter, self._sequence_length, self._seed, self._start = cutter, sequence_length, seed, start
+    def __init__(self, cutter: Cutter, corpus: Corpus, seed: int, start: Position) -> None:
+        self._cutter, self._corpus, self._seed, self._start = cutter, corpus, seed, start
 
     def __call__(self, table: pa.Table) -> pa.Table:
         values = table.to_pylist()[0]
         window = Window(
             values["window"], values["text"], values["pair"], values["language"], values["document"]
         )
-        packed = packing.pack(window, self._cutter, self._sequence_length, self._seed)
+        packed = curriculum.pack(window, self._cutter, self._corpus, self._seed)
         return packed.slice(self._start.row) if window.number == self._start.window else packed
 
 
@@ -157,7 +157,7 @@ def dataset(
     )
     packed = windows.map_batches(
         _PackWindows,
-        fn_constructor_args=(cutter, corpus.sequence_length, reader.mixture.seed, start),
+        fn_constructor_args=(cutter, corpus, reader.mixture.seed, start),
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=corpus.tokenize_cpus,

@@ -65,6 +65,14 @@ class Backbone(Protocol):
         """Its weights."""
         ...
 
+    def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """Its weights by name."""
+        ...
+
+
+_DROPOUT = ("hidden_dropout_prob", "embedding_dropout", "mlp_dropout", "dropout", "resid_pdrop", "embd_pdrop")
+_ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
+"""What the families call it."""
 
 FAMILIES = {
     "bert": Family(
@@ -163,13 +171,15 @@ def load(
         ConfigError: it is no safetensors checkpoint, or does not fit (see `check_loaded`).
     """
     try:
+        settings = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, **names)
+        _set_dropout(settings, config)
         model = kind.from_pretrained(
             folder,
+            config=settings,
             attn_implementation="sdpa",
             trust_remote_code=False,
             use_safetensors=True,
             dtype=torch.float32,
-            **names,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         wanted = f" for {len(names['id2label'])} labels" if "id2label" in names else ""
@@ -178,6 +188,16 @@ def load(
         ) from error
     check_loaded(model, config, tokenizer)
     return model
+
+
+def _set_dropout(settings: Any, config: ModelConfig) -> None:
+    """Puts the configuration's dropout, where it names one, in the place of the checkpoint's own."""
+    for names, rate in ((_DROPOUT, config.dropout), (_ATTENTION_DROPOUT, config.attention_dropout)):
+        wanted = config.dropout if rate is None else rate
+        if wanted is not None:
+            for name in names:
+                if hasattr(settings, name):
+                    setattr(settings, name, wanted)
 
 
 def check_family(config: ModelConfig, families: Collection[str]) -> None:

@@ -25,7 +25,7 @@ from mlray.corpus import stream, validation
 from mlray.corpus.mixture import Mixture
 from mlray.corpus.packing import Cutter
 from mlray.corpus.windows import WindowReader
-from mlray.models import adapters, backbone, tokenizer
+from mlray.models import adapters, backbone, freezing, tokenizer
 from mlray.objectives.table import OBJECTIVES
 from mlray.training import checkpoint as checkpoints
 from mlray.training import loop
@@ -110,7 +110,7 @@ def _open_stream(values: dict[str, Any]) -> Any:
 
 def open_reader(config: RunConfig, manifest: manifests.Manifest) -> WindowReader:
     """The windows of a run."""
-    mixture = Mixture(manifest, config.corpus.alpha, config.corpus.window_rows, config.run.seed)
+    mixture = Mixture.of(manifest, config.corpus, config.run.seed)
     return WindowReader(manifest, mixture, config.corpus.max_chars, config.storage)
 
 
@@ -217,13 +217,14 @@ def open_model(config: RunConfig, tokens: Any) -> Any:
 def open_export(
     config: RunConfig, model: Any, tokens: Any
 ) -> Callable[[dict[str, torch.Tensor], Path], None]:
-    """What writes the result of a run; with `adapter.kind` it also puts the adapter into the model.
+    """What writes the result of a run; it also puts the adapter into the model, or freezes a part of it.
 
     Raises:
-        ConfigError: the language adapter does not fit.
+        ConfigError: the language adapter does not fit, or there are fewer layers than are to be frozen.
     """
     if config.adapter.kind == "none":
-        return functools.partial(backbone.export, model, tokens)
+        kept = freezing.freeze(model, config.train)
+        return lambda weights, folder: backbone.export(model, tokens, {**kept, **weights}, folder)
     found = adapters.digest(model)
     with contextlib.ExitStack() as stack:
         place = config.adapter.language_path

@@ -45,7 +45,7 @@ def make(
     model: Backbone,
 ) -> Plan:
     """Computes the plan; nothing is read or started."""
-    mixture = Mixture(manifest, config.corpus.alpha, config.corpus.window_rows, config.run.seed)
+    mixture = Mixture.of(manifest, config.corpus, config.run.seed)
     characters = manifest.characters()
     documents = manifest.documents()
     mean = sum(row["tokens_per_char"] for row in fertility.values()) / max(len(fertility), 1) or 0.4

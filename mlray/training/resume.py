@@ -15,7 +15,7 @@ from mlray.training.checkpoint import Checkpoint, Progress
 
 _FIXED = {
     "run": ("seed",),
-    "corpus": ("alpha", "window_rows", "sequence_length"),
+    "corpus": ("alpha", "task_alpha", "window_rows", "sequence_length", "curriculum", "curriculum_windows"),
     "tokenizer": (),
     "model": (),
     "objective": (),

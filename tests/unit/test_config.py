@@ -101,7 +101,7 @@ def test_malformed_override_is_refused(tmp_path: Path, override: str, message: s
         ("run.name=..", "run.name"),
         ("corpus.alpha=1.01", "corpus.alpha"),
         ("corpus.languages=de", "corpus.languages"),
-        ("model.family=gpt2", "model.family"),
+        ("model.family=word2vec", "model.family"),
         ("objective.mask_rate=1", "objective.mask_rate"),
         ("run.seed=-1", "run.seed"),
         ("train=3", "train"),

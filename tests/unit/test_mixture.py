@@ -140,3 +140,14 @@ def test_languages_and_counts() -> None:
     mixture = Mixture(manifest_of([{"fr": 10, "de": 30}, {"ja": 0}]), 1.0, 20, 0)
     assert mixture.languages == ["de", "fr"]
     assert mixture.counts.tolist() == [30, 10]
+
+
+def test_tasks_are_mixed_by_their_own_temperature() -> None:
+    names = ["intent:de", "ner:de", "ner:ru"]
+    counts = np.array([400, 100, 900])  # 400 to 1,000 rows: square roots 20 and 31.62
+    found = mixtures.task_shares(names, counts, 1.0, 0.5)
+    between = 20 / (20 + 1000**0.5)
+    assert found.tolist() == pytest.approx([between, (1 - between) * 0.1, (1 - between) * 0.9])
+    assert mixtures.task_shares(names, counts, 0.0, 0.0).tolist() == [0.5, 0.25, 0.25]
+    plain = ["de", "ru"]
+    assert mixtures.task_shares(plain, counts[:2], 0.3, 0.9).tolist() == mixtures.shares(counts[:2], 0.3).tolist()

@@ -1,0 +1,53 @@
+"""Answer selection: one document a question, a label at the end of each sentence."""
+
+from __future__ import annotations
+
+import pytest
+
+from mlray.config import ConfigError
+from mlray.corpus.windows import Window
+from mlray.models import tokenizer
+from mlray.objectives.answers import Answers
+from mlray.schema import NO_TARGET
+from tests.unit import tiny
+
+LABELS = {"answer": 0, "other": 1}
+
+
+def encoder() -> tokenizer.Encoder:
+    return tokenizer.encoder(tiny.tokens())
+
+
+def test_the_end_of_each_sentence_says_whether_it_answers() -> None:
+    cut = Answers(encoder(), LABELS, 64)
+    (piece,) = cut(Window(0, ["a kettle"], ["1\nthe blanket\nboils water\nwarm"], [3], [8]))
+    question, *parts = encoder().encode(["a kettle", "the blanket", "boils water", "warm"])
+    start, end = encoder().start_id, encoder().end_id
+    assert piece.tokens == [start, *question, end, *parts[0], end, *parts[1], end, *parts[2], end]
+    none = [[NO_TARGET] * len(part) for part in (question, *parts)]
+    assert piece.targets == [NO_TARGET, *none[0], NO_TARGET, *none[1], 1, *none[2], 0, *none[3], 1]
+    assert (piece.language, piece.document) == (3, 8)
+
+
+def test_many_sentences_go_on_after_the_question_in_the_next_row() -> None:
+    sentences = tiny.texts("en", 20, seed=5)
+    pair = "\n".join(["13", *sentences])
+    pieces = Answers(encoder(), LABELS, 32)(Window(0, ["soft blanket"], [pair], [0], [0]))
+    head = [encoder().start_id, *encoder().encode(["soft blanket"])[0], encoder().end_id]
+    assert len(pieces) > 2
+    assert all(piece.tokens[: len(head)] == head and len(piece.tokens) <= 32 for piece in pieces)
+    found = [target for piece in pieces for target in piece.targets or [] if target != NO_TARGET]
+    assert found == [1] * 13 + [0] + [1] * 6
+
+
+def test_long_questions_and_sentences_are_cut_off_but_none_is_lost() -> None:
+    pair = "\n".join(["0", "kettle " * 40, "water"])
+    pieces = Answers(encoder(), LABELS, 16)(Window(0, ["warm " * 40], [pair], [0], [0]))
+    assert all(len(piece.tokens) <= 16 for piece in pieces)
+    assert [t for piece in pieces for t in piece.targets or [] if t != NO_TARGET] == [0, 1]
+
+
+@pytest.mark.parametrize("pair", ["", "one\ntwo", "2\na\nb", "-1\na"])
+def test_what_is_no_question_with_sentences_is_named(pair: str) -> None:
+    with pytest.raises(ConfigError, match=r"document 4: objective\.name=answer needs the number"):
+        Answers(encoder(), LABELS, 32)(Window(0, ["why"], [pair], [0], [4]))

@@ -1,0 +1,69 @@
+"""Partial fine-tuning: what is frozen stays bit for bit, the rest moves, and the export holds both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from mlray.config import ConfigError, Model, Train
+from mlray.models import backbone, freezing, translator
+from mlray.training.engine import Engine
+from tests.unit import tiny
+
+pytestmark = tiny.DEEPSPEED_WARNINGS
+
+
+@pytest.mark.parametrize("family", ["bert", "xlm-roberta", "modernbert"])
+@pytest.mark.parametrize("stage", [0, 3])
+def test_frozen_parts_do_not_move_and_are_exported(tmp_path: Path, family: str, stage: int) -> None:
+    model = tiny.encoder(family)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    config = tiny.train(steps=3, zero_stage=stage, freeze_layers=1, freeze_embeddings=True)
+    kept = freezing.freeze(model, config)
+    assert any("embeddings" in name for name in kept)
+    engine = Engine(model, config, 1)
+    tiny.advance(engine, tiny.deal(tiny.rows(24), 8), config)
+    state = {name: tensors["master"] for name, tensors in engine.state()}
+    assert state.keys() | kept.keys() == before.keys()
+    assert not state.keys() & kept.keys()
+    assert all(torch.equal(kept[name], before[name]) for name in kept)
+    second = [name for name in state if ".1." in name and name.endswith("weight")]
+    assert second
+    assert all(not torch.equal(state[name], before[name]) for name in second)
+    backbone.export(model, tiny.tokens(), {**kept, **state}, tmp_path)
+    again = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path)
+    loaded = {f"model.{name}": parameter for name, parameter in again.named_parameters()}
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in {**kept, **state}.items())
+
+
+def test_both_stacks_of_an_encoder_decoder_are_frozen() -> None:
+    config = Model(family="m2m_100", hidden_size=16, num_layers=3, num_heads=2, intermediate_size=24)
+    kept = freezing.freeze(translator.build(config, tiny.tokens()), Train(freeze_layers=2))
+    stacks = {tuple(name.split(".")[2:5:2]) for name in kept}
+    assert stacks == {("encoder", "0"), ("encoder", "1"), ("decoder", "0"), ("decoder", "1")}
+
+
+def test_nothing_is_frozen_unasked_and_too_many_layers_are_refused() -> None:
+    model = tiny.encoder()
+    assert freezing.freeze(model, Train()) == {}
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    with pytest.raises(ConfigError, match=r"train\.freeze_layers=3, and the model has 2 layers"):
+        freezing.freeze(model, Train(freeze_layers=3))
+
+
+def test_dropout_of_a_loaded_model_is_its_own_unless_named(tmp_path: Path) -> None:
+    model = tiny.encoder("bert", dropout=0.3)
+    backbone.export(model, tiny.tokens(), dict(model.named_parameters()), tmp_path)
+
+    def rates(**values: float) -> tuple[float, float]:
+        config = Model.model_validate({"family": "bert", **values})
+        loaded = backbone.build(config, tiny.tokens(), tmp_path).model.config
+        return loaded.hidden_dropout_prob, loaded.attention_probs_dropout_prob
+
+    assert rates() == (0.3, 0.3)
+    assert rates(dropout=0.2) == (0.2, 0.2)
+    assert rates(dropout=0.2, attention_dropout=0.0) == (0.2, 0.0)
+    assert rates(attention_dropout=0.1) == (0.3, 0.1)

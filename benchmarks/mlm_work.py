@@ -29,6 +29,7 @@ from mlray.corpus.windows import Window
 from mlray.models import backbone, tokenizer
 from mlray.objectives.table import Inputs
 from mlray.schema import PackedBatch
+from mlray.objectives.table import Task
 from mlray.training import loop
 
 FLAGS = {
@@ -66,7 +67,7 @@ class Job:
     device: str
     tokens: transformers.PreTrainedTokenizerFast
     encoder: backbone.MaskedEncoder
-    task: loop.Task
+    task: Task
 
     @property
     def bf16(self) -> bool:
@@ -141,7 +142,7 @@ def read(folder: Path, arm: str, documents: int, device: str) -> Job:
         device=device,
         tokens=tokens,
         encoder=backbone.build(config.model, tokens, folder / "model"),
-        task=loop.Task(config.objective, tokenizer.vocabulary(tokens), languages, config.run.seed),
+        task=Task(config.objective, tokenizer.vocabulary(tokens), languages, config.run.seed),
     )
 
 

@@ -1,4 +1,4 @@
-"""Trains a model: pre-training, labels of words or texts, translation, adapters.
+"""Trains a model from nothing, or goes on with one: text by masking, denoising or continuation, and translation.
 
 ray job submit --working-dir . -- python jobs/pretrain.py --config jobs/configs/pretrain.yaml key=value ...
 """
@@ -7,7 +7,6 @@ import argparse
 import sys
 
 from mlray import configuration
-from mlray.config import ConfigError, RunError
 
 
 def main() -> int:
@@ -21,20 +20,14 @@ def main() -> int:
     )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     arguments = parser.parse_intermixed_args()
-    try:
+
+    def work() -> None:
         config = configuration.load(arguments.config, arguments.overrides)
-        from mlray.training.pretrain import (
-            pretrain,
-        )  # loads torch and ray: not before the configuration is good
+        from mlray.training.pretrain import pretrain  # loads torch and ray: not before the configuration is good
 
         pretrain(config, plan_only=arguments.plan)
-    except ConfigError as error:
-        print(f"configuration: {error}", file=sys.stderr)
-        return 2
-    except RunError as error:
-        print(f"failed: {error}", file=sys.stderr)
-        return 1
-    return 0
+
+    return configuration.exit_code(work)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
-from mlray.config import ConfigError, RunConfig, Source
+from mlray.config import ConfigError, RunConfig, RunError, Source
 
 _SCIENTIFIC = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
@@ -62,6 +64,19 @@ def build(values: dict[str, Any]) -> RunConfig:
             f"model.num_heads={config.model.num_heads}"
         )
     return config
+
+
+def exit_code(work: Callable[[], object]) -> int:
+    """Runs a job; a failure is one line on standard error: 0 done, 1 failed, 2 bad configuration."""
+    try:
+        work()
+    except ConfigError as error:
+        print(f"configuration: {error}", file=sys.stderr)
+        return 2
+    except RunError as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -82,15 +82,17 @@ def _translate(config: RunConfig, folders: Folders, rows: Rows) -> Iterator[list
 
 
 def _label(config: RunConfig, folders: Folders, rows: Rows) -> Iterator[list[str]]:
-    judge = Judge(config, *folders)
-    for group in rows.values():
-        yield [" ".join(found) for found in judge.label(group)]
+    judge = Judge(config, list(rows), *folders)
+    for name, group in rows.items():
+        yield judge.label(group, name)
 
 
 _PREDICT: dict[str, Callable[[RunConfig, Folders, Rows], Iterator[list[str]]]] = {
     "translation": _translate,
     "tagging": _label,
     "classification": _label,
+    "answer": _label,
+    "multitask": _label,
 }
 
 

@@ -1,21 +1,21 @@
-"""Lets a model label words or texts: the same cutting, packing and forward as in training."""
+"""Lets a model label words or texts, or choose sentences: the same cutting, packing and forward as in training."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
+from mlray import languages
 from mlray.config import RunConfig
 from mlray.corpus import packing, validation
 from mlray.corpus.records import Record
 from mlray.corpus.windows import Window
 from mlray.models import adapters, labeller, tokenizer
-from mlray.objectives import labels
-from mlray.objectives.table import OBJECTIVES
+from mlray.objectives import answers, multitask
+from mlray.objectives.table import OBJECTIVES, Task
 from mlray.schema import PackedBatch
 
 
@@ -23,26 +23,42 @@ class Judge:
     """A model that labels, with its tokenizer and labels."""
 
     def __init__(
-        self, config: RunConfig, folder: Path, adapter: Path | None = None, language: Path | None = None
+        self,
+        config: RunConfig,
+        names: list[str],
+        folder: Path,
+        adapter: Path | None = None,
+        language: Path | None = None,
     ) -> None:
         """Opens the checkpoint at `folder`, and an adapter on it, if one is named, with its language adapter.
+
+        Args:
+            config: objective, model, row length.
+            names: languages of the rows to come, such as `de`, or `ner:de` of a multi-task model.
+            folder: of the checkpoint.
+            adapter: of the adapter.
+            language: of the language adapter.
 
         Raises:
             ConfigError: it is none for the objective, or the adapter is none for it.
         """
         objective = OBJECTIVES[config.objective.name]
-        self._config = config
+        self._config, self._names = config, names
         self._tokens = tokenizer.load(folder, objective.special_tokens)
         self._labels = adapters.labels_of(adapter) if adapter else labeller.labels_of(folder)
         self._model = objective.build(config.model, self._tokens, folder, self._labels)
         if adapter:
             adapters.load(self._model, adapter, language)
         self._model.eval()
-        encoder = tokenizer.encoder(self._tokens)
-        self._cutter = objective.cutter(encoder, [], config.corpus.sequence_length, self._labels)
+        vocabulary = tokenizer.vocabulary(self._tokens)
+        self._task = Task(config.objective, vocabulary, names, config.run.seed, self._labels)
+        self._cutter = self._task.cutter(tokenizer.encoder(self._tokens), config.corpus.sequence_length)
 
-    def label(self, rows: Sequence[Record]) -> list[list[str]]:
-        """The labels of each row: one a word, or one for the text.
+    def label(self, rows: Sequence[Record], name: str) -> list[str]:
+        """What the model says of each row of a language.
+
+        The tags of the words with a space between, the label of the text, or the numbers of the sentences, the likeliest
+        answer first.
 
         Raises:
             ConfigError: a row whose own labels the training did not know, or are not one a word.
@@ -51,29 +67,58 @@ class Judge:
             0,
             [row.text for row in rows],
             [row.pair for row in rows],
-            [0] * len(rows),
+            [self._names.index(name)] * len(rows),
             list(range(len(rows))),
         )
         pieces = self._cutter(window)
         numbered = [piece._replace(document=number) for number, piece in enumerate(pieces)]
         length = self._config.corpus.sequence_length
         table = packing.pack_pieces(numbered, self._cutter.encoder.pad_id, length, 0, seed=0)
-        found: dict[int, list[str]] = {}
+        found: dict[int, list[np.ndarray]] = {}
         for batch in validation.batches(table, self._config.train.micro_batch_size):
-            for place, number in self._forward(batch):
-                found.setdefault(place, []).append(self._labels[number])
-        result: list[list[str]] = [[] for _ in rows]
+            for place, logits_K in self._forward(batch):
+                found.setdefault(place, []).append(logits_K)
+        result: list[list[np.ndarray]] = [[] for _ in rows]
         for number, piece in enumerate(pieces):
             result[piece.document] += found.get(number, [])
-        return result
+        if kind(self._config, name) == "answer":
+            return [self._ranked(np.array(logits_NK), name) for logits_NK in result]
+        return [
+            " ".join(self._labels[int(logits_K.argmax())].removeprefix(_prefix(name)) for logits_K in row)
+            for row in result
+        ]
+
+    def _ranked(self, logits_NK: np.ndarray, name: str) -> str:
+        answer, other = (
+            self._labels.index(_prefix(name) + label) for label in (answers.ANSWER, answers.OTHER)
+        )
+        order = np.argsort(logits_NK[:, other] - logits_NK[:, answer], kind="stable")
+        return " ".join(map(str, order))
 
     @torch.inference_mode()
-    def _forward(self, batch: PackedBatch) -> list[tuple[int, int]]:
-        """(piece, label) of every labelled position, in order."""
-        inputs, _ = labels.collate(batch)
-        best_N: Any = self._model(**inputs).argmax(-1).numpy()
+    def _forward(self, batch: PackedBatch) -> list[tuple[int, np.ndarray]]:
+        """(piece, logits over the labels) of every labelled position, in order."""
+        inputs = self._task.inputs(batch).model
+        logits_NK: np.ndarray = self._model(**inputs).float().numpy()
         flat_N = inputs["labelled_N"].numpy()
         first_B = np.searchsorted(batch.batch_D, np.arange(len(batch)))
         rows_N = flat_N // batch.tokens_BT.shape[1]
         places_N = first_B[rows_N] + batch.segments_BT.ravel()[flat_N] - 1
-        return list(zip(batch.documents_D[places_N].tolist(), best_N.tolist(), strict=True))
+        return list(zip(batch.documents_D[places_N].tolist(), logits_NK, strict=True))
+
+
+def kind(config: RunConfig, name: str) -> str:
+    """The objective that the rows of a language belong to: of a multi-task run that of their task.
+
+    Raises:
+        ConfigError: they belong to no task of the run.
+    """
+    if config.objective.name != "multitask":
+        return config.objective.name
+    multitask.check([name], config.objective.tasks)
+    return config.objective.tasks[languages.task(name)].objective
+
+
+def _prefix(name: str) -> str:
+    task = languages.task(name)
+    return f"{task}:" if task else ""

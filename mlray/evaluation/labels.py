@@ -56,6 +56,34 @@ def score_words(
     }
 
 
+def score_answers(predicted: Sequence[str], truth: Sequence[str], resamples: int) -> dict[str, Figure]:
+    """Of ranked sentences: how often the first is right (accuracy) and the mean of 1 / rank (MRR), in percent.
+
+    Args:
+        predicted: numbers of the sentences, the likeliest first, with a space between.
+        truth: the number of the right one.
+        resamples: of the bootstrap.
+    """
+    inverse = np.array([reciprocal_rank(p, t) for p, t in zip(predicted, truth, strict=True)])
+    resampled = draws(len(inverse), resamples)
+    columns = {"accuracy": (inverse == 1.0).astype(np.float64), "MRR": inverse}
+    return {
+        name: figure(
+            float(column.mean()),
+            column[resampled].mean(axis=1),
+            len(column),
+            f"{name}|bs:{resamples}|seed:{SEED}",
+        )
+        for name, column in columns.items()
+    }
+
+
+def reciprocal_rank(predicted: str, truth: str) -> float:
+    """1 / the rank of the right number, 0 if it is not there."""
+    ranked = predicted.split()
+    return 1.0 / (ranked.index(truth) + 1) if truth in ranked else 0.0
+
+
 def span_counts(predicted: Sequence[Sequence[str]], truth: Sequence[Sequence[str]]) -> np.ndarray:
     """Of each sentence (N, 3): spans that are right, predicted, and there."""
     return np.array([_counts(p, t) for p, t in zip(predicted, truth, strict=True)], dtype=np.float64)

@@ -1,7 +1,7 @@
 """Scores of ready predictions, and paired comparisons of two models on the same rows.
 
 A file holds a JSON object a line: `prediction`, `language`, and `reference` (a text) or `label` (of a text); with
-`"task": "tagging"` both are tags with a space between.
+`"task": "tagging"` both are tags with a space between, with `"task": "answer"` the numbers of sentences.
 """
 
 from __future__ import annotations
@@ -99,12 +99,18 @@ def score(path: Path, config: Evaluation) -> Report:
 
 
 def figures(task: str, language: str, rows: Sequence[Row], resamples: int) -> dict[str, Figure]:
-    """Every metric of a task on the rows of one language."""
+    """Every metric of a task on the rows of one language.
+
+    A name may follow the kind of the task, as in `tagging ner`.
+    """
     predicted, truth = [row.prediction for row in rows], [row.truth for row in rows]
-    if task == "classification":
+    kind = task.partition(" ")[0]
+    if kind == "classification":
         return labels.score_texts(predicted, truth, resamples)
-    if task == "tagging":
+    if kind == "tagging":
         return labels.score_words(*_tags(rows), resamples)
+    if kind == "answer":
+        return labels.score_answers(predicted, truth, resamples)
     written = languages.target(language)
     return {
         **translation.score(predicted, truth, written, resamples),
@@ -138,11 +144,19 @@ def compare(first: Path, second: Path, trials: int) -> Comparison:
 def _difference(
     task: str, language: str, first: Sequence[Row], second: Sequence[Row], trials: int
 ) -> Difference:
-    if task == "classification":
+    kind = task.partition(" ")[0]
+    if kind == "answer":
+        a, b = (
+            np.array([[labels.reciprocal_rank(row.prediction, row.truth), 1.0] for row in side])
+            for side in (first, second)
+        )
+        p = significance.paired(a, b, lambda sums: sums[..., 0] / sums[..., 1], trials)
+        return Difference("MRR", 100 * a[:, 0].mean(), 100 * b[:, 0].mean(), p, len(a))
+    if kind == "classification":
         a, b = (np.array([[row.prediction == row.truth, 1.0] for row in side]) for side in (first, second))
         p = significance.paired(a, b, lambda sums: sums[..., 0] / sums[..., 1], trials)
         return Difference("accuracy", 100 * a[:, 0].mean(), 100 * b[:, 0].mean(), p, len(a))
-    if task == "tagging":
+    if kind == "tagging":
         a, b = (labels.span_counts(*_tags(side)) for side in (first, second))
         p = significance.paired(a, b, _f1, trials)
         return Difference("span F1", 100 * _f1(a.sum(axis=0)), 100 * _f1(b.sum(axis=0)), p, len(a))

@@ -44,10 +44,12 @@ class Labeller(PackedEncoder):
         segments_BT: torch.Tensor,
         offsets_BT: torch.Tensor,
         labelled_N: torch.Tensor,
+        allowed_NK: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Logits (N, K) at the flat positions `labelled_N` (row x T + column)."""
+        """Logits (N, K) at the flat positions `labelled_N` (row x T + column); -inf where a label is not allowed."""
         hidden_BTH = self.read(tokens_BT, segments_BT, offsets_BT)
-        return self._head(self.model, hidden_BTH.flatten(0, 1).index_select(0, labelled_N))
+        logits_NK = self._head(self.model, hidden_BTH.flatten(0, 1).index_select(0, labelled_N))
+        return logits_NK if allowed_NK is None else logits_NK.masked_fill(~allowed_NK, -torch.inf)
 
 
 def labels_of(folder: Path | str) -> list[str]:

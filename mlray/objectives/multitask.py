@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from mlray import languages
-from mlray.config import ConfigError
+from mlray.config import ConfigError, Objective
 from mlray.corpus.packing import Cutter, Piece
 from mlray.corpus.windows import Window
 from mlray.models.tokenizer import Encoder
@@ -94,6 +94,11 @@ def allowed(targets_N: np.ndarray, labels: Sequence[str]) -> torch.Tensor:
     numbers = {task: number for number, task in enumerate(dict.fromkeys(tasks))}
     of_K = np.array([numbers[task] for task in tasks])
     return torch.from_numpy(of_K[targets_N][:, None] == of_K[None])
+
+
+def weights(labels: Sequence[str], config: Objective) -> torch.Tensor:
+    """The weight of each label's task (K,)."""
+    return torch.tensor([config.tasks[languages.task(label)].weight for label in labels])
 
 
 def loss(logits_NK: torch.Tensor, targets_N: torch.Tensor, weights_K: torch.Tensor) -> torch.Tensor:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from mlray import languages
 from mlray.config import Model as ModelConfig
 from mlray.config import Objective as ObjectiveConfig
 from mlray.corpus.packing import Cutter, Texts
 from mlray.models import backbone, labeller, translator
 from mlray.models.tokenizer import Encoder, Vocabulary
-from mlray.objectives import labels, masked, translation
+from mlray.objectives import answers, labels, masked, multitask, translation
 from mlray.schema import PackedBatch
 
 
@@ -33,84 +34,152 @@ class Inputs:
 
 
 @dataclass(frozen=True)
+class Task:
+    """What is learnt on which languages: all that a row of the table may know."""
+
+    objective: ObjectiveConfig
+    vocabulary: Vocabulary
+    languages: list[str]
+    """Names of the language numbers."""
+    seed: int
+    labels: list[str] = field(default_factory=list)
+    """Names of the label numbers."""
+
+    def cutter(self, encoder: Encoder, sequence_length: int) -> Cutter:
+        """What cuts documents into pieces.
+
+        Raises:
+            ConfigError: the languages or the tokenizer are none for the objective.
+        """
+        return OBJECTIVES[self.objective.name].cutter(encoder, self, sequence_length)
+
+    def inputs(self, batch: PackedBatch) -> Inputs:
+        """A micro-batch as the model takes it."""
+        return OBJECTIVES[self.objective.name].collate(batch, self)
+
+    def loss(self, logits: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+        """Sum of the losses of a micro-batch, in nats."""
+        return OBJECTIVES[self.objective.name].loss(logits, inputs.targets_N.to(logits.device), self)
+
+
+@dataclass(frozen=True)
 class Objective:
     """A row of the table."""
 
-    cutter: Callable[[Encoder, list[str], int, list[str]], Cutter]
-    """(tokenizer, names of the language numbers, sequence length, labels) -> what cuts documents into pieces."""
+    cutter: Callable[[Encoder, Task, int], Cutter]
+    """(tokenizer, task, sequence length) -> what cuts documents into pieces."""
     build: Callable[[ModelConfig, Any, Path | str | None, list[str]], Any]
     """(model configuration, tokenizer, folder or None, labels) -> model."""
-    collate: Callable[[PackedBatch, Vocabulary, ObjectiveConfig, int], Inputs]
-    """(batch, vocabulary, configuration, seed) -> inputs."""
-    loss: Callable[[torch.Tensor, torch.Tensor, ObjectiveConfig], torch.Tensor]
-    """(logits_NV, targets_N, configuration) -> sum over N, in nats."""
-    special_tokens: tuple[str, ...]
+    collate: Callable[[PackedBatch, Task], Inputs]
+    loss: Callable[[torch.Tensor, torch.Tensor, Task], torch.Tensor]
+    """(logits_NV, targets_N, task) -> sum over N, in nats."""
+    special_tokens: tuple[str, ...] = ("pad_token",)
     """What the tokenizer must have."""
     language_tokens: Callable[[list[str]], list[str]] = lambda _: []
     """Names of the language numbers -> languages that need a token of their own."""
-    labels_of: Callable[[str], Iterable[str]] | None = None
-    """What belongs to a text -> labels in it; None if the objective has none."""
+    labels_of: Callable[[str, str, ObjectiveConfig], Iterable[str]] | None = None
+    """(what belongs to a text, its language, configuration) -> labels in it; None if the objective has none."""
 
 
-def _collate_masked(batch: PackedBatch, vocabulary: Vocabulary, config: ObjectiveConfig, seed: int) -> Inputs:
-    tokens_BT, masked_N, targets_N = masked.mask(batch, vocabulary, config, seed)
+def _collate_masked(batch: PackedBatch, task: Task) -> Inputs:
+    tokens_BT, masked_N, targets_N = masked.mask(batch, task.vocabulary, task.objective, task.seed)
     model = {
         "tokens_BT": torch.from_numpy(tokens_BT),
         "segments_BT": torch.from_numpy(batch.segments_BT),
         "offsets_BT": torch.from_numpy(batch.offsets_BT).long(),
         "masked_N": torch.from_numpy(masked_N),
     }
-    rows_N = masked_N // batch.tokens_BT.shape[1]
-    return Inputs(model, torch.from_numpy(targets_N), rows_N, vocabulary.characters_V[targets_N])
+    return _of_text(batch, model, masked_N, targets_N, task)
 
 
-def _collate_pairs(batch: PackedBatch, vocabulary: Vocabulary, _: ObjectiveConfig, __: int) -> Inputs:
-    model, targets_N = translation.collate(batch, vocabulary)
-    rows_N = model["predicted_N"].numpy() // batch.tokens_BT.shape[1]
-    return Inputs(model, torch.from_numpy(targets_N), rows_N, vocabulary.characters_V[targets_N])
+def _collate_pairs(batch: PackedBatch, task: Task) -> Inputs:
+    model, targets_N = translation.collate(batch, task.vocabulary)
+    return _of_text(batch, model, model["predicted_N"].numpy(), targets_N, task)
 
 
-def _collate_labels(batch: PackedBatch, _: Vocabulary, __: ObjectiveConfig, ___: int) -> Inputs:
+def _of_text(
+    batch: PackedBatch, model: dict[str, torch.Tensor], flat_N: np.ndarray, targets_N: np.ndarray, task: Task
+) -> Inputs:
+    """Inputs whose targets are tokens, at the flat positions of the batch."""
+    rows_N = flat_N // batch.tokens_BT.shape[1]
+    return Inputs(model, torch.from_numpy(targets_N), rows_N, task.vocabulary.characters_V[targets_N])
+
+
+def _collate_labels(batch: PackedBatch, _: Task) -> Inputs:
     model, targets_N = labels.collate(batch)
     rows_N = model["labelled_N"].numpy() // batch.tokens_BT.shape[1]
     # A label stands for no character: bits per character mean nothing here.
     return Inputs(model, torch.from_numpy(targets_N), rows_N, np.zeros(len(targets_N), np.int64))
 
 
-def _labelling(
-    cutter: Callable[[Encoder, dict[str, int], int], Cutter],
-    build: Callable[[ModelConfig, Any, Path | str | None, list[str]], Any],
-    labels_of: Callable[[str], Iterable[str]],
-) -> Objective:
-    """A row for labels of words or of texts."""
-    return Objective(
-        cutter=lambda encoder, _, sequence_length, found: cutter(
-            encoder, labels.numbered(found), sequence_length
-        ),
-        build=build,
-        collate=_collate_labels,
-        loss=lambda logits_NK, targets_N, _: labels.loss(logits_NK, targets_N),
-        special_tokens=("pad_token",),
-        labels_of=labels_of,
-    )
+def _collate_tasks(batch: PackedBatch, task: Task) -> Inputs:
+    inputs = _collate_labels(batch, task)
+    inputs.model["allowed_NK"] = multitask.allowed(inputs.targets_N.numpy(), task.labels)
+    return inputs
+
+
+@dataclass(frozen=True)
+class Head:
+    """What differs between objectives of labels."""
+
+    cutter: multitask.MakeCutter
+    build: Callable[[ModelConfig, Any, Path | str | None, list[str]], Any]
+    labels_of: Callable[[str], Iterable[str]]
+    """What belongs to a text -> labels in it."""
+
+    def alone(self) -> Objective:
+        """The row of an objective with this head only."""
+        return Objective(
+            cutter=lambda encoder, task, length: self.cutter(encoder, labels.numbered(task.labels), length),
+            build=self.build,
+            collate=_collate_labels,
+            loss=lambda logits_NK, targets_N, _: labels.loss(logits_NK, targets_N),
+            labels_of=lambda pair, _, __: self.labels_of(pair),
+        )
+
+
+HEADS = {
+    "tagging": Head(labels.Words, labeller.build_words, lambda tags: tags.split(" ")),
+    "classification": Head(labels.Texts, labeller.build_texts, lambda label: [label]),
+    "answer": Head(answers.Answers, labeller.build_words, lambda _: (answers.ANSWER, answers.OTHER)),
+}
+
+
+def _cut_tasks(encoder: Encoder, task: Task, sequence_length: int) -> Cutter:
+    makers = {name: HEADS[one.objective].cutter for name, one in task.objective.tasks.items()}
+    return multitask.cutter(encoder, task.languages, task.labels, makers, sequence_length)
+
+
+def _labels_of_task(pair: str, language: str, config: ObjectiveConfig) -> list[str]:
+    multitask.check([language], config.tasks)
+    name = languages.task(language)
+    return [f"{name}:{label}" for label in HEADS[config.tasks[name].objective].labels_of(pair)]
 
 
 OBJECTIVES = {
     "masked": Objective(
-        cutter=lambda encoder, _, sequence_length, __: Texts(encoder, sequence_length),
+        cutter=lambda encoder, _, sequence_length: Texts(encoder, sequence_length),
         build=lambda config, tokens, folder, _: backbone.build(config, tokens, folder),
         collate=_collate_masked,
         loss=lambda logits_NV, targets_N, _: masked.loss(logits_NV, targets_N),
         special_tokens=("mask_token", "pad_token"),
     ),
     "translation": Objective(
-        cutter=lambda encoder, names, sequence_length, _: translation.pairs(encoder, names, sequence_length),
+        cutter=lambda encoder, task, length: translation.pairs(encoder, task.languages, length),
         build=lambda config, tokens, folder, _: translator.build(config, tokens, folder),
         collate=_collate_pairs,
-        loss=translation.loss,
+        loss=lambda logits_NV, targets_N, task: translation.loss(logits_NV, targets_N, task.objective),
         special_tokens=("pad_token", "eos_token"),
         language_tokens=lambda names: sorted({one for both in translation.directions(names) for one in both}),
     ),
-    "tagging": _labelling(labels.Words, labeller.build_words, lambda tags: tags.split(" ")),
-    "classification": _labelling(labels.Texts, labeller.build_texts, lambda label: [label]),
+    **{name: head.alone() for name, head in HEADS.items()},
+    "multitask": Objective(
+        cutter=_cut_tasks,
+        build=labeller.build_words,
+        collate=_collate_tasks,
+        loss=lambda logits_NK, targets_N, task: multitask.loss(
+            logits_NK, targets_N, multitask.weights(task.labels, task.objective)
+        ),
+        labels_of=_labels_of_task,
+    ),
 }

@@ -26,7 +26,7 @@ from mlray.corpus.mixture import Mixture
 from mlray.corpus.packing import Cutter
 from mlray.corpus.windows import WindowReader
 from mlray.models import adapters, backbone, freezing, tokenizer
-from mlray.objectives.table import OBJECTIVES
+from mlray.objectives.table import OBJECTIVES, Task
 from mlray.training import checkpoint as checkpoints
 from mlray.training import loop
 from mlray.training.checkpoint import Progress
@@ -120,17 +120,20 @@ def open_tokenizer(config: RunConfig, folders: Folders) -> Any:
         return tokenizer.load(folder, OBJECTIVES[config.objective.name].special_tokens)
 
 
+def open_task(config: RunConfig, tokens: Any, manifest: manifests.Manifest) -> Task:
+    """What a run learns."""
+    vocabulary = tokenizer.vocabulary(tokens)
+    return Task(config.objective, vocabulary, manifest.languages, config.run.seed, open_labels(config))
+
+
 def open_cutter(config: RunConfig, tokens: Any, manifest: manifests.Manifest) -> Cutter:
     """What cuts the documents of a run.
 
     Raises:
         ConfigError: the corpus or the tokenizer is none for the objective.
     """
-    objective = OBJECTIVES[config.objective.name]
-    labels = open_labels(config)
-    return objective.cutter(
-        tokenizer.encoder(tokens), manifest.languages, config.corpus.sequence_length, labels
-    )
+    task = open_task(config, tokens, manifest)
+    return task.cutter(tokenizer.encoder(tokens), config.corpus.sequence_length)
 
 
 def open_labels(config: RunConfig) -> list[str]:
@@ -156,8 +159,8 @@ def _work(values: dict[str, Any]) -> None:
     _prepare_process(config)
     manifest = _manifest(folders, config)
     tokens = open_tokenizer(config, folders)
-    task = loop.Task(config.objective, tokenizer.vocabulary(tokens), manifest.languages, config.run.seed)
-    cutter = open_cutter(config, tokens, manifest)
+    task = open_task(config, tokens, manifest)
+    cutter = task.cutter(tokenizer.encoder(tokens), config.corpus.sequence_length)
     table = validation.rows(manifest, cutter, config.corpus.sequence_length, config.run.seed)
     held_out = validation.batches(table, config.train.micro_batch_size)
     torch.manual_seed(config.run.seed)

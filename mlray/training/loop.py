@@ -19,34 +19,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mlray.config import Objective as ObjectiveConfig
 from mlray.config import RunError, Train
 from mlray.corpus.validation import row_languages
-from mlray.models.tokenizer import Vocabulary
-from mlray.objectives.table import OBJECTIVES, Inputs
+from mlray.objectives.table import Inputs, Task
 from mlray.schema import PackedBatch, Position
 from mlray.training.engine import Engine
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is learnt on which languages."""
-
-    objective: ObjectiveConfig
-    vocabulary: Vocabulary
-    languages: list[str]
-    """Names of the language numbers."""
-    seed: int
-
-    def inputs(self, batch: PackedBatch) -> Inputs:
-        """A micro-batch as the model takes it."""
-        return OBJECTIVES[self.objective.name].collate(batch, self.vocabulary, self.objective, self.seed)
-
-    def loss(self, logits: torch.Tensor, inputs: Inputs) -> torch.Tensor:
-        """Sum of the losses of a micro-batch, in nats."""
-        return OBJECTIVES[self.objective.name].loss(
-            logits, inputs.targets_N.to(logits.device), self.objective
-        )
 
 
 @dataclass(frozen=True)

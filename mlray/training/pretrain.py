@@ -221,7 +221,10 @@ def _labels(config: RunConfig, folders: Folders, manifest: Manifest, resumes: bo
         with contextlib.suppress(lines.BrokenChunk):  # the manifest has told it already
             for batch in records.read(entry.chunk, config.corpus.max_chars, config.storage):
                 found.update(
-                    label for record in batch if not record.reason for label in labels_of(record.pair)
+                    label
+                    for record in batch
+                    if not record.reason
+                    for label in labels_of(record.pair, record.language, config.objective)
                 )
     if not found - {""}:
         raise ConfigError(

@@ -16,6 +16,7 @@ from mlray.corpus import packing
 from mlray.corpus.windows import Window
 from mlray.models import adapters, backbone, tokenizer
 from mlray.objectives import labels
+from mlray.objectives.table import Task
 from mlray.training import loop
 from mlray.training.engine import Engine
 from tests.unit import test_labels, tiny
@@ -47,7 +48,7 @@ def tagged(number: int) -> Any:
 def train(model: Any, steps: int, zero_stage: int = 0) -> list[float]:
     config = tiny.train(steps=steps, lr=2e-2, zero_stage=zero_stage)
     batches = tiny.deal(tagged(0), 8) * steps
-    task = loop.Task(Objective(name="tagging"), tokenizer.vocabulary(tiny.tokens()), ["de"], 0)
+    task = Task(Objective(name="tagging"), tokenizer.vocabulary(tiny.tokens()), ["de"], 0)
     return [
         step.loss for step in loop.steps(Engine(model, config, 1), batches, task, config, start=0, seed=0)
     ]

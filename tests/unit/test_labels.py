@@ -16,6 +16,7 @@ from mlray.corpus import packing
 from mlray.corpus.windows import Window
 from mlray.models import backbone, labeller, tokenizer
 from mlray.objectives import labels
+from mlray.objectives.table import Task
 from mlray.schema import NO_TARGET
 from mlray.training import loop
 from mlray.training.engine import Engine
@@ -120,7 +121,7 @@ def test_tags_are_learnt_and_a_checkpoint_goes_on(tmp_path: Path) -> None:
         tags = [" ".join("B-LOC" if word == "Alltag" else "O" for word in text.split()) for text in texts]
         tables.append(packing.pack(Window(number, texts, tags, [0] * 80, list(range(80))), cut, LENGTH, 0))
     batches = tiny.deal(pa.concat_tables(tables), 8)
-    task = loop.Task(Objective(name="tagging"), tokenizer.vocabulary(tiny.tokens()), ["de"], 0)
+    task = Task(Objective(name="tagging"), tokenizer.vocabulary(tiny.tokens()), ["de"], 0)
     engine = Engine(network, config, 1)
     losses = [step.loss for step in loop.steps(engine, batches, task, config, start=0, seed=0)]
     assert losses[0] > 0.3

@@ -14,7 +14,7 @@ from mlray.corpus import packing
 from mlray.corpus.packing import Piece
 from mlray.models.tokenizer import Vocabulary
 from mlray.objectives import masked
-from mlray.objectives.table import OBJECTIVES
+from mlray.objectives.table import Task
 from mlray.schema import PackedBatch
 
 START, PAD, END, UNKNOWN, MASK = range(5)
@@ -179,7 +179,7 @@ def test_tokens_of_a_word_are_changed_apart() -> None:
 
 def test_collate_names_the_row_and_characters_of_each_prediction() -> None:
     batch = packing.unpack(packed(documents(50)))
-    inputs = OBJECTIVES["masked"].collate(batch, vocabulary(), PLAIN, 3)
+    inputs = Task(PLAIN, vocabulary(), ["de"], 3).inputs(batch)
     changed_BT, chosen_BT = masks(batch, seed=3)
     rows, columns = np.nonzero(chosen_BT)
     assert np.array_equal(inputs.model["tokens_BT"].numpy(), changed_BT)

@@ -17,6 +17,7 @@ from mlray.corpus.windows import Window
 from mlray.models import backbone, tokenizer, translator
 from mlray.models.generation import Writer, _by_length
 from mlray.objectives import translation
+from mlray.objectives.table import Task
 from mlray.schema import NO_TARGET, PackedBatch
 from mlray.training import loop
 from mlray.training.engine import Engine
@@ -159,7 +160,7 @@ def learnt(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[loop.Step], P
     tables = [packing.pack(window(number, 200), cutter(), LENGTH, seed=0) for number in range(80)]
     batches: list[PackedBatch] = tiny.deal(pa.concat_tables(tables), 8)
     objective = Objective(name="translation", label_smoothing=0.0)
-    task = loop.Task(objective, tokenizer.vocabulary(tokens()), DIRECTIONS, 0)
+    task = Task(objective, tokenizer.vocabulary(tokens()), DIRECTIONS, 0)
     steps = list(loop.steps(Engine(network, config, 1), batches, task, config, start=0, seed=0))
     folder = tmp_path_factory.mktemp("translator")
     weights = {name: parameter.detach() for name, parameter in network.named_parameters()}

@@ -19,10 +19,11 @@ from mlray.corpus.manifest import ChunkEntry, HeldOut, Manifest, Part
 from mlray.corpus.sources import SourceFile
 from mlray.corpus.windows import Window
 from mlray.models import backbone, tokenizer
+from mlray.objectives.table import Task
 from mlray.schema import PackedBatch
 from mlray.training import loop
 from mlray.training.engine import Engine
-from mlray.training.loop import Step, Task
+from mlray.training.loop import Step
 
 torch.set_num_threads(1)  # sums are then always taken in the same order, and workers do not fight
 

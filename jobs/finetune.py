@@ -1,0 +1,34 @@
+"""Fine-tunes a backbone on labels, answers or translations, and judges it on test sets.
+
+ray job submit --working-dir . -- python jobs/finetune.py --config jobs/configs/finetune_wikiann6.yaml key=value ...
+"""
+
+import argparse
+import sys
+
+from mlray import configuration
+
+
+def main() -> int:
+    """Parses, runs, and says in one line why it failed: 0 done, 1 failed, 2 bad configuration."""
+    parser = argparse.ArgumentParser(
+        description="Fine-tune a backbone, whole or by an adapter, and judge it; mlray/config.py has every key."
+    )
+    parser.add_argument("--config", help="YAML with what differs from the defaults")
+    parser.add_argument(
+        "--plan", action="store_true", help="print files, rows, tokens, steps and memory, and stop"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    arguments = parser.parse_intermixed_args()
+
+    def work() -> None:
+        config = configuration.load(arguments.config, arguments.overrides)
+        from mlray.tuning.finetune import finetune  # loads torch and ray: not before the configuration is good
+
+        finetune(config, plan_only=arguments.plan)
+
+    return configuration.exit_code(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

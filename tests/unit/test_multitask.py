@@ -1,0 +1,102 @@
+"""Several heads in one run: each task sees its own labels, weights its own losses, and learns beside the others."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from mlray.config import ConfigError, Objective
+from mlray.corpus import packing
+from mlray.corpus.windows import Window
+from mlray.models import tokenizer
+from mlray.objectives import labels, multitask
+from mlray.objectives.table import OBJECTIVES, Task
+from mlray.schema import NO_TARGET
+from mlray.training import loop
+from mlray.training.engine import Engine
+from tests.unit import test_labels, tiny
+
+pytestmark = tiny.DEEPSPEED_WARNINGS
+
+NAMES = ["mood:en", "ner:de"]
+LABELS = ["mood:bad", "mood:good", "ner:B-LOC", "ner:O"]
+CONFIG = Objective.model_validate(
+    {
+        "name": "multitask",
+        "tasks": {"ner": {"objective": "tagging", "weight": 2.0}, "mood": {"objective": "classification"}},
+    }
+)
+LENGTH = 32
+
+
+def task() -> Task:
+    return Task(CONFIG, tokenizer.vocabulary(tiny.tokens()), NAMES, 0, LABELS)
+
+
+def window(number: int = 0, documents: int = 60) -> Window:
+    """Texts are good where they speak of water, words are places where they are `Alltag`."""
+    german = tiny.texts("de", documents, seed=number)
+    english = tiny.texts("en", documents, seed=number)
+    tags = [" ".join("B-LOC" if word == "Alltag" else "O" for word in text.split()) for text in german]
+    moods = ["good" if "water" in text.split() else "bad" for text in english]
+    texts = [text for both in zip(english, german, strict=True) for text in both]
+    pairs = [pair for both in zip(moods, tags, strict=True) for pair in both]
+    return Window(number, texts, pairs, [0, 1] * documents, list(range(2 * documents)))
+
+
+def test_each_document_is_cut_as_its_task_does() -> None:
+    encoder = test_labels.encoder()
+    found = task().cutter(encoder, LENGTH)(window(documents=3))
+    words = labels.Words(encoder, {"B-LOC": 2, "O": 3}, LENGTH)
+    texts = labels.Texts(encoder, {"bad": 0, "good": 1}, LENGTH)
+    whole = window(documents=3)
+
+    def alone(cutter: packing.Cutter, own: range) -> list[packing.Piece]:
+        lists = [[values[i] for i in own] for values in (whole.text, whole.pair, whole.language, whole.document)]
+        return cutter(Window(0, *lists))
+
+    wanted = alone(texts, range(0, 6, 2)) + alone(words, range(1, 6, 2))
+    assert sorted(found, key=lambda piece: piece.document) == sorted(wanted, key=lambda piece: piece.document)
+
+
+def test_a_position_chooses_among_the_labels_of_its_task() -> None:
+    allowed = multitask.allowed(np.array([3, 0]), LABELS)
+    assert allowed.tolist() == [[False, False, True, True], [True, True, False, False]]
+
+
+def test_the_loss_is_that_of_separate_heads_with_their_weights() -> None:
+    torch.manual_seed(0)
+    logits_NK, targets_N = torch.randn(5, 4), torch.tensor([0, 3, 2, 1, 3])
+    masked = logits_NK.masked_fill(~multitask.allowed(targets_N.numpy(), LABELS), -torch.inf)
+    found = OBJECTIVES["multitask"].loss(masked, targets_N, task())
+    mood, ner = targets_N < 2, targets_N >= 2
+    cross_entropy = torch.nn.functional.cross_entropy
+    apart = cross_entropy(logits_NK[mood, :2], targets_N[mood], reduction="sum")
+    apart = apart + 2.0 * cross_entropy(logits_NK[ner, 2:], targets_N[ner] - 2, reduction="sum")
+    assert float(found) == pytest.approx(float(apart), rel=1e-6)
+
+
+def test_labels_are_named_after_their_task_and_strangers_are_refused() -> None:
+    labels_of = OBJECTIVES["multitask"].labels_of
+    assert labels_of is not None
+    assert list(labels_of("O B-LOC", "ner:de", CONFIG)) == ["ner:O", "ner:B-LOC"]
+    assert list(labels_of("very good", "mood:en", CONFIG)) == ["mood:very good"]
+    for name in ("de", "slots:de"):
+        with pytest.raises(ConfigError, match=f"the rows of '{name}' belong to no task of the run"):
+            labels_of("O", name, CONFIG)
+
+
+def test_both_heads_learn_in_one_run() -> None:
+    encoder = test_labels.encoder()
+    table = packing.pack(window(), task().cutter(encoder, LENGTH), LENGTH, 0)
+    model = test_labels.model("words", LABELS)
+    config = tiny.train(steps=60, lr=1e-2)
+    batches = tiny.deal(table, 8) * 30
+    engine = Engine(model, config, 1)
+    losses = [step.loss for step in loop.steps(engine, batches, task(), config, start=0, seed=0)]
+    last = loop.validate(engine, tiny.deal(table, 8), task())
+    assert losses[-1] < 0.3 * losses[0]
+    assert last["macro"]["accuracy"] > 0.9
+    targets = [batch.targets_BT for batch in batches]
+    assert all((one[one != NO_TARGET] < len(LABELS)).all() for one in targets if one is not None)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
-from mlray.config import ConfigError
+import pytest
+import torch
+import transformers
+
+from mlray.config import ConfigError, RunConfig
+from mlray.corpus.records import Record
 from mlray.corpus.windows import Window
-from mlray.models import tokenizer
+from mlray.evaluation import labelling, labels
+from mlray.models import backbone, tokenizer
 from mlray.objectives.answers import Answers
 from mlray.schema import NO_TARGET
-from tests.unit import tiny
+from tests.unit import test_labels, tiny
 
 LABELS = {"answer": 0, "other": 1}
 
@@ -51,3 +57,34 @@ def test_long_questions_and_sentences_are_cut_off_but_none_is_lost() -> None:
 def test_what_is_no_question_with_sentences_is_named(pair: str) -> None:
     with pytest.raises(ConfigError, match=r"document 4: objective\.name=answer needs the number"):
         Answers(encoder(), LABELS, 32)(Window(0, ["why"], [pair], [0], [4]))
+
+
+def test_scores_of_ranked_sentences() -> None:
+    found = labels.score_answers(["2 0 1", "0 1 2", "1 2 0", ""], ["2", "1", "0", "0"], 50)
+    assert found["accuracy"].value == pytest.approx(25)
+    assert found["MRR"].value == pytest.approx(100 * (1 + 1 / 2 + 1 / 3 + 0) / 4)
+    assert found["MRR"].n == 4
+    assert found["MRR"].low <= found["MRR"].value <= found["MRR"].high
+
+
+def test_a_model_ranks_the_sentences_of_each_question_as_each_alone(tmp_path: Path) -> None:
+    model = test_labels.model("words", ["answer", "other"])
+    backbone.export(model, tiny.tokens(), dict(model.named_parameters()), tmp_path)
+    config = RunConfig.model_validate(
+        {"objective": {"name": "answer"}, "model": {"family": "bert"}, "corpus": {"sequence_length": 48}}
+    )
+    pairs = ["\n".join(["0", *tiny.texts("en", count, seed=count)]) for count in (3, 9, 1)]
+    rows = [Record(i, "en", f"kettle {i}", pair, "") for i, pair in enumerate(pairs)]
+    judge = labelling.Judge(config, ["en"], tmp_path)
+    together = judge.label(rows, "en")
+    assert [sorted(map(int, ranked.split())) for ranked in together] == [[0, 1, 2], list(range(9)), [0]]
+    assert together == [judge.label([row], "en")[0] for row in rows]
+    # By hand: the first question's three sentences fit into one row that plain `transformers` reads.
+    cut = Answers(encoder(), LABELS, 48)(Window(0, [rows[0].text], [rows[0].pair], [0], [0]))
+    plain = transformers.AutoModelForTokenClassification.from_pretrained(tmp_path).eval()
+    scores: list[float] = []
+    for piece in cut:
+        logits_TK = plain(input_ids=torch.tensor([piece.tokens])).logits[0]
+        marked = [i for i, target in enumerate(piece.targets or []) if target != NO_TARGET]
+        scores += (logits_TK[marked, 0] - logits_TK[marked, 1]).tolist()
+    assert together[0] == " ".join(str(i) for i in sorted(range(3), key=lambda i: -scores[i]))

@@ -73,7 +73,7 @@ def plot(report: dict[str, Any]) -> bytes:
         axes.plot(steps, values, "k--", linewidth=2.4, label=f"mean  {last[_MACRO]['loss']:.2f}")
     axes.set(
         xlabel="step",
-        ylabel="validation loss (nats a masked token)",
+        ylabel="validation loss (nats a prediction)",
         title=f"Loss per language: {report['run']}",
     )
     axes.grid(alpha=0.25)
@@ -136,7 +136,7 @@ def _cells(first: dict[str, float] | None, last: dict[str, float] | None) -> lis
         f"{first['loss']:.3f}",
         f"{last['loss']:.3f}",
         f"{last['accuracy']:.1%}",
-        f"{last['bits_per_char']:.2f}",
+        f"{last['bits_per_char']:.2f}" if last["bits_per_char"] else "",  # labels stand for no characters
     ]
 
 

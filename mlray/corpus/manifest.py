@@ -145,7 +145,7 @@ def load(folder: str, settings: Storage) -> Manifest | None:
     if not storage.exists(uri, settings):
         return None
     body = json.loads(storage.read_bytes(uri, settings))
-    files = [SourceFile(**{**file, "columns": tuple(file["columns"])}) for file in body["files"]]
+    files = [SourceFile.of(file) for file in body["files"]]
     entries = []
     for number, start, stop, parts in body["chunks"]:
         chunk = lines.Chunk(files[number], start, stop)

@@ -7,6 +7,8 @@ are stable whatever is bad.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Sequence
@@ -19,6 +21,7 @@ from mlray import languages, storage
 from mlray.config import Storage
 from mlray.corpus import lines, tables
 from mlray.corpus.cleaning import BadRecord, clean, decode
+from mlray.corpus.label_maps import LabelMap
 from mlray.corpus.lines import BrokenChunk, Chunk, first_line
 from mlray.corpus.sources import SourceFile
 
@@ -65,11 +68,29 @@ def read(chunk: Chunk, max_chars: int, settings: Storage, first_row: int = 0) ->
         StorageError: the file is gone or unreachable.
     """
     if chunk.file.format == "parquet":
-        return _read_parquet(chunk, max_chars, settings, first_row)
-    parse = _parse_table if chunk.file.format in tables.FORMATS else _parse_lines
-    if chunk.file.pair_uri:
-        parse = _parse_aligned
-    return _batched(parse(chunk, max_chars, settings), first_row)
+        batches = _read_parquet(chunk, max_chars, settings, first_row)
+    else:
+        parse = _parse_table if chunk.file.format in tables.FORMATS else _parse_lines
+        if chunk.file.pair_uri:
+            parse = _parse_aligned
+        batches = _batched(parse(chunk, max_chars, settings), first_row)
+    return batches if chunk.file.part == (0.0, 1.0) else _inside(batches, chunk.file.part)
+
+
+def _inside(batches: Iterator[list[Record]], part: tuple[float, float]) -> Iterator[list[Record]]:
+    """The records of a part, with the rows that they have in the file; a bad one belongs to the last part."""
+    first, last = part
+    for batch in batches:
+        yield [
+            record
+            for record in batch
+            if (last == 1.0 if record.reason else first <= share_of(record.text) < last)
+        ]
+
+
+def share_of(text: str) -> float:
+    """A text's place in [0, 1), by its hash: the same text is in the same part of every file."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big") / 2**48
 
 
 def _read_parquet(chunk: Chunk, max_chars: int, settings: Storage, first_row: int) -> Iterator[list[Record]]:
@@ -209,11 +230,18 @@ def _json_cells(text: str, file: SourceFile) -> list[object]:
         raise BadRecord("not JSON") from None
     if not isinstance(entry, dict):
         raise BadRecord(f"not a JSON object but {type(entry).__name__}")
-    names = _columns(file)
-    missing = [name for name in names if name not in entry]
-    if missing:
-        raise BadRecord(f"no key {missing[0]!r}")
-    return [entry[name] for name in names]
+    return [_value(entry, name) for name in _columns(file)]
+
+
+def _value(entry: dict[str, object], name: str) -> object:
+    """A key's value; `text.de` is the key `de` inside `text`, unless there is a key of that name."""
+    if name in entry:
+        return entry[name]
+    outer, _, inner = name.partition(".")
+    nested = entry.get(outer)
+    if not inner or not isinstance(nested, dict):
+        raise BadRecord(f"no key {name!r}")
+    return _value(nested, inner)
 
 
 def _columns(file: SourceFile) -> list[str]:
@@ -235,12 +263,26 @@ def _record(row: int, cells: list[object], file: SourceFile, max_chars: int) -> 
             normal = languages.normalize(tag)
             if normal is None:
                 raise BadRecord("no language tag in the language column")
-            language = normal
+            language = file.name(normal)
         pair = clean(cells.pop(), max_chars) if file.pair or file.pair_uri else ""
+        if file.label_map:
+            pair = _mapped(pair, file)
         text = clean(cells[0] if len(cells) == 1 and isinstance(cells[0], str) else _joined(cells), max_chars)
     except BadRecord as error:
         return Record(row, language, "", "", str(error))
     return Record(row, language, text, pair, "")
+
+
+def _mapped(label: str, file: SourceFile) -> str:
+    names = _names(file.label_map)
+    if label not in names:
+        raise BadRecord(f"the label {label!r} is not in the label map")
+    return names[label]
+
+
+@functools.lru_cache(maxsize=16)
+def _names(label_map: LabelMap) -> dict[str, str]:
+    return dict(label_map)
 
 
 def _joined(cells: Sequence[object]) -> object:

@@ -6,10 +6,13 @@ import fnmatch
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
+from typing import Any
 from urllib.parse import unquote
 
 from mlray import languages, storage
 from mlray.config import ConfigError, Source, Storage
+from mlray.corpus import label_maps
+from mlray.corpus.label_maps import LabelMap
 
 _FORMATS = {
     ".parquet": "parquet",
@@ -24,6 +27,8 @@ _FORMATS = {
     ".conll": "conll",
     ".conllu": "conll",
 }
+_WHOLE = {"squad": "sentences", "file": None}
+"""Formats without columns -> what stands beside the text."""
 _SHARD_BYTES = 256 << 20
 _CODECS = {".gz": "gzip", ".zst": "zstd"}
 
@@ -46,6 +51,24 @@ class SourceFile:
     """The file that holds the other half of each line."""
     pair_size: int = 0
     pair_etag: str = ""
+    part: tuple[float, float] = (0.0, 1.0)
+    """Share of the hashes of its texts that belongs to the source."""
+    label_map: LabelMap = ()
+    task: str | None = None
+    """What stands before the language of every row of a multi-task run."""
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> SourceFile:
+        """What `dataclasses.asdict` and JSON have made of one."""
+        pairs = tuple((label, name) for label, name in values["label_map"])
+        first, last = values["part"]
+        return cls(
+            **{**values, "columns": tuple(values["columns"]), "part": (first, last), "label_map": pairs}
+        )
+
+    def name(self, tag: str) -> str:
+        """The language of a row under its task, such as `ner:de`."""
+        return f"{self.task}:{tag}" if self.task else tag
 
     def other_half(self) -> SourceFile:
         """The file of the translations."""
@@ -66,8 +89,9 @@ def list_files(sources: tuple[Source, ...], settings: Storage) -> list[SourceFil
         raise ConfigError(
             "corpus.sources is empty; name at least one, e.g. corpus.sources=[{uri: s3://bucket/corpus}]"
         )
-    found: dict[tuple[str, str], SourceFile] = {}
+    found: set[SourceFile] = set()
     for source in sources:
+        label_map = label_maps.read(source.label_map, settings) if source.label_map else ()
         root = storage.absolute(source.uri)
         for file in storage.list_files(root, settings):
             if source.files and not fnmatch.fnmatch(file.uri.removeprefix(root).lstrip("/"), source.files):
@@ -77,10 +101,10 @@ def list_files(sources: tuple[Source, ...], settings: Storage) -> list[SourceFil
                 described = _aligned(
                     described, storage.list_files(storage.absolute(source.pair_uri), settings)
                 )
-            found[file.uri, described.pair_uri or ""] = described
+            found.add(replace(described, label_map=label_map))
     if not found:
         raise ConfigError(f"no file matches corpus.sources[].files={sources[-1].files!r}")
-    return [found[key] for key in sorted(found)]
+    return sorted(found, key=lambda file: (file.uri, file.pair_uri or "", repr(file)))
 
 
 def _aligned(file: SourceFile, halves: list[storage.File]) -> SourceFile:
@@ -138,13 +162,20 @@ def _describe(file: storage.File, root: str, source: Source) -> SourceFile:
     kind = source.format if source.format != "auto" else _FORMATS.get(PurePosixPath(stem).suffix.lower(), "")
     if not kind:
         raise ConfigError(
-            f"{file.uri}: unknown file type; set corpus.sources[].format to parquet, jsonl or text"
+            f"{file.uri}: unknown file type; set corpus.sources[].format to parquet, jsonl, text, csv, tsv, conll, squad or file"
         )
     if kind == "parquet" and codec:
         raise ConfigError(f"{file.uri}: parquet compresses inside; a compressed parquet file cannot be read")
     language, column = _language(file.uri, root, stem, source)
+    if kind in _WHOLE and column:
+        raise ConfigError(
+            f"{file.uri}: format={kind} has no columns; set corpus.sources[].language to a tag or filename"
+        )
     columns = (source.text,) if isinstance(source.text, str) else source.text
-    return SourceFile(file.uri, file.size, file.etag, kind, codec, columns, source.pair, language, column)
+    pair = _WHOLE.get(kind, source.pair)
+    described = SourceFile(file.uri, file.size, file.etag, kind, codec, columns, pair, language, column)
+    described = replace(described, part=source.part, task=source.task)
+    return replace(described, language=described.name(language)) if language else described
 
 
 def _language(uri: str, root: str, stem: str, source: Source) -> tuple[str | None, str | None]:

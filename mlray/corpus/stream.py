@@ -43,8 +43,7 @@ def build_manifest(files: list[SourceFile], corpus: Corpus, settings: Storage, f
     rows = [{"number": number, "file": json.dumps(asdict(file))} for number, file in enumerate(files)]
 
     def read(batch: dict[str, np.ndarray]) -> pa.Table:
-        values = json.loads(str(batch["file"][0]))
-        file = SourceFile(**{**values, "columns": tuple(values["columns"])})
+        file = SourceFile.of(json.loads(str(batch["file"][0])))
         try:
             fragment = scan.read_file(file, corpus.max_chars, corpus.validation_rows, settings)
         except StorageError as error:  # as data: Ray would wrap it into a traceback

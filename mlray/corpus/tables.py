@@ -1,8 +1,10 @@
-"""Files whose records are no lines: CSV and TSV with a header, and CoNLL sentences.
+"""Files whose records are no lines: CSV and TSV with a header, CoNLL sentences, questions, and whole documents.
 
     csv, tsv    RFC 4180: a quoted cell may hold separators and line breaks
     conll       a word a line, sentences apart by a blank line or where the word's number falls back; a column is named
                 by its number from 0, `# name = value` before a sentence by its name
+    squad       see `squad.py`
+    file        one document, such as program code
 
 A CoNLL column becomes its cells with a space between, so that word k of one column belongs to word k of another.
 """
@@ -14,11 +16,12 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 from mlray.config import Storage
-from mlray.corpus import lines
+from mlray.corpus import lines, squad
 from mlray.corpus.cleaning import BadRecord
 from mlray.corpus.lines import BrokenChunk, Chunk
 
-FORMATS = {"csv", "tsv", "conll"}
+FORMATS = {"csv", "tsv", "conll", "squad", "file"}
+_WHOLE_BYTES = 1 << 30
 
 
 def rows(
@@ -36,6 +39,10 @@ def rows(
         BrokenChunk: a column is missing in the header, or the rest of the file is damaged.
         StorageError: the file cannot be reached.
     """
+    if chunk.file.format in {"squad", "file"}:
+        whole = "".join(_texts(chunk, _WHOLE_BYTES, settings))
+        found = squad.rows(whole) if chunk.file.format == "squad" else iter([[whole]])
+        return (cells if isinstance(cells, BadRecord) else _checked(cells) for cells in found)
     texts = _texts(chunk, limit, settings)
     if chunk.file.format == "conll":
         return _sentences(texts, names)

@@ -4,29 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import platform
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from importlib import metadata
 from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mlray import storage
 from mlray.config import ConfigError, RunConfig
 from mlray.corpus import lines, records, sources
 from mlray.corpus.records import Record
 from mlray.evaluation.labelling import Judge
-from mlray.evaluation.predictions import Row, figures
+from mlray.evaluation.predictions import Case, Row, figures
 from mlray.evaluation.report import Report
 from mlray.models import backbone
 from mlray.models.generation import Writer
 
 _VERSIONS = ("torch", "transformers", "sacrebleu", "scikit-learn", "seqeval", "rouge-score", "nltk")
-Rows = dict[str, list[Record]]
+_SLICE = 512
+"""Rows that are predicted between two movements of the bar."""
+_WITHOUT_REFERENCE = {"causal"}
+"""Objectives whose test rows need nothing beside the text."""
+Rows = dict[str, list[Case]]
 """Language -> rows of the test sets."""
 Folders = list[Any]
 """Of the model, its adapter, and the language adapter below; None for one that is not named."""
 
 
-def evaluate(config: RunConfig) -> tuple[Report, list[dict[str, Any]]]:
+def evaluate(config: RunConfig, *, show_progress: bool = True) -> tuple[Report, list[dict[str, Any]]]:
     """The report on `model.path` over `evaluation.sources`, and a row for each prediction.
 
     Raises:
@@ -42,6 +50,8 @@ def evaluate(config: RunConfig) -> tuple[Report, list[dict[str, Any]]]:
         raise ConfigError(f"objective.name={task} has no test; take one of {', '.join(_PREDICT)}")
     truth = "label" if task == "classification" else "reference"
     rows = dict(sorted(read(config).items()))
+    if task not in _WITHOUT_REFERENCE:
+        _check_references(rows)
     backbone.quiet()
     begin = time.monotonic()
     report = Report(
@@ -55,15 +65,17 @@ def evaluate(config: RunConfig) -> tuple[Report, list[dict[str, Any]]]:
     )
     predictions: list[dict[str, Any]] = []
     table = report.cells.setdefault(task, {})
+    report.empty[task] = _without_rows(config, rows)
     with contextlib.ExitStack() as stack:
         places = (config.model.path, config.adapter.path, config.adapter.language_path)
         folders = [
             stack.enter_context(storage.local_copy(uri, config.storage)) if uri else None for uri in places
         ]
-        found_by_group = _PREDICT[task](config, folders, rows)
+        found_by_group = _watched(_PREDICT[task](config, folders, rows), rows, show=show_progress)
+        stack.enter_context(contextlib.closing(found_by_group))  # an error takes the bar away
         for (language, group), found in zip(rows.items(), found_by_group, strict=True):
             both = list(zip(group, found, strict=True))
-            scored = [Row(task, language, prediction, row.pair) for row, prediction in both]
+            scored = [Row(task, language, prediction, row.pair, row.place) for row, prediction in both]
             table[language] = figures(task, language, scored, config.evaluation.resamples)
             shared = {"task": task, "language": language}
             predictions += [
@@ -78,13 +90,38 @@ def _translate(config: RunConfig, folders: Folders, rows: Rows) -> Iterator[list
     writer = Writer(*folders)
     for direction, group in rows.items():
         source, _, target = direction.partition("-")
-        yield writer.translate([row.text for row in group], source, target, config.evaluation)
+        for part in _slices(group):
+            yield writer.translate([row.text for row in part], source, target, config.evaluation)
 
 
 def _label(config: RunConfig, folders: Folders, rows: Rows) -> Iterator[list[str]]:
     judge = Judge(config, list(rows), *folders)
     for name, group in rows.items():
-        yield judge.label(group, name)
+        judge.check(group, name)  # before the model reads any
+    for name, group in rows.items():
+        for part in _slices(group):
+            yield judge.label(part, name)
+
+
+def _slices(group: list[Case]) -> Iterator[list[Case]]:
+    for start in range(0, len(group), _SLICE):
+        yield group[start : start + _SLICE]
+
+
+def _watched(parts: Iterator[list[str]], rows: Rows, *, show: bool) -> Generator[list[str], None, None]:
+    """The predictions of each language from parts of any length in order, with a bar on a terminal's standard error."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    off = not (show and sys.stderr.isatty())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=off) as bar:
+        work = bar.add_task("", total=sum(map(len, rows.values())))
+        for language, group in rows.items():
+            bar.update(work, description=language)
+            found: list[str] = []
+            while len(found) < len(group):
+                part = next(parts)
+                found += part
+                bar.advance(work, len(part))
+            yield found
 
 
 _PREDICT: dict[str, Callable[[RunConfig, Folders, Rows], Iterator[list[str]]]] = {
@@ -96,25 +133,55 @@ _PREDICT: dict[str, Callable[[RunConfig, Folders, Rows], Iterator[list[str]]]] =
 }
 
 
-def read(config: RunConfig) -> dict[str, list[Record]]:
+def read(config: RunConfig) -> Rows:
     """The rows of every test set by language; one that is bad is an error, since a score must not depend on it.
 
     Raises:
-        ConfigError: it names the file, the row and the reason.
+        ConfigError: it names the file, the row and the reason; or there are no rows.
     """
     if not config.evaluation.sources:
         raise ConfigError("evaluation.sources is empty; name at least one test set")
-    found: dict[str, list[Record]] = {}
+    found: Rows = {}
     for file in sources.list_files(config.evaluation.sources, config.storage):
         try:
-            for chunk in records.chunks(file, max(file.size, 1), config.storage):
-                for batch in records.read(chunk, config.corpus.max_chars, config.storage):
-                    for record in batch:
-                        if record.reason:
-                            raise ConfigError(
-                                f"{file.uri}: row {record.row} cannot be scored: {record.reason}"
-                            )
-                        found.setdefault(record.language, []).append(record)
+            for row, record in rows_of(file, config):
+                if record.reason:
+                    raise ConfigError(f"{file.uri}: row {row} cannot be scored: {record.reason}")
+                found.setdefault(record.language, []).append(Case(record.text, record.pair, file.uri, row))
         except lines.BrokenChunk as error:
             raise ConfigError(f"{file.uri}: {error}") from error
+    if not found:
+        raise ConfigError("evaluation.sources holds no row; name a test set with some")
     return found
+
+
+def rows_of(file: sources.SourceFile, config: RunConfig) -> Iterator[tuple[int, Record]]:
+    """The records of a file, good and bad, each with its row in the whole file.
+
+    Raises:
+        BrokenChunk: the rest of the file is damaged.
+        StorageError: it cannot be reached.
+    """
+    first = row = 0
+    for chunk in records.chunks(file, max(file.size, 1), config.storage):
+        for batch in records.read(chunk, config.corpus.max_chars, config.storage):
+            for record in batch:
+                row = first + record.row
+                yield row, record
+        first = row + 1
+
+
+def _check_references(rows: Rows) -> None:
+    for group in rows.values():
+        for case in group:
+            if not case.pair:
+                raise ConfigError(
+                    f"{case.place} has no reference or label; name its column in evaluation.sources[].pair, or "
+                    "its file in pair_uri"
+                )
+
+
+def _without_rows(config: RunConfig, rows: Rows) -> dict[str, str]:
+    """Why a language of the corpus has no figure."""
+    reason = "no test rows: corpus.languages names it, and evaluation.sources holds no row in it"
+    return {language: reason for language in sorted(config.corpus.languages) if language not in rows}

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from mlray import languages
-from mlray.config import RunConfig
+from mlray.config import ConfigError, RunConfig
 from mlray.corpus import packing, validation
-from mlray.corpus.records import Record
 from mlray.corpus.windows import Window
+from mlray.evaluation.predictions import Case
 from mlray.models import adapters, labeller, tokenizer
 from mlray.objectives import answers, multitask
 from mlray.objectives.table import OBJECTIVES, Task
@@ -54,23 +54,40 @@ class Judge:
         self._task = Task(config.objective, vocabulary, names, config.run.seed, self._labels)
         self._cutter = self._task.cutter(tokenizer.encoder(self._tokens), config.corpus.sequence_length)
 
-    def label(self, rows: Sequence[Record], name: str) -> list[str]:
-        """What the model says of each row of a language.
-
-        The tags of the words with a space between, the label of the text, or the numbers of the sentences, the likeliest
-        answer first.
+    def check(self, rows: Sequence[Case], name: str) -> None:
+        """Refuses rows whose own labels the training did not know, or are not one a word.
 
         Raises:
-            ConfigError: a row whose own labels the training did not know, or are not one a word.
+            ConfigError: it names the file and the row.
         """
-        window = Window(
-            0,
-            [row.text for row in rows],
-            [row.pair for row in rows],
-            [self._names.index(name)] * len(rows),
-            list(range(len(rows))),
-        )
-        pieces = self._cutter(window)
+        try:
+            self._cutter(self._window(rows, name))
+        except ConfigError:
+            for row in rows:
+                self._check_row(row, name)
+            raise
+
+    def _check_row(self, row: Case, name: str) -> None:
+        try:
+            self._cutter(self._window([row], name))
+        except ConfigError as error:  # it calls the row document 0
+            raise ConfigError(f"{row.place}{str(error).removeprefix('document 0')}") from None
+
+    def _window(self, rows: Sequence[Case], name: str) -> Window:
+        number = self._names.index(name)
+        texts, pairs = [row.text for row in rows], [row.pair for row in rows]
+        return Window(0, texts, pairs, [number] * len(rows), list(range(len(rows))))
+
+    def label(self, rows: Sequence[Case], name: str) -> list[str]:
+        """What the model says of each row of a language.
+
+        The tags of the words with a space between, the label of the text, or the numbers of the sentences, the
+        likeliest answer first.
+
+        Raises:
+            ConfigError: `check` would refuse a row.
+        """
+        pieces = self._cutter(self._window(rows, name))
         numbered = [piece._replace(document=number) for number, piece in enumerate(pieces)]
         length = self._config.corpus.sequence_length
         table = packing.pack_pieces(numbered, self._cutter.encoder.pad_id, length, 0, seed=0)

@@ -10,27 +10,34 @@ from typing import Any
 
 from rich.console import Console
 
-from mlray.evaluation import predictions, report
+from mlray.evaluation import leakage, predictions, report
+from mlray.evaluation.leakage import Leakage
 from mlray.evaluation.predictions import Comparison
 from mlray.evaluation.report import Figure, Report
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem;color:#1b1f24}
 table{border-collapse:collapse;margin:1rem 0 2rem}th,td{padding:.35rem .7rem;text-align:right;border:1px solid #d8dee4}
-th:first-child,td:first-child{text-align:left}td small{color:#57606a;display:block}th{background:#f6f8fa}
+th:first-child,td:first-child{text-align:left}td small{color:#57606a;display:block}
+td.empty{text-align:left;color:#57606a}th{background:#f6f8fa}
 caption{text-align:left;font-weight:600;padding:.4rem 0}pre{background:#f6f8fa;padding:1rem;overflow:auto}
 @media(prefers-color-scheme:dark){body{background:#0d1117;color:#e6edf3}th,pre{background:#161b22}
-th,td{border-color:#30363d}td small{color:#9198a1}}
+th,td{border-color:#30363d}td small,td.empty{color:#9198a1}}
 """
 
 
 def tell(
-    result: Report | Comparison, rows: Sequence[dict[str, Any]], folder: Path | None, *, as_json: bool
+    result: Report | Comparison | Leakage,
+    rows: Sequence[dict[str, Any]],
+    folder: Path | None,
+    *,
+    as_json: bool,
 ) -> None:
     """Prints a result as tables or JSON, and keeps it in a folder if one is named."""
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "report.json").write_text(result.to_json() + "\n", encoding="utf-8")
+        name = "leakage.json" if isinstance(result, Leakage) else "report.json"
+        (folder / name).write_text(result.to_json() + "\n", encoding="utf-8")
         if isinstance(result, Report):
             (folder / "report.html").write_text(page(result), encoding="utf-8")
         if rows:
@@ -40,6 +47,8 @@ def tell(
         print(result.to_json())
     elif isinstance(result, Report):
         report.show(result, Console())
+    elif isinstance(result, Leakage):
+        leakage.show(result, Console())
     else:
         predictions.show(result, Console())
 
@@ -66,6 +75,11 @@ def _heat_map(result: Report, task: str) -> str:
             for metric in metrics
         )
         body += f"<tr><td>{html.escape(language)}</td>{cells}<td>{figures[metrics[0]].n:,}</td></tr>"
+    for language, reason in result.empty.get(task, {}).items():
+        body += (
+            f"<tr><td>{html.escape(language)}</td>"
+            f'<td class="empty" colspan="{len(metrics)}">{html.escape(reason)}</td><td>0</td></tr>'
+        )
     means = "".join(f"<th>{summary[metric]['macro']:.1f}</th>" for metric in metrics)
     worst = "".join(f"<th>{html.escape(summary[metric]['worst'])}</th>" for metric in metrics)
     return (

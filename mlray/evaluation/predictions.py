@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -25,6 +25,22 @@ from mlray.evaluation import labels, significance, texts, translation
 from mlray.evaluation.report import Figure, Report
 
 
+class Case(NamedTuple):
+    """A row of a test set."""
+
+    text: str
+    pair: str
+    """The reference, the label, or the tags."""
+    file: str
+    row: int
+    """In the file, from 0."""
+
+    @property
+    def place(self) -> str:
+        """File and row, for an error's beginning."""
+        return f"{self.file}: row {self.row}"
+
+
 @dataclass(frozen=True)
 class Row:
     """A prediction and what it should have been."""
@@ -33,6 +49,8 @@ class Row:
     language: str
     prediction: str
     truth: str
+    place: str = ""
+    """File and line or row, for an error's beginning."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +93,8 @@ def read(path: Path) -> list[Row]:
             entry = json.loads(line)
             kind = "label" if "label" in entry else "reference"
             task = str(entry.get("task") or ("classification" if kind == "label" else "text"))
-            rows.append(Row(task, str(entry["language"]), str(entry["prediction"]), str(entry[kind])))
+            said, truth = str(entry["prediction"]), str(entry[kind])
+            rows.append(Row(task, str(entry["language"]), said, truth, f"{path}: line {number}"))
         except (ValueError, TypeError, KeyError) as error:
             raise ConfigError(
                 f"{path}: line {number} needs prediction, language, and reference or label: {error}"
@@ -95,14 +114,33 @@ def score(path: Path, config: Evaluation) -> Report:
     for (task, language), group in _groups(read(path)).items():
         table = report.cells.setdefault(task, {})
         table[language] = figures(task, language, group, config.resamples)
+    for task, table in report.cells.items():
+        others = {
+            language for other in report.cells.values() for language in other if _alike(language, table)
+        }
+        report.empty[task] = dict.fromkeys(
+            sorted(others - table.keys()), "no rows: the predictions hold this language for other tasks only"
+        )
     return report
+
+
+def _alike(language: str, table: Mapping[str, object]) -> bool:
+    """Whether it is a direction where those of the table are, or a plain language where they are."""
+    first = next(iter(table))
+    return (languages.target(language) == language) == (languages.target(first) == first)
 
 
 def figures(task: str, language: str, rows: Sequence[Row], resamples: int) -> dict[str, Figure]:
     """Every metric of a task on the rows of one language.
 
     A name may follow the kind of the task, as in `tagging ner`.
+
+    Raises:
+        ConfigError: an empty reference, or tags of another number than the true ones; the row is named.
     """
+    for row in rows:
+        if not row.truth.strip():
+            raise ConfigError(f"{row.place}: the reference in {language!r} is empty")
     predicted, truth = [row.prediction for row in rows], [row.truth for row in rows]
     kind = task.partition(" ")[0]
     if kind == "classification":
@@ -189,9 +227,9 @@ def _groups(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
 
 def _tags(rows: Sequence[Row]) -> tuple[list[list[str]], list[list[str]]]:
     found = [row.prediction.split() for row in rows], [row.truth.split() for row in rows]
-    for number, (predicted, truth) in enumerate(zip(*found, strict=True)):
+    for row, predicted, truth in zip(rows, *found, strict=True):
         if len(predicted) != len(truth):
-            raise ConfigError(f"row {number} has {len(predicted)} predicted tags and {len(truth)} true ones")
+            raise ConfigError(f"{row.place} has {len(predicted)} predicted tags and {len(truth)} true ones")
     return found
 
 

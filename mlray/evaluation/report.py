@@ -29,6 +29,8 @@ class Report:
 
     about: dict[str, Any]
     cells: dict[str, dict[str, dict[str, Figure]]] = field(default_factory=dict)
+    empty: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Task -> language without figures -> why it has none."""
 
     def summary(self, task: str) -> dict[str, dict[str, Any]]:
         """Of each metric of a task: mean over the languages, the worst language, and how far it is behind the mean."""
@@ -53,6 +55,7 @@ class Report:
                 }
                 for task, table in self.cells.items()
             },
+            "empty": {task: reasons for task, reasons in self.empty.items() if reasons},
             "summary": {task: self.summary(task) for task in self.cells},
         }
         return json.dumps(body, ensure_ascii=False, indent=1)
@@ -73,8 +76,13 @@ def show(report: Report, console: Console) -> None:
                 for name in metrics
             ]
             shown.add_row(language, *cells, f"{figures[metrics[0]].n:,}")
+        reasons = report.empty.get(task, {})
+        for language in reasons:
+            shown.add_row(language, *("-" for _ in metrics), "0")
         summary = report.summary(task)
         shown.add_section()
         shown.add_row("mean", *(f"{summary[name]['macro']:.1f}" for name in metrics), "")
         shown.add_row("worst", *(summary[name]["worst"] for name in metrics), "")
         console.print(shown)
+        for language, reason in reasons.items():
+            console.print(f"{language}: {reason}")

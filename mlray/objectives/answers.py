@@ -39,9 +39,7 @@ class Answers:
         encoded = iter(self.encoder.encode([sentence for _, sentences in found for sentence in sentences]))
         pieces: list[Piece] = []
         for i, (right, sentences) in enumerate(found):
-            numbers = [
-                self.labels[ANSWER if place == right else OTHER] for place in range(len(sentences))
-            ]
+            numbers = [self.labels[ANSWER if place == right else OTHER] for place in range(len(sentences))]
             parts = [next(encoded) for _ in sentences]
             for tokens, targets in self._rows(questions[i], parts, numbers):
                 pieces.append(Piece(tokens, window.language[i], window.document[i], targets))

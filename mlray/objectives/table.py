@@ -16,7 +16,7 @@ from mlray.config import Objective as ObjectiveConfig
 from mlray.corpus.packing import Cutter, Texts
 from mlray.models import backbone, labeller, translator
 from mlray.models.tokenizer import Encoder, Vocabulary
-from mlray.objectives import answers, labels, masked, multitask, translation
+from mlray.objectives import answers, denoising, labels, masked, multitask, translation
 from mlray.schema import PackedBatch
 
 
@@ -171,6 +171,16 @@ OBJECTIVES = {
         loss=lambda logits_NV, targets_N, task: translation.loss(logits_NV, targets_N, task.objective),
         special_tokens=("pad_token", "eos_token"),
         language_tokens=lambda names: sorted({one for both in translation.directions(names) for one in both}),
+    ),
+    "denoising": Objective(
+        cutter=lambda encoder, task, length: denoising.noised(
+            encoder, task.vocabulary, task.languages, length, task.objective, task.seed
+        ),
+        build=lambda config, tokens, folder, _: translator.build(config, tokens, folder),
+        collate=_collate_pairs,
+        loss=lambda logits_NV, targets_N, task: translation.loss(logits_NV, targets_N, task.objective),
+        special_tokens=("mask_token", "pad_token", "eos_token"),
+        language_tokens=sorted,
     ),
     **{name: head.alone() for name, head in HEADS.items()},
     "multitask": Objective(

@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import sacrebleu
 import torch
@@ -19,6 +21,7 @@ from sklearn import metrics
 from mlray import configuration, languages
 from mlray.config import ConfigError, Evaluation
 from mlray.evaluation import evaluate, labels, output, predictions, report, significance, texts, translation
+from mlray.evaluation.predictions import Case
 from mlray.evaluation.report import Figure, Report
 from mlray.models import backbone
 from tests.unit import test_labels, tiny
@@ -269,7 +272,7 @@ def test_ready_predictions_are_scored_without_a_model(tmp_path: Path) -> None:
     ):
         predictions.read(tmp_path / "bad.jsonl")
     tags = [{"task": "tagging", "language": "de", "prediction": "O", "reference": "O O"}]
-    with pytest.raises(ConfigError, match="row 0 has 1 predicted tags and 2 true ones"):
+    with pytest.raises(ConfigError, match=r"t\.jsonl: line 1 has 1 predicted tags and 2 true ones"):
         predictions.score(write(tmp_path / "t.jsonl", tags), Evaluation(resamples=20))
 
 
@@ -306,3 +309,110 @@ def test_two_models_are_compared_on_the_same_rows(tmp_path: Path) -> None:
     assert cell.first == pytest.approx(sacrebleu.corpus_bleu(HYPOTHESES, [REFERENCES]).score)
     assert cell.second == pytest.approx(100)
     assert 0 < cell.p <= 1
+
+
+def tagged(tmp_path: Path, sentences: list[tuple[str, str]]) -> list[str]:
+    """A model of tags, and a test set of these sentences."""
+    lines = [json.dumps({"text": text, "tags": tags}) + "\n" for text, tags in sentences]
+    (tmp_path / "de.jsonl").write_text("".join(lines), encoding="utf-8")
+    network = test_labels.model("words", test_labels.TAGS)
+    weights = {name: parameter.detach() for name, parameter in network.named_parameters()}
+    backbone.export(network, tiny.tokens(), weights, tmp_path / "weights")
+    return [
+        "objective.name=tagging",
+        "model.family=bert",
+        f"model.path={tmp_path}/weights",
+        f"evaluation.sources=[{{uri: {tmp_path}/de.jsonl, pair: tags}}]",
+        "evaluation.resamples=10",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tags", "complaint"),
+    [
+        ("O B-PER", r"de\.jsonl: row 2: the label 'B-PER' is none of the 2 of the training"),
+        ("O", r"de\.jsonl: row 2 has 2 words and 1 tags"),
+        ("", r"de\.jsonl: row 2 cannot be scored: empty"),
+    ],
+)
+def test_a_row_that_does_not_fit_the_model_is_named(tmp_path: Path, tags: str, complaint: str) -> None:
+    sentences = [("der Alltag", "O B-LOC"), ("die Decke", "O O"), ("im Alltag", tags)]
+    with pytest.raises(ConfigError, match=complaint):
+        evaluate.evaluate(configuration.load(None, tagged(tmp_path, sentences)))
+
+
+def test_a_test_set_without_references_or_rows_is_refused(tmp_path: Path) -> None:
+    settings = tagged(tmp_path, [("der Alltag", "O B-LOC")])
+    settings[3] = settings[3].replace(", pair: tags", "")
+    with pytest.raises(ConfigError, match=r"de\.jsonl: row 0 has no reference or label; name its column"):
+        evaluate.evaluate(configuration.load(None, settings))
+    rows = [{"language": "en", "prediction": "a", "reference": text} for text in ("a", " ")]
+    with pytest.raises(ConfigError, match=r"p\.jsonl: line 2: the reference in 'en' is empty"):
+        predictions.score(write(tmp_path / "p.jsonl", rows), Evaluation(resamples=20))
+
+
+def test_rows_are_counted_through_a_file_of_several_parts(tmp_path: Path) -> None:
+    table = pa.table({"text": ["eins", "zwei", "drei", "", "fünf"]})
+    pq.write_table(table, tmp_path / "de.parquet", row_group_size=2)
+    settings = [f"evaluation.sources=[{{uri: {tmp_path}/de.parquet}}]"]
+    with pytest.raises(ConfigError, match=r"de\.parquet: row 3 cannot be scored: empty"):
+        evaluate.read(configuration.load(None, settings))
+    pq.write_table(table.take([0, 1, 2, 4]), tmp_path / "de.parquet", row_group_size=1)
+    cases = evaluate.read(configuration.load(None, settings))["de"]
+    assert [(case.text, case.row) for case in cases] == [("eins", 0), ("zwei", 1), ("drei", 2), ("fünf", 3)]
+
+
+def test_an_empty_cell_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = [
+        *tagged(tmp_path, [("der Alltag", "O B-LOC"), ("warm", "O")]),
+        "corpus.languages=[fr, de, cs]",
+    ]
+    found, rows = evaluate.evaluate(configuration.load(None, settings))
+    reason = "no test rows: corpus.languages names it, and evaluation.sources holds no row in it"
+    assert found.empty == {"tagging": {"cs": reason, "fr": reason}}
+    assert set(found.cells["tagging"]) == {"de"}
+    assert found.summary("tagging")["span F1"]["worst"] == "de"
+    body = json.loads(found.to_json())
+    assert body["empty"] == {"tagging": {"cs": reason, "fr": reason}}
+    assert f'<td>fr</td><td class="empty" colspan="3">{reason}</td><td>0</td>' in output.page(found)
+    output.tell(found, rows, tmp_path / "out", as_json=False)
+    printed = capsys.readouterr().out
+    assert "fr: no test rows" in printed
+    rows_of_tasks = [
+        *(
+            {"language": language, "prediction": "a", "label": label}
+            for language in ("de", "fr")
+            for label in "ab"
+        ),
+        {"language": "en-de", "prediction": "warm", "reference": "warm"},
+        {"task": "tagging", "language": "de", "prediction": "O", "reference": "O"},
+    ]
+    scored = predictions.score(write(tmp_path / "p.jsonl", rows_of_tasks), Evaluation(resamples=20))
+    assert {task: list(reasons) for task, reasons in scored.empty.items()} == {
+        "classification": [],
+        "tagging": ["fr"],
+        "text": [],
+    }
+
+
+def test_the_bar_counts_rows_and_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = {
+        "de": [Case("a", "a", "f", i) for i in range(5)],
+        "en": [Case("b", "b", "f", i) for i in range(2)],
+    }
+    parts = [["1", "2"], ["3", "4", "5"], ["6", "7"]]
+    assert list(evaluate._watched(iter(parts), rows, show=True)) == [["1", "2", "3", "4", "5"], ["6", "7"]]
+    assert capsys.readouterr().err == ""  # no terminal
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setattr(
+        evaluate, "Console", lambda stderr: Console(stderr=stderr, force_terminal=True, width=80)
+    )
+    for group in evaluate._watched(iter(parts), rows, show=True):
+        assert group
+    shown = capsys.readouterr().err
+    assert "7/7" in shown
+    assert shown.endswith("\x1b[2K")  # the line is wiped
+    assert list(evaluate._watched(iter(parts), rows, show=False))
+    assert capsys.readouterr().err == ""

@@ -1,0 +1,259 @@
+"""Which test rows stand in the training text: exactly, nearly, or as a translation.
+
+Near duplicates are found by MinHash (Broder 1997) with locality-sensitive hashing, then checked by their true Jaccard
+similarity. The test set is indexed and the training text streams past it once, so memory follows the test set alone.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import chain, islice, zip_longest
+from typing import Any
+
+from datasketch import MinHash, MinHashLSH
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from mlray import languages, storage
+from mlray.config import ConfigError, RunConfig
+from mlray.corpus import lines, sources
+from mlray.evaluation import evaluate
+from mlray.evaluation.predictions import Case
+
+EXACT, NEAR, TRANSLATED = "exact", "near", "translated"
+THRESHOLD = 0.8
+"""Jaccard similarity from which two texts are near duplicates."""
+LETTERS, UNSPACED_LETTERS = 5, 2
+"""Of a shingle: one changed word costs a sentence of sixty letters about a fifth of its shingles, and one changed
+character as much of twenty in scripts without spaces, where five would be a phrase."""
+_BANDS, _BAND_ROWS = 25, 5
+"""A pair at the threshold becomes a candidate with probability 1 - (1 - 0.8^5)^25 = 0.99995."""
+_EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Example:
+    """A test row and a training row that match; files and row numbers from 0, never the text itself."""
+
+    kind: str
+    test: str
+    test_row: int
+    training: str
+    training_row: int
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The test rows of a language, and how many of them stand in the training text."""
+
+    rows: int
+    exact: int
+    """The same text but for case, punctuation and white space."""
+    near: int
+    """Not exact, but nearly the same text."""
+    translated: int
+    """Their translation is there, or they are the translation of a training row."""
+    leaked: int
+    """Any of the three."""
+    examples: tuple[Example, ...]
+
+
+@dataclass(frozen=True)
+class Leakage:
+    """Language of the test set -> what leaked, and what was read."""
+
+    about: dict[str, Any]
+    cells: dict[str, Cell]
+
+    def to_json(self) -> str:
+        """The whole result."""
+        cells = {language: asdict(cell) for language, cell in self.cells.items()}
+        return json.dumps({"about": self.about, "cells": cells}, ensure_ascii=False, indent=1)
+
+
+class _Folding(dict[int, int | None]):
+    """For `str.translate`: drops punctuation, white space and control characters, and keeps all else."""
+
+    def __missing__(self, code: int) -> int | None:
+        dropped = unicodedata.category(chr(code))[0] in "PZC"
+        self[code] = None if dropped else code
+        return self[code]
+
+
+_FOLDING = _Folding()
+
+
+def fold(text: str) -> str:
+    """The letters, digits and symbols of a text in one case and one spelling (NFKC); of mere punctuation the text."""
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return text.translate(_FOLDING) or text.strip()
+
+
+def shingles(folded: str) -> frozenset[str]:
+    """The runs of `LETTERS` letters; of `UNSPACED_LETTERS` where one begins in a script without spaces."""
+    sizes = [UNSPACED_LETTERS if languages.is_unspaced(letter) else LETTERS for letter in folded]
+    found = (folded[i : i + size] for i, size in enumerate(sizes) if i + size <= len(folded))
+    return frozenset(found) or frozenset([folded])
+
+
+def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
+    """Share of the shingles of either that both have."""
+    both = len(a & b)
+    return both / (len(a) + len(b) - both)
+
+
+class Index:
+    """The test rows as training texts are matched with them."""
+
+    def __init__(self, rows: evaluate.Rows) -> None:
+        self.cases: list[tuple[str, Case]] = [
+            (language, case) for language, group in rows.items() for case in group
+        ]
+        self.found: dict[str, dict[int, Example]] = {EXACT: {}, NEAR: {}, TRANSLATED: {}}
+        """Kind -> number of the test row -> where it was met first."""
+        self._texts: dict[str, list[int]] = {}
+        self._pairs: dict[str, list[int]] = {}
+        for number, (language, case) in enumerate(self.cases):
+            self._texts.setdefault(fold(case.text), []).append(number)
+            if is_pair(language, case.pair):
+                self._pairs.setdefault(fold(case.pair), []).append(number)
+        self._shingles = {text: shingles(text) for text in self._texts}
+        self._known = frozenset(chain.from_iterable(self._shingles.values()))
+        self._empty = MinHash(_BANDS * _BAND_ROWS)
+        self._lsh = MinHashLSH(num_perm=_BANDS * _BAND_ROWS, params=(_BANDS, _BAND_ROWS))
+        for text, own in self._shingles.items():
+            self._lsh.insert(text, self._sketch(own))
+
+    def meet(self, text: str, file: str, row: int, *, is_translation: bool = False) -> None:
+        """Matches a training text, or the translation beside one, with every test row."""
+        folded = fold(text)
+        same = self._texts.get(folded, [])
+        self._note(EXACT, same, file, row)
+        self._note(TRANSLATED, self._pairs.get(folded, []), file, row)
+        if is_translation:
+            self._note(TRANSLATED, same, file, row)
+        for other in self.near(folded):
+            self._note(NEAR, self._texts[other], file, row)
+
+    def near(self, folded: str) -> list[str]:
+        """The folded texts of the test set that nearly are this one, and not quite."""
+        own = shingles(folded)
+        if len(own & self._known) < THRESHOLD * len(own):
+            return []  # no test row can have as many of them as it takes
+        candidates = self._lsh.query(self._sketch(own))
+        return [
+            text for text in candidates if text != folded and jaccard(own, self._shingles[text]) >= THRESHOLD
+        ]
+
+    def cells(self) -> dict[str, Cell]:
+        """What was found, by language."""
+        numbers: dict[str, list[int]] = {}
+        for number, (language, _) in enumerate(self.cases):
+            numbers.setdefault(language, []).append(number)
+        return {language: self._cell(own) for language, own in numbers.items()}
+
+    def _cell(self, numbers: list[int]) -> Cell:
+        exact, near, translated = ([i for i in numbers if i in found] for found in self.found.values())
+        near = [i for i in near if i not in self.found[EXACT]]
+        met = [
+            [self.found[kind][i] for i in own]
+            for kind, own in zip(self.found, (exact, near, translated), strict=True)
+        ]
+        examples = (example for turn in zip_longest(*met) for example in turn if example)
+        leaked = len({*exact, *near, *translated})
+        return Cell(
+            len(numbers),
+            len(exact),
+            len(near),
+            len(translated),
+            leaked,
+            tuple(islice(examples, _EXAMPLES)),
+        )
+
+    def _note(self, kind: str, numbers: list[int], file: str, row: int) -> None:
+        for number in numbers:
+            if number not in self.found[kind]:
+                case = self.cases[number][1]
+                self.found[kind][number] = Example(kind, case.file, case.row, file, row)
+
+    def _sketch(self, own: frozenset[str]) -> Any:
+        sketch = self._empty.copy()
+        sketch.update_batch([shingle.encode() for shingle in own])
+        return sketch
+
+
+def is_pair(language: str, pair: str) -> bool:
+    """Whether what belongs to a text is its translation, and no label."""
+    return bool(pair) and languages.target(language) != language
+
+
+def check(config: RunConfig, *, show_progress: bool = True) -> Leakage:
+    """What of `evaluation.sources` stands in `corpus.sources`.
+
+    Bad training rows are skipped and counted.
+
+    Raises:
+        ConfigError: there is no training or no test source, or a test row is bad.
+        StorageError: a file cannot be reached.
+    """
+    if not config.corpus.sources:
+        raise ConfigError(
+            "corpus.sources is empty; name the training text that the test sets are to be kept out of"
+        )
+    index = Index(dict(sorted(evaluate.read(config).items())))
+    place = storage.join(storage.absolute(config.run.storage_uri), config.run.name)
+    imported = sources.import_datasets(config.corpus.sources, storage.join(place, "imported"), config.storage)
+    counts = {"training_rows": 0, "skipped": 0}
+    files = sources.list_files(imported, config.storage)
+    off = not (show_progress and sys.stderr.isatty())
+    for file in track(files, "training files", console=Console(stderr=True), transient=True, disable=off):
+        for row, text, pair in _training(file, config, counts):
+            index.meet(text, file.uri, row)
+            if pair:
+                index.meet(pair, file.pair_uri or file.uri, row, is_translation=True)
+    about = {
+        **counts,
+        "training": [source.uri for source in config.corpus.sources],
+        "test": [source.uri for source in config.evaluation.sources],
+        "near": f"Jaccard >= {THRESHOLD} of {LETTERS} letters ({UNSPACED_LETTERS} in scripts without spaces)",
+    }
+    return Leakage(about, index.cells())
+
+
+def _training(
+    file: sources.SourceFile, config: RunConfig, counts: dict[str, int]
+) -> Iterator[tuple[int, str, str]]:
+    """(row, text, translation or nothing) of the good rows of a file; where the rest is damaged, that counts as one."""
+    try:
+        for row, record in evaluate.rows_of(file, config):
+            counts["skipped" if record.reason else "training_rows"] += 1
+            if not record.reason:
+                yield row, record.text, record.pair if is_pair(record.language, record.pair) else ""
+    except lines.BrokenChunk:
+        counts["skipped"] += 1
+
+
+def show(leakage: Leakage, console: Console) -> None:
+    """Prints a row for each language, and where the examples stand."""
+    table = Table(title="test rows that stand in the training text", title_justify="left")
+    for heading in ("language", "rows", "exact", "near", "translated", "any", "share"):
+        table.add_column(heading, justify="left" if heading == "language" else "right")
+    for language, cell in leakage.cells.items():
+        counts = (cell.rows, cell.exact, cell.near, cell.translated, cell.leaked)
+        table.add_row(language, *(f"{count:,}" for count in counts), f"{cell.leaked / cell.rows:.1%}")
+    console.print(table)
+    for language, cell in leakage.cells.items():
+        for example in cell.examples:
+            console.print(
+                f"{language} {example.kind}: row {example.test_row} of {example.test}, "
+                f"row {example.training_row} of {example.training}",
+                soft_wrap=True,
+                markup=False,
+            )
+    read, skipped = leakage.about["training_rows"], leakage.about["skipped"]
+    console.print(f"{read:,} training rows were read and {skipped:,} bad ones skipped")

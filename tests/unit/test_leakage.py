@@ -1,0 +1,188 @@
+"""Leaks: exact, near and translated rows in several scripts, by hand and against brute force."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from jobs import evaluate as job
+from mlray import configuration
+from mlray.config import ConfigError
+from mlray.evaluation import leakage
+from mlray.evaluation.leakage import Index, Leakage
+from mlray.evaluation.predictions import Case
+from tests.unit import tiny
+
+LONG = (
+    "the kettle boils the water for two large cups of tea in less than a minute and a half while it stays cool "
+    "enough on the outside to be touched"
+)
+CHINESE = "这款水壶加热很快而且非常安静，适合在办公室和宿舍使用，也适合旅行时携带。"
+
+
+def write(path: Path, rows: list[tuple[str, str, str]]) -> str:
+    """(language, text, translation) rows as a source."""
+    lines = [json.dumps({"l": language, "text": text, "p": pair}) + "\n" for language, text, pair in rows]
+    path.write_text("".join(lines), encoding="utf-8")
+    return f"{{uri: {path}, pair: p, language: 'column:l'}}"
+
+
+def overrides(
+    tmp_path: Path, test: list[tuple[str, str, str]], training: list[tuple[str, str, str]]
+) -> list[str]:
+    return [
+        f"run.storage_uri={tmp_path}/runs",
+        f"corpus.sources=[{write(tmp_path / 'training.jsonl', training)}]",
+        f"evaluation.sources=[{write(tmp_path / 'test.jsonl', test)}]",
+    ]
+
+
+TEST = [
+    ("de", "Der Wasserkocher ist leise!", "-"),
+    ("de", "Die Decke hält warm.", "-"),
+    ("en", LONG, "-"),
+    ("en", "cold evenings", "-"),
+    ("zh", CHINESE, "-"),
+    ("zh", "一条柔软的毯子", "-"),
+    ("ru", "Чайник кипит тихо", "-"),
+    ("en-de", "a warm blanket for the evening", "Eine warme Decke für den Abend"),
+    ("en-de", "the kettle is quiet", "Der Kessel schweigt"),
+    ("en-de", "nothing of this", "nichts davon"),
+]
+TRAINING = [
+    ("de", "was nichts damit zu tun hat", "-"),
+    ("de", "DER  WASSERKOCHER, ist leise", "-"),  # other case, punctuation and white space
+    ("en", LONG.replace("minute", "second"), "-"),
+    ("zh", CHINESE.replace("非常", "十分").replace("，", " "), "-"),
+    ("de", "eine warme Decke für den Abend.", "-"),  # the reference of a test row
+    (
+        "fr-en",
+        "la bouilloire est silencieuse",
+        "The kettle is quiet.",
+    ),  # the text of a test row, as a translation
+    ("ru", "Чайник кипит громко", "-"),
+]
+
+
+def test_each_kind_is_found_in_its_language_and_placed(tmp_path: Path) -> None:
+    found = leakage.check(configuration.load(None, overrides(tmp_path, TEST, TRAINING)))
+    counts = {
+        language: (cell.rows, cell.exact, cell.near, cell.translated, cell.leaked)
+        for language, cell in found.cells.items()
+    }
+    assert counts == {
+        "de": (2, 1, 0, 0, 1),
+        "en": (2, 0, 1, 0, 1),
+        "en-de": (3, 1, 0, 2, 2),
+        "ru": (1, 0, 0, 0, 0),
+        "zh": (2, 0, 1, 0, 1),
+    }
+    places = {
+        language: [(example.kind, example.test_row, example.training_row) for example in cell.examples]
+        for language, cell in found.cells.items()
+    }
+    assert places == {
+        "de": [("exact", 0, 1)],
+        "en": [("near", 2, 2)],
+        "en-de": [("exact", 8, 5), ("translated", 7, 4), ("translated", 8, 5)],
+        "ru": [],
+        "zh": [("near", 4, 3)],
+    }
+    assert {example.test for cell in found.cells.values() for example in cell.examples} == {
+        f"{tmp_path}/test.jsonl"
+    }
+    assert (found.about["training_rows"], found.about["skipped"]) == (7, 0)
+    body = found.to_json()
+    assert json.loads(body)["cells"]["de"]["exact"] == 1
+    assert "Wasserkocher" not in body  # places, never the text
+    console = Console(file=io.StringIO(), width=100)
+    leakage.show(found, console)
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "66.7%" in printed
+    assert f"de exact: row 0 of {tmp_path}/test.jsonl, row 1 of {tmp_path}/training.jsonl" in printed
+
+
+def test_labels_and_tags_beside_a_text_are_no_translations(tmp_path: Path) -> None:
+    test, training = [("de", "warm", "good")], [("de", "good", "warm"), ("de", "kalt", "good")]
+    cell = leakage.check(configuration.load(None, overrides(tmp_path, test, training))).cells["de"]
+    assert (cell.exact, cell.near, cell.translated, cell.leaked) == (0, 0, 0, 0)
+
+
+def test_folding_keeps_what_tells_texts_apart() -> None:
+    assert leakage.fold("Ｔhe  Kettle’s\tn° 5!") == leakage.fold("the kettle's N°5")
+    assert leakage.fold("STRASSE") == leakage.fold("Straße")
+    assert leakage.fold("पानी गरम") == "पानीगरम"  # vowel signs are no punctuation
+    assert leakage.fold("...") == "..." != leakage.fold("!!!")
+    assert leakage.shingles("abcdef水很") == {"abcde", "bcdef", "cdef水", "def水很", "水很"}
+    assert leakage.shingles("ab") == {"ab"}
+
+
+def test_near_duplicates_are_those_of_brute_force() -> None:
+    draw = np.random.default_rng(1)
+    words = [*tiny.WORDS["de"], *tiny.WORDS["en"]]
+    texts = [list(draw.choice(words, size=draw.integers(10, 40))) for _ in range(100)]
+    for text in texts[:100]:  # a neighbour of each, with up to three words changed
+        other = list(text)
+        for place in draw.integers(0, len(other), size=draw.integers(0, 4)):
+            other[place] = str(draw.choice(words))
+        texts.append(other)
+    sentences = [" ".join(text) for text in texts]
+    index = Index({"de": [Case(text, "", "test", row) for row, text in enumerate(sentences)]})
+    near = 0
+    for text in sentences:
+        folded = leakage.fold(text)
+        own = leakage.shingles(folded)
+        expected = {
+            other
+            for other in map(leakage.fold, sentences)
+            if other != folded and leakage.jaccard(own, leakage.shingles(other)) >= leakage.THRESHOLD
+        }
+        assert set(index.near(folded)) == expected
+        near += bool(expected)
+    assert 30 < near < 150
+
+
+def test_the_training_text_is_read_once_and_not_kept() -> None:
+    index = Index({"de": [Case("der Wasserkocher ist leise", "", "test", 0)]})
+    held = index.__dict__.keys()
+    for row, text in enumerate(tiny.texts("de", 500, seed=3)):
+        index.meet(text, "training", row)
+    assert index.__dict__.keys() == held
+    assert sum(map(len, index.found.values())) <= 3
+    assert len(index._texts) == len(index._shingles) == 1
+
+
+def test_bad_training_rows_are_counted_and_bad_test_rows_refused(tmp_path: Path) -> None:
+    settings = overrides(tmp_path, TEST[:1], [*TRAINING, ("de", "", "-"), ("de", "gut", "-")])
+    about = leakage.check(configuration.load(None, settings)).about
+    assert (about["training_rows"], about["skipped"]) == (8, 1)
+    settings = overrides(tmp_path, [*TEST[:1], ("de", " ", "-")], TRAINING)
+    with pytest.raises(ConfigError, match=r"test\.jsonl: row 1 cannot be scored: empty"):
+        leakage.check(configuration.load(None, settings))
+    with pytest.raises(ConfigError, match=r"corpus\.sources is empty; name the training text"):
+        leakage.check(configuration.load(None, settings[2:]))
+    with pytest.raises(ConfigError, match=r"evaluation\.sources is empty"):
+        leakage.check(configuration.load(None, settings[:2]))
+
+
+def test_the_job_prints_it_and_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = overrides(tmp_path, TEST, TRAINING)
+    arguments = ["evaluate.py", "--leakage", "--json", "--output", f"{tmp_path}/out", *settings]
+    monkeypatch.setattr("sys.argv", arguments)
+    assert job.main() == 0
+    printed = capsys.readouterr().out
+    assert json.loads(printed)["cells"]["en-de"]["translated"] == 2
+    assert (tmp_path / "out" / "leakage.json").read_text(encoding="utf-8") == printed
+    monkeypatch.setattr("sys.argv", ["evaluate.py", "--leakage", *settings[:2]])
+    assert job.main() == 2
+    assert (
+        capsys.readouterr().err == "configuration: evaluation.sources is empty; name at least one test set\n"
+    )
+    assert Leakage({}, {}).to_json()

@@ -48,8 +48,10 @@ class Source(_Section):
     tag such as `de`."""
     part: tuple[Probability, Probability] = (0.0, 1.0)
     """Only the rows whose text's hash lies in this share: train on (0.1, 1), test on (0, 0.1) of the same files."""
+    part_by: str | None = None
+    """Column whose hash decides instead, such as an id that all translations of a row share; `id` in `squad`."""
     label_map: str | None = None
-    """`uri:from:to`: a CSV or TSV file with a header; the labels of its column `from` are replaced by those of `to`, whose
+    """`uri:from:to`: a CSV or TSV file with a header; labels of its column `from` are replaced by those of `to`, whose
     spaces become underscores."""
     task: str | None = None
     """Which of `objective.tasks` the rows belong to (`objective.name=multitask`)."""
@@ -89,7 +91,7 @@ class Corpus(_Section):
     languages: tuple[str, ...] = ()
     """Languages that must be there, else the job stops before it costs anything; all that are found are used."""
     window_rows: int = Field(8192, ge=16)
-    """Documents that are shuffled and packed together."""
+    """Documents that are shuffled and packed together; files in the order of their labels want all of theirs in one."""
     sequence_length: int = Field(128, ge=8)
     """Tokens of a packed row."""
     validation_rows: int = Field(200, ge=0)
@@ -121,7 +123,9 @@ class Tokenizer(_Section):
 class Model(_Section):
     """A model, built small from these numbers or loaded from `path`."""
 
-    family: Literal["bert", "xlm-roberta", "modernbert", "m2m_100", "mbart", "gpt2", "llama", "qwen2"] = "xlm-roberta"
+    family: Literal["bert", "xlm-roberta", "modernbert", "m2m_100", "mbart", "gpt2", "llama", "qwen2"] = (
+        "xlm-roberta"
+    )
     """Encoders for `masked` and all labels, encoder-decoders (`m2m_100`, `mbart`) for `translation` and `denoising`,
     decoders (`gpt2`, `llama`, `qwen2`) for `causal`."""
     path: str | None = None
@@ -159,9 +163,9 @@ class ObjectiveTask(_Section):
 class Objective(_Section):
     """What is learnt.
 
-    `masked` language modelling (BERT; with pairs XLM's TLM), `causal` (GPT), `denoising` (mBART), `translation` of pairs
-    (M2M-100), `tagging` of words (NER, slots), `classification` of texts (sentiment, intent, topic), `answer` selection
-    (which sentence answers the question), `multitask`: several of the last three with a head each.
+    `masked` language modelling (BERT; with pairs XLM's TLM), `causal` (GPT), `denoising` (mBART), `translation` of
+    pairs (M2M-100), `tagging` of words (NER, slots), `classification` of texts (sentiment, intent, topic), `answer`
+    selection (which sentence answers the question), `multitask`: several of the last three with a head each.
     """
 
     name: Literal[
@@ -202,7 +206,9 @@ class Evaluation(_Section):
     """What a model is judged on, and how it writes."""
 
     sources: tuple[Source, ...] = ()
-    """Test sets, mapped as `corpus.sources` are; every row must be good."""
+    """Test sets, mapped as `corpus.sources` are."""
+    max_bad_rows: int = Field(0, ge=0)
+    """Rows that cannot be scored and may be left out; the report names them. One more ends the job."""
     num_beams: int = Field(4, ge=1)
     """1 is greedy."""
     temperature: float = Field(0.0, ge=0)

@@ -56,7 +56,7 @@ def build(values: dict[str, Any]) -> RunConfig:
         )
     if config.adapter.kind != "none" and (config.train.freeze_layers or config.train.freeze_embeddings):
         raise ConfigError(
-            "train.freeze_layers and train.freeze_embeddings do not go with adapter.kind, which freezes all of the model"
+            "train.freeze_layers and train.freeze_embeddings do not go with adapter.kind, which freezes the whole model"
         )
     if config.model.hidden_size % config.model.num_heads:
         raise ConfigError(

@@ -50,6 +50,11 @@ def task(name: str) -> str:
     return name.partition(":")[0] if ":" in name else ""
 
 
+def alone(name: str) -> str:
+    """The language without its task (`ner:de` -> `de`)."""
+    return name.rpartition(":")[2]
+
+
 def words(text: str) -> list[str]:
     """Lower-case words for scores: runs of letters, marks and digits; in scripts without spaces each letter is one."""
     found: list[str] = []

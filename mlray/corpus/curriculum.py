@@ -1,11 +1,12 @@
 """The order of documents inside the first windows of a run: from short to long, or language after language.
 
-A window is cut into stages that are packed one after the other, so the order stays a pure function of the window, and
-a position in the stream means what it means without a curriculum (Bengio et al. 2009; Platanios et al. 2019 for length).
+A window is cut into stages that are packed one after the other, so the order stays a pure function of the window, and a
+position in the stream means what it means without a curriculum (Bengio et al. 2009; Platanios et al. 2019 for length).
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 
@@ -31,7 +32,7 @@ def stages(pieces: Sequence[Piece], kind: str) -> list[list[Piece]]:
     if kind == "length":
         ordered = sorted(pieces, key=lambda piece: len(piece.tokens))
         cuts = np.linspace(0, len(ordered), _STAGES + 1).astype(int)
-        groups = [ordered[first:last] for first, last in zip(cuts, cuts[1:], strict=False)]
+        groups = [ordered[first:last] for first, last in itertools.pairwise(cuts)]
     else:
         counts = Counter(piece.language for piece in pieces)
         order = sorted(counts, key=lambda language: (-counts[language], language))

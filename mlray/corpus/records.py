@@ -7,36 +7,23 @@ are stable whatever is bad.
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mlray import languages, storage
 from mlray.config import Storage
-from mlray.corpus import lines, tables
-from mlray.corpus.cleaning import BadRecord, clean, decode
-from mlray.corpus.label_maps import LabelMap
+from mlray.corpus import fields, lines, tables
+from mlray.corpus.cleaning import BadRecord, decode
+from mlray.corpus.fields import Record
 from mlray.corpus.lines import BrokenChunk, Chunk, first_line
 from mlray.corpus.sources import SourceFile
 
 _BATCH_ROWS = 2048
 _MARGIN_BYTES = 1 << 16  # keys and other columns of a JSON line
-
-
-class Record(NamedTuple):
-    """One raw record: its row in the chunk and either its text or the reason why it has none."""
-
-    row: int
-    language: str
-    text: str
-    pair: str
-    reason: str
 
 
 def chunks(file: SourceFile, chunk_bytes: int, settings: Storage) -> list[Chunk]:
@@ -74,28 +61,25 @@ def read(chunk: Chunk, max_chars: int, settings: Storage, first_row: int = 0) ->
         if chunk.file.pair_uri:
             parse = _parse_aligned
         batches = _batched(parse(chunk, max_chars, settings), first_row)
-    return batches if chunk.file.part == (0.0, 1.0) else _inside(batches, chunk.file.part)
+    return batches if chunk.file.part == (0.0, 1.0) else _inside(batches, chunk.file.part[1])
 
 
-def _inside(batches: Iterator[list[Record]], part: tuple[float, float]) -> Iterator[list[Record]]:
-    """The records of a part, with the rows that they have in the file; a bad one belongs to the last part."""
-    first, last = part
+def _inside(batches: Iterator[list[Record]], last: float) -> Iterator[list[Record]]:
+    """Without the records of other parts; the rest keep the rows that they have in the file.
+
+    A bad record has no part that its text could tell: it belongs to the one that ends at 1.
+    """
     for batch in batches:
         yield [
             record
             for record in batch
-            if (last == 1.0 if record.reason else first <= share_of(record.text) < last)
+            if not record.reason or (record.reason != fields.OUTSIDE and last == 1.0)
         ]
-
-
-def share_of(text: str) -> float:
-    """A text's place in [0, 1), by its hash: the same text is in the same part of every file."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big") / 2**48
 
 
 def _read_parquet(chunk: Chunk, max_chars: int, settings: Storage, first_row: int) -> Iterator[list[Record]]:
     file = chunk.file
-    wanted = _columns(file)
+    wanted = fields.columns(file)
     row = 0
     with storage.open_input(file.uri, settings) as handle:
         try:
@@ -112,7 +96,9 @@ def _read_parquet(chunk: Chunk, max_chars: int, settings: Storage, first_row: in
                     columns = [_values(cut.column(name)) for name in wanted]
                     start = row + len(batch) - len(cut)
                     rows = zip(*columns, strict=True)
-                    yield [_record(start + i, list(cells), file, max_chars) for i, cells in enumerate(rows)]
+                    yield [
+                        fields.record(start + i, list(cells), file, max_chars) for i, cells in enumerate(rows)
+                    ]
                 row += len(batch)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
             storage.raise_if_transport(error, file.uri, settings)
@@ -163,13 +149,13 @@ def _parse_lines(chunk: Chunk, max_chars: int, settings: Storage) -> Iterator[Re
 
 def _parse_table(chunk: Chunk, max_chars: int, settings: Storage) -> Iterator[Record | BrokenChunk]:
     file = chunk.file
-    rows = tables.rows(chunk, _columns(file), _line_limit(file, max_chars), settings)
+    rows = tables.rows(chunk, fields.columns(file), _line_limit(file, max_chars), settings)
     try:
         for row, cells in enumerate(rows):
             if isinstance(cells, BadRecord):
                 yield Record(row, file.language or languages.UNKNOWN, "", "", str(cells))
             else:
-                yield _record(row, cells, file, max_chars)
+                yield fields.record(row, cells, file, max_chars)
     except BrokenChunk as error:
         yield error
 
@@ -196,7 +182,7 @@ def _parse_pair(
         cells: list[object] = [decode(half.rstrip(b"\r")).removeprefix("\ufeff") for half in halves]
     except BadRecord as error:
         return Record(row, file.language or languages.UNKNOWN, "", "", str(error))
-    return _record(row, cells, file, max_chars)
+    return fields.record(row, cells, file, max_chars)
 
 
 def _line_limit(file: SourceFile, max_chars: int) -> int:
@@ -218,7 +204,7 @@ def _parse_line(row: int, line: bytes, file: SourceFile, max_chars: int) -> Reco
             cells = [text]
     except BadRecord as error:
         return Record(row, language, "", "", str(error))
-    return _record(row, cells, file, max_chars)
+    return fields.record(row, cells, file, max_chars)
 
 
 def _json_cells(text: str, file: SourceFile) -> list[object]:
@@ -230,22 +216,18 @@ def _json_cells(text: str, file: SourceFile) -> list[object]:
         raise BadRecord("not JSON") from None
     if not isinstance(entry, dict):
         raise BadRecord(f"not a JSON object but {type(entry).__name__}")
-    return [_value(entry, name) for name in _columns(file)]
+    return [_value(entry, name) for name in fields.columns(file)]
 
 
-def _value(entry: dict[str, object], name: str) -> object:
+def _value(entry: object, name: str) -> object:
     """A key's value; `text.de` is the key `de` inside `text`, unless there is a key of that name."""
-    if name in entry:
-        return entry[name]
-    outer, _, inner = name.partition(".")
-    nested = entry.get(outer)
-    if not inner or not isinstance(nested, dict):
-        raise BadRecord(f"no key {name!r}")
-    return _value(nested, inner)
-
-
-def _columns(file: SourceFile) -> list[str]:
-    return [name for name in (*file.columns, file.pair, file.language_column) if name]
+    key = name
+    while isinstance(entry, dict):
+        if key in entry:
+            return entry[key]
+        outer, _, key = key.partition(".")
+        entry = entry.get(outer)
+    raise BadRecord(f"no key {name!r}")
 
 
 def _tab_cells(text: str) -> list[object]:
@@ -253,48 +235,3 @@ def _tab_cells(text: str) -> list[object]:
     if len(cells) != 2:
         raise BadRecord(f"{len(cells)} tab-separated columns instead of 2")
     return cells
-
-
-def _record(row: int, cells: list[object], file: SourceFile, max_chars: int) -> Record:
-    language = file.language or languages.UNKNOWN
-    try:
-        if file.language_column:
-            tag = clean(cells.pop(), 64)
-            normal = languages.normalize(tag)
-            if normal is None:
-                raise BadRecord("no language tag in the language column")
-            language = file.name(normal)
-        pair = clean(cells.pop(), max_chars) if file.pair or file.pair_uri else ""
-        if file.label_map:
-            pair = _mapped(pair, file)
-        text = clean(cells[0] if len(cells) == 1 and isinstance(cells[0], str) else _joined(cells), max_chars)
-    except BadRecord as error:
-        return Record(row, language, "", "", str(error))
-    return Record(row, language, text, pair, "")
-
-
-def _mapped(label: str, file: SourceFile) -> str:
-    names = _names(file.label_map)
-    if label not in names:
-        raise BadRecord(f"the label {label!r} is not in the label map")
-    return names[label]
-
-
-@functools.lru_cache(maxsize=16)
-def _names(label_map: LabelMap) -> dict[str, str]:
-    return dict(label_map)
-
-
-def _joined(cells: Sequence[object]) -> object:
-    """Several columns, or a list column, as one text with a line break between; anything else stays what it is."""
-    parts: list[str] = []
-    for cell in cells:
-        if isinstance(cell, bytes):
-            parts.append(decode(cell))
-        elif isinstance(cell, list) and all(isinstance(part, str | bytes) for part in cell):
-            parts += [part if isinstance(part, str) else decode(part) for part in cell]
-        elif isinstance(cell, str):
-            parts.append(cell)
-        else:
-            return cell
-    return "\n".join(parts)

@@ -11,6 +11,7 @@ from typing import Any
 
 from mlray.config import ConfigError, Corpus, Storage
 from mlray.corpus import lines, records
+from mlray.corpus.fields import Record
 from mlray.corpus.manifest import CHUNK_BYTES, ChunkEntry, HeldOut, Manifest, Part, Refused
 from mlray.corpus.sources import SourceFile
 from mlray.languages import UNKNOWN
@@ -82,7 +83,7 @@ def read_file(file: SourceFile, max_chars: int, validation_rows: int, settings: 
 
 def _records(
     chunk: lines.Chunk, max_chars: int, settings: Storage, refused: list[Refused]
-) -> Iterator[records.Record]:
+) -> Iterator[Record]:
     """The good records of a chunk; the others are appended to `refused`."""
     row = -1
     uri = chunk.file.uri

@@ -27,8 +27,11 @@ _FORMATS = {
     ".conll": "conll",
     ".conllu": "conll",
 }
-_WHOLE = {"squad": "sentences", "file": None}
-"""Formats without columns -> what stands beside the text."""
+_WHOLE: dict[str, tuple[tuple[str, ...], str | None]] = {
+    "squad": (("question",), "sentences"),
+    "file": (("text",), None),
+}
+"""Formats without columns of their own -> text, and what stands beside it."""
 _SHARD_BYTES = 256 << 20
 _CODECS = {".gz": "gzip", ".zst": "zstd"}
 
@@ -53,6 +56,8 @@ class SourceFile:
     pair_etag: str = ""
     part: tuple[float, float] = (0.0, 1.0)
     """Share of the hashes of its texts that belongs to the source."""
+    part_by: str | None = None
+    """Column whose hash it is, instead of the text's."""
     label_map: LabelMap = ()
     task: str | None = None
     """What stands before the language of every row of a multi-task run."""
@@ -162,7 +167,8 @@ def _describe(file: storage.File, root: str, source: Source) -> SourceFile:
     kind = source.format if source.format != "auto" else _FORMATS.get(PurePosixPath(stem).suffix.lower(), "")
     if not kind:
         raise ConfigError(
-            f"{file.uri}: unknown file type; set corpus.sources[].format to parquet, jsonl, text, csv, tsv, conll, squad or file"
+            f"{file.uri}: unknown file type; set corpus.sources[].format to parquet, jsonl, text, csv, tsv, conll, "
+            "squad or file"
         )
     if kind == "parquet" and codec:
         raise ConfigError(f"{file.uri}: parquet compresses inside; a compressed parquet file cannot be read")
@@ -172,9 +178,9 @@ def _describe(file: storage.File, root: str, source: Source) -> SourceFile:
             f"{file.uri}: format={kind} has no columns; set corpus.sources[].language to a tag or filename"
         )
     columns = (source.text,) if isinstance(source.text, str) else source.text
-    pair = _WHOLE.get(kind, source.pair)
+    columns, pair = _WHOLE.get(kind, (columns, source.pair))
     described = SourceFile(file.uri, file.size, file.etag, kind, codec, columns, pair, language, column)
-    described = replace(described, part=source.part, task=source.task)
+    described = replace(described, part=source.part, part_by=source.part_by, task=source.task)
     return replace(described, language=described.name(language)) if language else described
 
 

@@ -1,6 +1,7 @@
 """Questions with the sentences of their context, from files in SQuAD's form (Rajpurkar et al. 2016).
 
-The sentences are those of the file (`sentence_breaks`, as XQuAD-R has them), else the context is cut after sentence marks.
+The sentences are those of the file (`sentence_breaks`, as XQuAD-R has them), else the context is cut after full stops
+and their like.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from mlray.corpus.lines import BrokenChunk
 _SENTENCE = re.compile(r".+?(?:[.!?؟।]+(?=\s|$)|[。！？]+|$)", re.DOTALL)
 
 
-def rows(text: str) -> Iterator[list[object] | BadRecord]:
-    """Of each question the question itself, and the number of the right sentence and the sentences, a line each.
+def rows(text: str) -> Iterator[dict[str, object] | BadRecord]:
+    """Of each question its `question`, its `id`, and `sentences`: the number of the right one, then they, a line each.
 
     Raises:
         BrokenChunk: the text is no JSON in SQuAD's form.
@@ -42,7 +43,7 @@ def sentences(context: str) -> list[tuple[int, int]]:
     return [match.span() for match in _SENTENCE.finditer(context) if match[0].strip()]
 
 
-def _row(question: Any, context: str, breaks: Sequence[Sequence[int]]) -> list[object] | BadRecord:
+def _row(question: Any, context: str, breaks: Sequence[Sequence[int]]) -> dict[str, object] | BadRecord:
     try:
         text, place = str(question["question"]), int(question["answers"][0]["answer_start"])
         right = [number for number, (first, last) in enumerate(breaks) if first <= place < last]
@@ -51,4 +52,8 @@ def _row(question: Any, context: str, breaks: Sequence[Sequence[int]]) -> list[o
         return BadRecord(f"a question without {error}")
     if not right:
         return BadRecord("the answer lies in none of the sentences")
-    return [text, "\n".join([str(right[0]), *lines])]
+    return {
+        "question": text,
+        "id": str(question.get("id", "")),
+        "sentences": "\n".join([str(right[0]), *lines]),
+    }

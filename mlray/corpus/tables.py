@@ -41,8 +41,10 @@ def rows(
     """
     if chunk.file.format in {"squad", "file"}:
         whole = "".join(_texts(chunk, _WHOLE_BYTES, settings))
-        found = squad.rows(whole) if chunk.file.format == "squad" else iter([[whole]])
-        return (cells if isinstance(cells, BadRecord) else _checked(cells) for cells in found)
+        found = squad.rows(whole) if chunk.file.format == "squad" else iter([{"text": whole}])
+        return (
+            row if isinstance(row, BadRecord) else _checked([row[name] for name in names]) for row in found
+        )
     texts = _texts(chunk, limit, settings)
     if chunk.file.format == "conll":
         return _sentences(texts, names)

@@ -13,6 +13,7 @@ import numpy as np
 
 from mlray.config import Storage
 from mlray.corpus import lines, records
+from mlray.corpus.fields import Record
 from mlray.corpus.manifest import Manifest
 from mlray.corpus.mixture import Mixture, Slice
 from mlray.storage import StorageError
@@ -46,14 +47,14 @@ class _Cursor:
 
     @staticmethod
     def _documents(
-        batches: Iterator[list[records.Record]], language: str, held_out: frozenset[int]
-    ) -> Iterator[records.Record]:
+        batches: Iterator[list[Record]], language: str, held_out: frozenset[int]
+    ) -> Iterator[Record]:
         for batch in batches:
             for record in batch:
                 if record.language == language and not record.reason and record.row not in held_out:
                     yield record
 
-    def take(self, first: int, count: int) -> list[records.Record]:
+    def take(self, first: int, count: int) -> list[Record]:
         while self.next < first:
             next(self._rows)
             self.next += 1
@@ -83,7 +84,7 @@ class WindowReader:
             StorageError: a file is gone, unreachable, or has fewer documents than when the manifest was
             built.
         """
-        taken: list[tuple[int, int, records.Record]] = []
+        taken: list[tuple[int, int, Record]] = []
         for piece in self.mixture.window(number):
             taken += [(piece.language, piece.chunk, record) for record in self._take(piece)]
         order = np.random.default_rng([self.mixture.seed, 2, number]).permutation(len(taken))
@@ -96,7 +97,7 @@ class WindowReader:
             window.document.append((chunk << DOCUMENT_ROW_BITS) + record.row)
         return window
 
-    def _take(self, piece: Slice) -> list[records.Record]:
+    def _take(self, piece: Slice) -> list[Record]:
         cursor = self._cursors.get(piece.language)
         if cursor is None or cursor.chunk != piece.chunk or cursor.next > piece.first:
             language = self.mixture.languages[piece.language]

@@ -13,21 +13,20 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mlray import storage
+from mlray import languages, storage
 from mlray.config import ConfigError, RunConfig
 from mlray.corpus import lines, records, sources
-from mlray.corpus.records import Record
+from mlray.corpus.fields import Record
+from mlray.evaluation import labelling
 from mlray.evaluation.labelling import Judge
 from mlray.evaluation.predictions import Case, Row, figures
 from mlray.evaluation.report import Report
 from mlray.models import backbone
-from mlray.models.generation import Writer
+from mlray.models.generation import Continuer, Writer
 
 _VERSIONS = ("torch", "transformers", "sacrebleu", "scikit-learn", "seqeval", "rouge-score", "nltk")
 _SLICE = 512
 """Rows that are predicted between two movements of the bar."""
-_WITHOUT_REFERENCE = {"causal"}
-"""Objectives whose test rows need nothing beside the text."""
 Rows = dict[str, list[Case]]
 """Language -> rows of the test sets."""
 Folders = list[Any]
@@ -48,10 +47,9 @@ def evaluate(config: RunConfig, *, show_progress: bool = True) -> tuple[Report, 
     task = config.objective.name
     if task not in _PREDICT:
         raise ConfigError(f"objective.name={task} has no test; take one of {', '.join(_PREDICT)}")
-    truth = "label" if task == "classification" else "reference"
-    rows = dict(sorted(read(config).items()))
-    if task not in _WITHOUT_REFERENCE:
-        _check_references(rows)
+    found, left_out = read(config)
+    rows = dict(sorted(found.items()))
+    _check_references(rows)
     backbone.quiet()
     begin = time.monotonic()
     report = Report(
@@ -59,13 +57,14 @@ def evaluate(config: RunConfig, *, show_progress: bool = True) -> tuple[Report, 
             "model": config.model.path,
             "adapter": config.adapter.path,
             "evaluation": config.evaluation.model_dump(mode="json"),
+            "left_out": left_out,
             "versions": {name: metadata.version(name) for name in _VERSIONS},
             "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         }
     )
     predictions: list[dict[str, Any]] = []
-    table = report.cells.setdefault(task, {})
-    report.empty[task] = _without_rows(config, rows)
+    for name, reason in _without_rows(config, rows).items():
+        report.empty.setdefault(_kind(config, name), {})[languages.alone(name)] = reason
     with contextlib.ExitStack() as stack:
         places = (config.model.path, config.adapter.path, config.adapter.language_path)
         folders = [
@@ -73,17 +72,29 @@ def evaluate(config: RunConfig, *, show_progress: bool = True) -> tuple[Report, 
         ]
         found_by_group = _watched(_PREDICT[task](config, folders, rows), rows, show=show_progress)
         stack.enter_context(contextlib.closing(found_by_group))  # an error takes the bar away
-        for (language, group), found in zip(rows.items(), found_by_group, strict=True):
-            both = list(zip(group, found, strict=True))
-            scored = [Row(task, language, prediction, row.pair, row.place) for row, prediction in both]
-            table[language] = figures(task, language, scored, config.evaluation.resamples)
-            shared = {"task": task, "language": language}
-            predictions += [
-                {**shared, "text": row.text, "prediction": prediction, truth: row.pair}
-                for row, prediction in both
+        for (name, group), found in zip(rows.items(), found_by_group, strict=True):
+            kind, language = _kind(config, name), languages.alone(name)
+            scored = [
+                Row(kind, language, prediction, row.pair, row.place)
+                for row, prediction in zip(group, found, strict=True)
             ]
+            table = report.cells.setdefault(kind, {})
+            table[language] = figures(kind, language, scored, config.evaluation.resamples)
+            predictions += [_line(row, case.text) for row, case in zip(scored, group, strict=True)]
     report.about["seconds"] = round(time.monotonic() - begin, 1)
     return report, predictions
+
+
+def _kind(config: RunConfig, name: str) -> str:
+    """The task of the rows of a language as a report calls it; of a multi-task run with its name: `tagging ner`."""
+    found = labelling.kind(config, name)
+    return f"{found} {languages.task(name)}" if languages.task(name) else found
+
+
+def _line(row: Row, text: str) -> dict[str, Any]:
+    truth = "label" if row.task.startswith("classification") else "reference"
+    shared = {"task": row.task, "language": row.language, "text": text}
+    return {**shared, "prediction": row.prediction, truth: row.truth}
 
 
 def _translate(config: RunConfig, folders: Folders, rows: Rows) -> Iterator[list[str]]:
@@ -91,7 +102,15 @@ def _translate(config: RunConfig, folders: Folders, rows: Rows) -> Iterator[list
     for direction, group in rows.items():
         source, _, target = direction.partition("-")
         for part in _slices(group):
-            yield writer.translate([row.text for row in part], source, target, config.evaluation)
+            texts = [row.text for row in part]
+            yield writer.translate(texts, source, target, config.evaluation, config.run.seed)
+
+
+def _continue(config: RunConfig, folders: Folders, rows: Rows) -> Iterator[list[str]]:
+    continuer = Continuer(*folders)
+    for group in rows.values():
+        for part in _slices(group):
+            yield continuer.write([row.text for row in part], config.evaluation, config.run.seed)
 
 
 def _label(config: RunConfig, folders: Folders, rows: Rows) -> Iterator[list[str]]:
@@ -126,6 +145,7 @@ def _watched(parts: Iterator[list[str]], rows: Rows, *, show: bool) -> Generator
 
 _PREDICT: dict[str, Callable[[RunConfig, Folders, Rows], Iterator[list[str]]]] = {
     "translation": _translate,
+    "causal": _continue,
     "tagging": _label,
     "classification": _label,
     "answer": _label,
@@ -133,8 +153,8 @@ _PREDICT: dict[str, Callable[[RunConfig, Folders, Rows], Iterator[list[str]]]] =
 }
 
 
-def read(config: RunConfig) -> Rows:
-    """The rows of every test set by language; one that is bad is an error, since a score must not depend on it.
+def read(config: RunConfig) -> tuple[Rows, list[str]]:
+    """The rows of every test set by language, and what is left out: at most `evaluation.max_bad_rows` bad ones.
 
     Raises:
         ConfigError: it names the file, the row and the reason; or there are no rows.
@@ -142,17 +162,23 @@ def read(config: RunConfig) -> Rows:
     if not config.evaluation.sources:
         raise ConfigError("evaluation.sources is empty; name at least one test set")
     found: Rows = {}
+    bad: list[str] = []
     for file in sources.list_files(config.evaluation.sources, config.storage):
         try:
             for row, record in rows_of(file, config):
                 if record.reason:
-                    raise ConfigError(f"{file.uri}: row {row} cannot be scored: {record.reason}")
+                    bad.append(f"{file.uri}: row {row} cannot be scored: {record.reason}")
+                    if len(bad) > config.evaluation.max_bad_rows:
+                        raise ConfigError(
+                            f"{bad[-1]} (evaluation.max_bad_rows={config.evaluation.max_bad_rows})"
+                        )
+                    continue
                 found.setdefault(record.language, []).append(Case(record.text, record.pair, file.uri, row))
         except lines.BrokenChunk as error:
             raise ConfigError(f"{file.uri}: {error}") from error
     if not found:
         raise ConfigError("evaluation.sources holds no row; name a test set with some")
-    return found
+    return found, bad
 
 
 def rows_of(file: sources.SourceFile, config: RunConfig) -> Iterator[tuple[int, Record]]:

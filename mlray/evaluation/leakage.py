@@ -205,7 +205,7 @@ def check(config: RunConfig, *, show_progress: bool = True) -> Leakage:
         raise ConfigError(
             "corpus.sources is empty; name the training text that the test sets are to be kept out of"
         )
-    index = Index(dict(sorted(evaluate.read(config).items())))
+    index = Index(dict(sorted(evaluate.read(config)[0].items())))
     place = storage.join(storage.absolute(config.run.storage_uri), config.run.name)
     imported = sources.import_datasets(config.corpus.sources, storage.join(place, "imported"), config.storage)
     counts = {"training_rows": 0, "skipped": 0}

@@ -31,6 +31,9 @@ _IA3_TARGETS = {
     "modernbert": (["Wqkv", "mlp.Wo"], ["mlp.Wo"]),
     "m2m_100": (["k_proj", "v_proj", "fc2"], ["fc2"]),
     "mbart": (["k_proj", "v_proj", "fc2"], ["fc2"]),
+    "gpt2": (["c_attn", "mlp.c_proj"], ["mlp.c_proj"]),
+    "llama": (["k_proj", "v_proj", "down_proj"], ["down_proj"]),
+    "qwen2": (["k_proj", "v_proj", "down_proj"], ["down_proj"]),
 }
 
 
@@ -142,12 +145,14 @@ def merge(wrapped: Any) -> Any:
 def _settings(model: Backbone, config: Adapter) -> Any:
     inner, family = model.model, model.model.config.model_type
     modules = {part for name, _ in inner.named_modules() for part in name.split(".")}
+    transposed = family == "gpt2"  # its linear layers are `Conv1D`s of inputs x outputs
     saved = [name for name in _HEADS if name in modules] if "classifier" in modules else None
     if config.kind == "ia3":
         targets, feedforward = _IA3_TARGETS[family]
         return peft.IA3Config(
             target_modules=list(config.targets) or targets,
             feedforward_modules=feedforward,
+            fan_in_fan_out=transposed,
             exclude_modules=_NOT_BACKBONE,
             modules_to_save=saved,
         )
@@ -156,6 +161,7 @@ def _settings(model: Backbone, config: Adapter) -> Any:
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
         use_dora=config.kind == "dora",
+        fan_in_fan_out=transposed,
         target_modules=list(config.targets) or "all-linear",
         exclude_modules=_NOT_BACKBONE,
         modules_to_save=saved,

@@ -241,6 +241,7 @@ def settings(config: ModelConfig, tokenizer: transformers.PreTrainedTokenizerFas
 
 
 def _common(config: ModelConfig, tokenizer: transformers.PreTrainedTokenizerFast) -> dict[str, Any]:
+    start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
     return {
         "vocab_size": len(tokenizer),
         "hidden_size": config.hidden_size,
@@ -248,12 +249,8 @@ def _common(config: ModelConfig, tokenizer: transformers.PreTrainedTokenizerFast
         "num_attention_heads": config.num_heads,
         "intermediate_size": config.intermediate_size,
         "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.bos_token_id
-        if tokenizer.bos_token_id is not None
-        else tokenizer.cls_token_id,
-        "eos_token_id": tokenizer.eos_token_id
-        if tokenizer.eos_token_id is not None
-        else tokenizer.sep_token_id,
+        "bos_token_id": tokenizer.cls_token_id if start is None else start,
+        "eos_token_id": tokenizer.sep_token_id if end is None else end,
         "cls_token_id": tokenizer.cls_token_id,
         "sep_token_id": tokenizer.sep_token_id,
     }

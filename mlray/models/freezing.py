@@ -30,7 +30,9 @@ def freeze(model: Backbone, config: Train) -> dict[str, torch.Tensor]:
     named = dict(model.named_parameters())
     places = {int(match[1]) for name in named if (match := _LAYER.search(name))}
     if config.freeze_layers > len(places):
-        raise ConfigError(f"train.freeze_layers={config.freeze_layers}, and the model has {len(places)} layers")
+        raise ConfigError(
+            f"train.freeze_layers={config.freeze_layers}, and the model has {len(places)} layers"
+        )
     kept: dict[str, torch.Tensor] = {}
     for name, parameter in named.items():
         layer = _LAYER.search(name)

@@ -1,23 +1,35 @@
-"""Writing with an encoder-decoder: translations of texts, batched by length."""
+"""Writing with a model: translations by encoder-decoders, continuations of prompts by decoders, batched by length.
+
+The next token is searched (greedy or beams) or drawn (`evaluation.temperature`), then from nothing but the seed and the
+batch: the same call writes the same.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import transformers
 from safetensors import SafetensorError
 
 from mlray.config import ConfigError, Evaluation
-from mlray.models import adapters
+from mlray.models import adapters, decoder, translator
 from mlray.models import tokenizer as tokenizers
-from mlray.models.translator import FAMILIES, Translator
 
 
-class Writer:
+class _Model:
     """A model in plain `transformers` form and its tokenizer."""
+
+    _kind: ClassVar[Any]
+    """Class of `transformers` that opens it."""
+    _families: ClassVar[Collection[str]]
+    _packed: ClassVar[Any]
+    """The form of it that adapters fit."""
+    _needed: ClassVar[tuple[str, ...]] = ("eos_token",)
+    """What its tokenizer must have."""
 
     def __init__(
         self,
@@ -29,63 +41,106 @@ class Writer:
         """Opens a folder of weights and tokenizer, and an adapter on it, if one is named, with its language adapter.
 
         Raises:
-            ConfigError: it holds no safetensors checkpoint of an encoder-decoder, or the adapter is none for it.
+            ConfigError: it holds no safetensors checkpoint of the kind, or the adapter is none for it.
         """
         try:
             settings = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-            if settings.model_type not in FAMILIES:
-                raise ConfigError(
-                    f"{folder} is a {settings.model_type} model, not one of {', '.join(FAMILIES)}"
-                )
-            model: Any = transformers.AutoModelForSeq2SeqLM.from_pretrained(
+            if settings.model_type not in self._families:
+                known = ", ".join(self._families)
+                raise ConfigError(f"{folder} is a {settings.model_type} model, not one of {known}")
+            model: Any = self._kind.from_pretrained(
                 folder, attn_implementation="sdpa", trust_remote_code=False, use_safetensors=True
             )
         except (OSError, ValueError, SafetensorError) as error:
             raise ConfigError(
                 f"no safetensors checkpoint at {folder}: {str(error).splitlines()[0]}"
             ) from error
+        if not model.config.is_encoder_decoder:
+            # A decoder's own habits, such as a penalty, would write beside `config.evaluation`.
+            model.generation_config = transformers.GenerationConfig()
         if adapter:
-            adapters.load(Translator(model), adapter, language)
+            adapters.load(self._packed(model), adapter, language)
         self._model = model.to(device).eval()
-        self._tokens = tokenizers.load(folder, ("pad_token", "eos_token"))
+        self._tokens = tokenizers.load(folder, self._needed)
         self._encoder = tokenizers.encoder(self._tokens)
-        self._device = device
+        self._positions = int(model.config.max_position_embeddings)
 
-    def translate(self, texts: list[str], source: str, target: str, config: Evaluation) -> list[str]:
-        """Translations in the order of `texts`.
-
-        Raises:
-            ConfigError: the tokenizer knows one of the languages not.
-        """
-        missing = [language for language in (source, target) if language not in self._encoder.language_ids]
-        if missing:
-            known = ", ".join(sorted(self._encoder.language_ids))
-            raise ConfigError(f"the model has no token for the language {missing[0]!r}, only for {known}")
-        of, into = self._encoder.language_ids[source], self._encoder.language_ids[target]
-        room = int(self._model.config.max_position_embeddings) - 2
-        rows = [[of, *ids[:room], self._encoder.end_id] for ids in self._encoder.encode(texts)]
+    def _write(self, rows: list[list[int]], config: Evaluation, seed: int, **told: Any) -> list[str]:
+        """What the model writes to each row of tokens, in order; `told` goes to `generate`."""
         result = [""] * len(rows)
         for places in _by_length(rows, config.batch_tokens):
-            written = self._write([rows[place] for place in places], into, config)
+            written = self._batch([rows[place] for place in places], config, seed, told)
             for place, text in zip(places, written, strict=True):
                 result[place] = text
         return result
 
     @torch.inference_mode()
-    def _write(self, rows: list[list[int]], first: int, config: Evaluation) -> list[str]:
-        longest = max(map(len, rows))
-        pad = self._encoder.pad_id
-        ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows], device=self._device)
-        written = self._model.generate(
-            input_ids=ids,
-            attention_mask=(ids != pad).long(),
-            forced_bos_token_id=first,
-            num_beams=config.num_beams,
-            do_sample=False,
-            max_new_tokens=min(config.max_new_tokens, int(self._model.config.max_position_embeddings) - 1),
-        )
+    def _batch(self, rows: list[list[int]], config: Evaluation, seed: int, told: dict[str, Any]) -> list[str]:
+        longest, device = max(map(len, rows)), self._model.device
+        continues = not self._model.config.is_encoder_decoder
+        ids = torch.full((len(rows), longest), self._encoder.pad_id, device=device)
+        mask = torch.zeros_like(ids)
+        for place, row in enumerate(rows):
+            columns = slice(longest - len(row), None) if continues else slice(len(row))
+            ids[place, columns] = torch.tensor(row, device=device)
+            mask[place, columns] = 1
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(int(np.random.SeedSequence([seed, 6, *rows[0]]).generate_state(1)[0]))
+            written = self._model.generate(input_ids=ids, attention_mask=mask, **_choice(config), **told)
+        if continues:
+            written = written[:, longest:]
         texts: list[str] = self._tokens.batch_decode(written, skip_special_tokens=True)
-        return [text.strip() for text in texts]
+        return texts
+
+
+class Writer(_Model):
+    """Translates with an encoder-decoder."""
+
+    _kind, _families, _packed = transformers.AutoModelForSeq2SeqLM, translator.FAMILIES, translator.Translator
+    _needed = ("pad_token", "eos_token")
+
+    def translate(
+        self, texts: list[str], source: str, target: str, config: Evaluation, seed: int = 0
+    ) -> list[str]:
+        """Translations in the order of `texts`.
+
+        Raises:
+            ConfigError: the tokenizer knows one of the languages not.
+        """
+        encoder = self._encoder
+        missing = [language for language in (source, target) if language not in encoder.language_ids]
+        if missing:
+            known = ", ".join(sorted(encoder.language_ids))
+            raise ConfigError(f"the model has no token for the language {missing[0]!r}, only for {known}")
+        of, into = encoder.language_ids[source], encoder.language_ids[target]
+        positions = self._positions
+        rows = [[of, *ids[: positions - 2], encoder.end_id] for ids in encoder.encode(texts)]
+        longest = min(config.max_new_tokens, positions - 1)
+        written = self._write(rows, config, seed, forced_bos_token_id=into, max_new_tokens=longest)
+        return [text.strip() for text in written]
+
+
+class Continuer(_Model):
+    """Continues prompts with a decoder that has learnt `<start> text <end> pair <end>`."""
+
+    _kind, _families, _packed = transformers.AutoModelForCausalLM, decoder.FAMILIES, decoder.Decoder
+
+    def write(self, prompts: list[str], config: Evaluation, seed: int = 0) -> list[str]:
+        """What follows each prompt up to the end, in order; a prompt's last tokens give way to `max_new_tokens`."""
+        encoder, positions = self._encoder, self._positions
+        longest = min(config.max_new_tokens, positions // 2)
+        room = positions - 2 - longest
+        rows = [[encoder.start_id, *ids[:room], encoder.end_id] for ids in encoder.encode(prompts)]
+        ends = {"eos_token_id": encoder.end_id, "pad_token_id": encoder.pad_id}
+        return self._write(rows, config, seed, max_new_tokens=longest, **ends)
+
+
+def _choice(config: Evaluation) -> dict[str, Any]:
+    """How `generate` chooses the next token."""
+    if config.temperature == 0:
+        return {"do_sample": False, "num_beams": config.num_beams}
+    drawn = {"temperature": config.temperature, "top_p": config.top_p, "top_k": 0}
+    return {"do_sample": True, "num_beams": 1, **drawn}
 
 
 def _by_length(rows: list[list[int]], batch_tokens: int) -> Iterator[list[int]]:

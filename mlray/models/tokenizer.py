@@ -11,12 +11,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 import numpy as np
 import tokenizers
 import transformers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers.models.qwen2 import tokenization_qwen2
 
 from mlray import languages
 from mlray.config import ConfigError
@@ -30,6 +31,8 @@ _SPECIAL = {
     "mask_token": "<mask>",
 }
 _SPACE = "▁"
+BYTE_WORDS = tokenization_qwen2.PRETOKENIZE_REGEX
+"""Words, digits and line ends apart; `AutoTokenizer` gives a Qwen2 folder no other split."""
 _LANGUAGE_TOKEN = re.compile(r"__(\w+)__|([a-z]{2,3})_[A-Z]{2}")
 
 
@@ -71,9 +74,10 @@ class Vocabulary:
 def train(
     texts: Iterable[str], config: TokenizerConfig, language_tokens: Sequence[str] = ()
 ) -> transformers.PreTrainedTokenizerFast:
-    """Trains Unigram (Kudo 2018) or BPE (Sennrich et al. 2016) with SentencePiece's space mark.
+    """Trains Unigram (Kudo 2018), BPE (Sennrich et al. 2016), or BPE over bytes (Radford et al. 2019).
 
-    Each language of `language_tokens` gets a special token such as `__de__`.
+    The first two write one space for all white space, with SentencePiece's mark; the last gives back the text as it was
+    in Unicode form C. Each language of `language_tokens` gets a special token such as `__de__`.
 
     Raises:
         ConfigError: the text does not hold `vocab_size` tokens.
@@ -82,13 +86,13 @@ def train(
     special = [*_SPECIAL.values(), *tokens_of_languages]
     model, trainer = _untrained(config, special)
     with tempfile.TemporaryFile("w+", encoding="utf-8", newline="\n") as samples:
-        rare, letters = _cover(texts, config.character_coverage, samples)
+        rare, letters = _cover(texts, config, samples)
         if letters + len(special) > config.vocab_size:
-            raise ConfigError(
-                f"tokenizer.vocab_size={config.vocab_size} cannot hold the {letters} characters of the text; raise it "
-                "or lower tokenizer.character_coverage"
-            )
-        model.train_from_iterator((line[:-1].translate(rare) for line in samples), trainer)
+            found = "bytes; raise it"
+            if config.algorithm != "byte_bpe":
+                found = "characters of the text; raise it or lower tokenizer.character_coverage"
+            raise ConfigError(f"tokenizer.vocab_size={config.vocab_size} cannot hold the {letters} {found}")
+        model.train_from_iterator((json.loads(line).translate(rare) for line in samples), trainer)
     if model.get_vocab_size() < config.vocab_size:
         raise ConfigError(
             f"tokenizer.vocab_size={config.vocab_size} is larger than the text allows: "
@@ -109,21 +113,25 @@ def train(
 
 
 def _untrained(config: TokenizerConfig, special: list[str]) -> tuple[tokenizers.Tokenizer, Any]:
-    """The model with its normaliser and space mark, and its trainer."""
+    """The model with its normaliser and its marks of spaces or bytes, and its trainer."""
+    common: Any = {"vocab_size": config.vocab_size, "special_tokens": special, "show_progress": False}
+    if config.algorithm == "byte_bpe":
+        model = tokenizers.Tokenizer(models.BPE())
+        model.normalizer = normalizers.NFC()
+        split = pre_tokenizers.Split(tokenizers.Regex(BYTE_WORDS), "isolated")
+        to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        model.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
+        model.decoder = decoders.ByteLevel()
+        return model, trainers.BpeTrainer(**common, initial_alphabet=sorted(_BYTES))
     if config.algorithm == "unigram":
         model = tokenizers.Tokenizer(models.Unigram())
-        trainer: Any = trainers.UnigramTrainer(
-            vocab_size=config.vocab_size, special_tokens=special, unk_token="<unk>", show_progress=False
-        )
+        trainer: Any = trainers.UnigramTrainer(**common, unk_token="<unk>")
     else:
         model = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
-        trainer = trainers.BpeTrainer(
-            vocab_size=config.vocab_size, special_tokens=special, show_progress=False
-        )
+        trainer = trainers.BpeTrainer(**common)
     spaces = normalizers.Replace(tokenizers.Regex(r"\s+"), " ")
     model.normalizer = normalizers.Sequence([normalizers.NFKC(), spaces])
-    model.pre_tokenizer = pre_tokenizers.Metaspace()
-    model.decoder = decoders.Metaspace()
+    model.pre_tokenizer, model.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     return model, trainer
 
 
@@ -144,19 +152,22 @@ def _in_order(model: tokenizers.Tokenizer, num_special: int) -> tokenizers.Token
     return tokenizers.Tokenizer.from_str(json.dumps(definition))
 
 
-def _cover(texts: Iterable[str], coverage: float, samples: TextIO) -> tuple[dict[int, str], int]:
-    """Keeps the texts in a file, a line each, so that memory does not grow with them.
+def _cover(texts: Iterable[str], config: TokenizerConfig, samples: TextIO) -> tuple[dict[int, str], int]:
+    """Keeps the texts in a file, a JSON string a line, so that memory does not grow with them.
 
     Returns:
         The rarest characters, each with a space in its place, and how many are left (SentencePiece's coverage).
     """
+    form: Literal["NFC", "NFKC"] = "NFC" if config.algorithm == "byte_bpe" else "NFKC"
     counts: Counter[str] = Counter()
     for text in texts:
-        sample = unicodedata.normalize("NFKC", text)
+        sample = unicodedata.normalize(form, text)
         counts.update(sample)
-        samples.write(" ".join(sample.split("\n")) + "\n")
+        samples.write(json.dumps(sample, ensure_ascii=False) + "\n")
     samples.seek(0)
-    limit = coverage * counts.total()
+    if config.algorithm == "byte_bpe":
+        return {}, len(_BYTES)
+    limit = config.character_coverage * counts.total()
     kept, covered = 0, 0
     ordered = counts.most_common()
     while covered < limit:
@@ -187,22 +198,26 @@ def load(
 
 def encoder(tokenizer: transformers.PreTrainedTokenizerFast) -> Encoder:
     """The part of a tokenizer that packs text."""
-    start = tokenizer.cls_token_id if tokenizer.cls_token_id is not None else tokenizer.bos_token_id
     end = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
+    # Qwen2 has no token before a text, and GPT-2 and Llama none for padding, which nobody reads.
+    start = _first(tokenizer.cls_token_id, tokenizer.bos_token_id, end)
+    pad = _first(tokenizer.pad_token_id, end)
     found = {token: _LANGUAGE_TOKEN.fullmatch(token) for token in tokenizer.all_special_tokens}
     ids = {
         match[1] or match[2]: int(tokenizer.convert_tokens_to_ids(token))
         for token, match in found.items()
         if match
     }
-    return Encoder(
-        tokenizer.backend_tokenizer.to_str(), int(start), int(end), int(tokenizer.pad_token_id), ids
-    )
+    return Encoder(tokenizer.backend_tokenizer.to_str(), start, int(end), pad, ids)
+
+
+def _first(*ids: int | None) -> int:
+    return next(int(one) for one in ids if one is not None)
 
 
 def vocabulary(tokenizer: transformers.PreTrainedTokenizerFast) -> Vocabulary:
     """Describes every token of a tokenizer (SentencePiece, WordPiece and byte-level marks)."""
-    size = len(tokenizer)
+    size, ends = len(tokenizer), encoder(tokenizer)
     pieces = tokenizer.convert_ids_to_tokens(list(range(size)))
     definition = json.loads(tokenizer.backend_tokenizer.to_str())
     marks = json.dumps([definition["pre_tokenizer"], definition["decoder"]])
@@ -220,8 +235,8 @@ def vocabulary(tokenizer: transformers.PreTrainedTokenizerFast) -> Vocabulary:
     return Vocabulary(
         size=size,
         mask_id=-1 if tokenizer.mask_token_id is None else int(tokenizer.mask_token_id),
-        end_id=encoder(tokenizer).end_id,
-        pad_id=int(tokenizer.pad_token_id),
+        end_id=ends.end_id,
+        pad_id=ends.pad_id,
         special_V=special,
         starts_word_V=starts | special,
         characters_V=characters,
@@ -272,9 +287,13 @@ def fertility(
 def _backend(definition: str) -> Any:
     backend = tokenizers.Tokenizer.from_str(definition)
     # A customer who writes "<mask>" writes six letters. Special tokens may be pieces of a Unigram model as well, so
-    # a text that spells one is also taken apart.
+    # a text that spells one is also taken apart; BPE cannot write what its merges do not make.
     backend.encode_special_tokens = True
-    special = [token["content"] for token in json.loads(definition)["added_tokens"] if token["special"]]
+    body = json.loads(definition)
+    model, special = body["model"], [token["content"] for token in body["added_tokens"] if token["special"]]
+    if model["type"] == "BPE" and not model["ignore_merges"] and not model["continuing_subword_prefix"]:
+        made = {"".join(merge) for merge in model["merges"]}
+        special = [token for token in special if token in made or len(token) == 1]
     apart = [normalizers.Replace(token, f"{token[0]} {token[1:]}") for token in special]
     own = [backend.normalizer] if backend.normalizer else []
     backend.normalizer = normalizers.Sequence([*own, *apart])

@@ -70,7 +70,7 @@ def parse(pair: str, document: int) -> tuple[int, list[str]]:
     number, *sentences = pair.split("\n")
     if not number.isdecimal() or int(number) >= len(sentences):
         raise ConfigError(
-            f"document {document}: objective.name=answer needs the number of the right sentence and the sentences, a line "
-            "each; corpus.sources[].format=squad makes them"
+            f"document {document}: objective.name=answer needs the number of the right sentence and the sentences, a "
+            "line each; corpus.sources[].format=squad makes them"
         )
     return int(number), sentences

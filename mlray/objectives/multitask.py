@@ -1,7 +1,7 @@
 """Several heads in one run: rows of several tasks, each labelled by a head of its own on the same encoder.
 
 The heads lie side by side as one linear layer; a position sees the logits of its own task's labels alone, which is the
-same as a head for each (Liu et al. 2019, MT-DNN). A label is called `<task>:<label>` and a language `<task>:<language>`.
+same as a head for each (Liu et al. 2019, MT-DNN). A label is called `<task>:<label>`, a language `<task>:<language>`.
 Shape letters: N labelled positions, K labels of all tasks.
 """
 

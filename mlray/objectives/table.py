@@ -14,9 +14,9 @@ from mlray import languages
 from mlray.config import Model as ModelConfig
 from mlray.config import Objective as ObjectiveConfig
 from mlray.corpus.packing import Cutter, Texts
-from mlray.models import backbone, labeller, translator
+from mlray.models import backbone, decoder, labeller, translator
 from mlray.models.tokenizer import Encoder, Vocabulary
-from mlray.objectives import answers, denoising, labels, masked, multitask, translation
+from mlray.objectives import answers, causal, denoising, labels, masked, multitask, translation
 from mlray.schema import PackedBatch
 
 
@@ -97,6 +97,11 @@ def _collate_pairs(batch: PackedBatch, task: Task) -> Inputs:
     return _of_text(batch, model, model["predicted_N"].numpy(), targets_N, task)
 
 
+def _collate_continuations(batch: PackedBatch, task: Task) -> Inputs:
+    model, targets_N = causal.collate(batch)
+    return _of_text(batch, model, model["predicted_N"].numpy(), targets_N, task)
+
+
 def _of_text(
     batch: PackedBatch, model: dict[str, torch.Tensor], flat_N: np.ndarray, targets_N: np.ndarray, task: Task
 ) -> Inputs:
@@ -163,6 +168,13 @@ OBJECTIVES = {
         collate=_collate_masked,
         loss=lambda logits_NV, targets_N, _: masked.loss(logits_NV, targets_N),
         special_tokens=("mask_token", "pad_token"),
+    ),
+    "causal": Objective(
+        cutter=lambda encoder, _, sequence_length: causal.Continuations(encoder, sequence_length),
+        build=lambda config, tokens, folder, _: decoder.build(config, tokens, folder),
+        collate=_collate_continuations,
+        loss=lambda logits_NV, targets_N, _: causal.loss(logits_NV, targets_N),
+        special_tokens=("eos_token",),  # nobody reads padding, and GPT-2 has none
     ),
     "translation": Objective(
         cutter=lambda encoder, task, length: translation.pairs(encoder, task.languages, length),

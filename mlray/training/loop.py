@@ -157,7 +157,7 @@ def _share(engine: Engine, batches: list[PackedBatch], loss: float, num_language
 
 
 def validate(engine: Engine, batches: list[PackedBatch], task: Task) -> dict[str, dict[str, float]]:
-    """Loss (nats a prediction), accuracy and bits per character (0 for labels) of each language, plus their `macro` mean.
+    """Loss (nats a prediction), accuracy and bits per character (0 for labels) of each language, and the `macro` mean.
 
     Every worker gives the same batches and takes its turn; one without a batch left repeats another's with no
     weight, because sharded weights are gathered by all workers together.

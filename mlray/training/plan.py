@@ -141,8 +141,7 @@ def _memory(config: RunConfig, parameters: int, trained: int, sizes: Any) -> dic
     moments = 8 + (4 if stage else 0)
     tokens = config.train.micro_batch_size * config.corpus.sequence_length
     layers = 1 if config.train.activation_checkpointing else sizes.num_hidden_layers
-    inner = sizes.encoder_ffn_dim if sizes.is_encoder_decoder else sizes.intermediate_size
-    hidden = 16 * sizes.hidden_size + 2 * inner
+    hidden = 16 * sizes.hidden_size + 2 * _inner(sizes)
     attention = 3 * sizes.num_attention_heads * config.corpus.sequence_length
     optimiser = "optimiser (on the host)" if config.train.offload else "optimiser"
     return {
@@ -151,3 +150,12 @@ def _memory(config: RunConfig, parameters: int, trained: int, sizes: Any) -> dic
         optimiser: trained * moments / (workers if stage >= 1 else 1),
         "activations": tokens * layers * (hidden + attention) * _BYTES[precision],
     }
+
+
+def _inner(sizes: Any) -> int:
+    """Width of the feed-forward layers, whose name each kind of model has for itself."""
+    if sizes.is_encoder_decoder:
+        return int(sizes.encoder_ffn_dim)
+    if sizes.model_type == "gpt2":
+        return int(sizes.n_inner or 4 * sizes.hidden_size)
+    return int(sizes.intermediate_size)

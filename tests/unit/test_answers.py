@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from mlray.config import ConfigError, RunConfig
-from mlray.corpus.records import Record
+from mlray.corpus.fields import Record
 from mlray.corpus.windows import Window
 from mlray.evaluation import labelling, labels
 from mlray.models import backbone, tokenizer

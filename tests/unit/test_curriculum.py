@@ -20,7 +20,9 @@ def corpus(kind: str, windows: int = 1) -> Corpus:
 
 
 def test_length_goes_from_short_to_long_in_groups_of_like_number() -> None:
-    pieces = [Piece([1] * length, 0, length) for length in (5, 3, 9, 2, 7, 16, 11, 4, 6, 8, 10, 12, 13, 14, 15, 1)]
+    pieces = [
+        Piece([1] * length, 0, length) for length in (5, 3, 9, 2, 7, 16, 11, 4, 6, 8, 10, 12, 13, 14, 15, 1)
+    ]
     found = curriculum.stages(pieces, "length")
     assert [[piece.document for piece in stage] for stage in found] == [[n, n + 1] for n in range(1, 17, 2)]
 
@@ -51,7 +53,9 @@ def test_a_window_holds_the_same_pieces_in_the_order_of_its_stages(kind: str) ->
     else:
         assert np.count_nonzero(np.diff(staged.languages_D)) == 1
         assert np.count_nonzero(np.diff(plain.languages_D)) > 1
-    assert curriculum.pack(window, cutter, corpus(kind), 0) == curriculum.pack(window, cutter, corpus(kind), 0)
+    assert curriculum.pack(window, cutter, corpus(kind), 0) == curriculum.pack(
+        window, cutter, corpus(kind), 0
+    )
 
 
 def test_later_windows_and_runs_without_one_are_packed_as_ever() -> None:

@@ -103,8 +103,13 @@ def test_rows_of_a_test_set_are_all_read_or_the_bad_one_is_named(tmp_path: Path)
     config = configuration.load(None, [f"evaluation.sources=[{pair}]"])
     with pytest.raises(ConfigError, match=r"test\.en\.gz: row 2 cannot be scored: empty"):
         evaluate.read(config)
+    allowed = configuration.load(None, [f"evaluation.sources=[{pair}]", "evaluation.max_bad_rows=1"])
+    rows, left_out = evaluate.read(allowed)
+    assert [row.text for row in rows["en-de"]] == ["one", "two", "four"]
+    assert left_out == [f"{tmp_path}/test.en.gz: row 2 cannot be scored: empty"]
     (tmp_path / "test.en.gz").write_bytes(gzip.compress(b"one\r\ntwo\nthree\nfour\n"))
-    rows = evaluate.read(config)
+    rows, left_out = evaluate.read(config)
+    assert left_out == []
     assert [(row.text, row.pair) for row in rows["en-de"]] == [
         ("one", "eins"),
         ("two", "zwei"),

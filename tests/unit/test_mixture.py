@@ -150,4 +150,7 @@ def test_tasks_are_mixed_by_their_own_temperature() -> None:
     assert found.tolist() == pytest.approx([between, (1 - between) * 0.1, (1 - between) * 0.9])
     assert mixtures.task_shares(names, counts, 0.0, 0.0).tolist() == [0.5, 0.25, 0.25]
     plain = ["de", "ru"]
-    assert mixtures.task_shares(plain, counts[:2], 0.3, 0.9).tolist() == mixtures.shares(counts[:2], 0.3).tolist()
+    assert (
+        mixtures.task_shares(plain, counts[:2], 0.3, 0.9).tolist()
+        == mixtures.shares(counts[:2], 0.3).tolist()
+    )

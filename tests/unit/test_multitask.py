@@ -53,7 +53,9 @@ def test_each_document_is_cut_as_its_task_does() -> None:
     whole = window(documents=3)
 
     def alone(cutter: packing.Cutter, own: range) -> list[packing.Piece]:
-        lists = [[values[i] for i in own] for values in (whole.text, whole.pair, whole.language, whole.document)]
+        lists = [
+            [values[i] for i in own] for values in (whole.text, whole.pair, whole.language, whole.document)
+        ]
         return cutter(Window(0, *lists))
 
     wanted = alone(texts, range(0, 6, 2)) + alone(words, range(1, 6, 2))

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from mlray.config import ConfigError, Source, Storage
 from mlray.corpus import records, sources
+from mlray.corpus.fields import Record
 from mlray.corpus.lines import BrokenChunk, Chunk
-from mlray.corpus.records import Record
 from mlray.corpus.sources import SourceFile
 from mlray.storage import StorageError
 

@@ -9,8 +9,8 @@ import pytest
 
 from mlray.config import ConfigError, Source, Storage
 from mlray.corpus import sources
+from mlray.corpus.fields import Record
 from mlray.corpus.lines import Chunk
-from mlray.corpus.records import Record
 from tests.unit.test_records import bad, good, read_file, read_until_broken
 
 SETTINGS = Storage()

@@ -12,6 +12,7 @@ import tokenizers
 import transformers
 from tokenizers import AddedToken, models, pre_tokenizers
 
+import mlray.config
 import mlray.corpus
 from mlray.config import ConfigError
 from mlray.config import Tokenizer as TokenizerConfig
@@ -113,6 +114,86 @@ def test_vocabulary_larger_than_the_text_is_refused(algorithm: Any, texts: list[
 def test_vocabulary_smaller_than_the_alphabet_is_refused(algorithm: Any) -> None:
     with pytest.raises(ConfigError, match=r"^tokenizer\.vocab_size=100 "):
         tokenizer.train(sample_texts(), TokenizerConfig(algorithm=algorithm, vocab_size=100))
+
+
+# ---- bytes
+
+CODE = 'def f(x):\n\tif x:  # <s> </s> <mask> __de__\n        return  {"a": 1_000}\n\n\n\tx\r\n \n'
+WRITTEN = [
+    CODE,
+    "这款水壶很安静。\u3000ｗ",
+    "مرحبا بالعالم، ١٢٣",
+    "👩‍👩‍👧 🛒é",
+    "  two  spaces ",
+    "\n",
+    " , . it's ½",
+    "",
+]
+
+
+@pytest.fixture(scope="module")
+def over_bytes() -> transformers.PreTrainedTokenizerFast:
+    code = [Path(module.__file__).read_text("utf-8") for module in (tokenizer, mlray.config)]
+    config = TokenizerConfig(algorithm="byte_bpe", vocab_size=800)
+    return tokenizer.train([*code, *sample_texts()], config, ["de", "en"])
+
+
+def test_bytes_give_back_every_text_as_it_was(
+    over_bytes: transformers.PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    over_bytes.save_pretrained(str(tmp_path))
+    for trained in (over_bytes, tokenizer.load(tmp_path)):
+        encoder = tokenizer.encoder(trained)
+        assert sorted(encoder.language_ids) == ["de", "en"]
+        for text, ids in zip(WRITTEN, encoder.encode(WRITTEN), strict=True):
+            assert trained.decode(ids, skip_special_tokens=True) == text
+            assert not set(ids) & set(trained.all_special_ids)
+    assert encoder.encode(["e\u0301"]) == encoder.encode(["é"])
+
+
+def test_bytes_know_line_ends_and_indentation(over_bytes: transformers.PreTrainedTokenizerFast) -> None:
+    pieces = {
+        bytes(tokenizer._BYTES[letter] for letter in piece)
+        for piece in over_bytes.get_vocab()
+        if "<" not in piece
+    }
+    assert {b" " * 3, b" " * 7, b":\n"} <= pieces  # the last space of an indentation begins a word
+    assert {bytes([byte]) for byte in range(256)} - pieces == {
+        b"<"
+    }  # the pieces with one were left out above
+
+
+def test_characters_of_byte_tokens_are_those_of_the_text(
+    over_bytes: transformers.PreTrainedTokenizerFast,
+) -> None:
+    found = tokenizer.vocabulary(over_bytes)
+    for text, ids in zip(WRITTEN, tokenizer.encoder(over_bytes).encode(WRITTEN), strict=True):
+        assert int(found.characters_V[ids].sum()) == len(text)
+    assert tokenizer.fertility(over_bytes, {"x": WRITTEN})["x"]["unknown_share"] == 0
+
+
+def test_training_bytes_twice_gives_the_same_tokenizer() -> None:
+    config = TokenizerConfig(algorithm="byte_bpe", vocab_size=500)
+    found = {tokenizer.train(sample_texts(), config).backend_tokenizer.to_str() for _ in range(3)}
+    assert len(found) == 1
+
+
+def test_a_vocabulary_without_room_for_the_bytes_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^tokenizer\.vocab_size=260 cannot hold the 256 bytes; raise it$"):
+        tokenizer.train(sample_texts(), TokenizerConfig(algorithm="byte_bpe", vocab_size=260))
+
+
+def test_a_special_token_that_merges_could_write_is_taken_apart() -> None:
+    tokens = [*"[MASK]", "[M", "[MA", "[MAS", "[MASK", "PAD"]
+    merges = [("[", "M"), ("[M", "A"), ("[MA", "S"), ("[MAS", "K"), ("[MASK", "]")]
+    fast = fast_tokenizer(models.BPE(numbered(tokens), merges, unk_token="[UNK]"), pre_tokenizers.Metaspace())
+    encoder = tokenizer.encoder(fast)
+    (ids,) = encoder.encode(["[MASK]"])
+    assert fast.mask_token_id not in ids
+    assert "[MASK" not in fast.convert_ids_to_tokens(ids)
+    assert encoder.encode(["[PAD]"]) == [
+        fast.convert_tokens_to_ids(["[UNK]", "[", "[UNK]", "A", "[UNK]", "]"])
+    ]
 
 
 def test_load_names_a_folder_without_tokenizer(tmp_path: Path) -> None:

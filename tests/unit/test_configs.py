@@ -1,0 +1,29 @@
+"""The ready configurations: each loads, and where the public data sets lie beside the checkout each can be read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mlray import configuration
+from mlray.corpus import records, sources
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "jobs" / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_ready_configuration_loads_and_its_sources_are_there(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    config = configuration.load(path)
+    wanted = config.corpus.sources + config.evaluation.sources
+    if any(source.uri.startswith("../shared") for source in wanted) and not (ROOT / "../shared").exists():
+        pytest.skip("the shared data sets are not beside the checkout")
+    for file in sources.list_files(wanted, config.storage) if wanted else ():
+        chunk = records.chunks(file, 1 << 20, config.storage)[0]
+        batch = next(batch for batch in records.read(chunk, 100_000, config.storage) if batch)
+        good = [record for record in batch if not record.reason]
+        assert len(good) > len(batch) / 4, f"{file.uri}: {batch[0].reason}"

@@ -1,0 +1,207 @@
+"""Parts of a source, label maps, tasks, dotted columns, whole files and questions: one description of a file each."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mlray.config import ConfigError, Corpus, Source, Storage
+from mlray.corpus import fields, manifest, records, scan, sources, squad
+from mlray.corpus.cleaning import BadRecord
+from mlray.corpus.fields import Record
+from mlray.corpus.lines import BrokenChunk
+from mlray.corpus.mixture import Mixture
+from mlray.corpus.windows import WindowReader
+
+SETTINGS = Storage()
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+
+
+def read(*wanted: dict[str, Any]) -> list[Record]:
+    """All records of sources, chunk after chunk."""
+    files = sources.list_files(tuple(Source.model_validate(one) for one in wanted), SETTINGS)
+    return [
+        record
+        for file in files
+        for chunk in records.chunks(file, 1 << 30, SETTINGS)
+        for batch in records.read(chunk, 10_000, SETTINGS)
+        for record in batch
+    ]
+
+
+def lines(path: Path, rows: list[Any]) -> str:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def test_parts_hold_each_row_once_with_its_raw_number(tmp_path: Path) -> None:
+    rows: list[Any] = [{"text": f"text {i}", "l": "de"} for i in range(500)]
+    rows[7] = {"text": None, "l": "de"}
+    uri = lines(tmp_path / "a.jsonl", rows)
+    whole = read({"uri": uri, "language": "column:l"})
+    test, train = (
+        read({"uri": uri, "language": "column:l", "part": part}) for part in ((0.0, 0.1), (0.1, 1.0))
+    )
+    assert sorted(test + train) == sorted(whole)
+    assert 25 <= len(test) <= 80  # a tenth of 500
+    assert all(record.text == f"text {record.row}" for record in test)
+    assert [record.row for record in train if record.reason] == [7]
+    again = lines(tmp_path / "b.jsonl", list(reversed(rows)))
+    elsewhere = read({"uri": again, "language": "column:l", "part": (0.0, 0.1)})
+    assert {record.text for record in elsewhere} == {record.text for record in test}
+
+
+def test_shares_are_even_over_the_unit_interval() -> None:
+    shares = np.array([fields.share_of(str(i)) for i in range(4000)])
+    counts = np.histogram(shares, bins=10, range=(0, 1))[0]
+    assert ((counts - 400) ** 2 / 400).sum() < 21.7  # chi-squared of 9 degrees of freedom, 1 %
+
+
+def test_translations_of_a_row_share_a_part_where_a_column_says_so(tmp_path: Path) -> None:
+    rows = [{"id": i, "text": {"en": f"word {i}", "de": f"Wort {i}"}} for i in range(300)]
+    uri = lines(tmp_path / "a.jsonl", rows)
+
+    def numbers(text: str, part: tuple[float, float]) -> set[str]:
+        source = {"uri": uri, "text": text, "language": "de", "part_by": "id", "part": part}
+        return {record.text.split()[1] for record in read(source)}
+
+    assert numbers("text.en", (0.0, 0.2)) == numbers("text.de", (0.0, 0.2))
+    assert not numbers("text.en", (0.0, 0.2)) & numbers("text.de", (0.2, 1.0))
+
+
+def test_a_manifest_of_a_part_gives_windows_of_exactly_its_rows(tmp_path: Path) -> None:
+    uri = lines(tmp_path / "de.jsonl", [{"text": f"text {i}"} for i in range(200)])
+    source = Source(uri=uri, part=(0.25, 1.0))
+    corpus = Corpus(sources=(source,), window_rows=16, validation_rows=10)
+    files = sources.list_files(corpus.sources, SETTINGS)
+    fragments = [(0, scan.read_file(files[0], 1000, 10, SETTINGS))]
+    built = scan.merge(files, fragments, corpus, manifest.fingerprint(files, corpus))
+    manifest.save(built, str(tmp_path / "run"), SETTINGS)
+    loaded = manifest.load(str(tmp_path / "run"), SETTINGS)
+    assert loaded == built
+    mine = {record.text for record in read({"uri": uri, "part": (0.25, 1.0)})}
+    held_out = {document.text for document in built.held_out}
+    reader = WindowReader(loaded, Mixture.of(loaded, corpus, 0), 1000, SETTINGS)
+    total = built.documents()["de"]
+    seen = {text for number in range(-(-total // 16)) for text in reader.read(number).text}
+    assert total == len(mine) - len(held_out)
+    assert seen | held_out == mine
+    assert not seen & held_out
+
+
+def test_a_label_map_gives_two_files_the_same_names(tmp_path: Path) -> None:
+    (tmp_path / "map.csv").write_text("label_en,label_ar\ncard arrival,وصول البطاقة\n", encoding="utf-8")
+    uri = lines(tmp_path / "ar.jsonl", [{"text": "a", "y": "وصول البطاقة"}, {"text": "b", "y": "غير"}])
+    good, bad = read({"uri": uri, "pair": "y", "label_map": f"{tmp_path}/map.csv:label_ar:label_en"})
+    assert good.pair == "card_arrival"
+    assert bad.reason == "the label 'غير' is not in the label map"
+
+
+@pytest.mark.parametrize(
+    ("text", "spec", "message"),
+    [
+        ("a,b\n1,2\n", "a", "is not of the form uri:from:to"),
+        ("a,b\n1,2\n", "a:c", "has no column 'c', only a, b"),
+        ("a,b\n1,2\n1,3\n", "a:b", "names '1' twice"),
+    ],
+)
+def test_a_label_map_that_is_none_is_named(tmp_path: Path, text: str, spec: str, message: str) -> None:
+    (tmp_path / "map.csv").write_text(text, encoding="utf-8")
+    uri = lines(tmp_path / "ar.jsonl", [{"text": "a", "y": "1"}])
+    with pytest.raises(ConfigError, match=message):
+        read({"uri": uri, "pair": "y", "label_map": f"{tmp_path}/map.csv:{spec}"})
+
+
+def test_one_file_may_serve_two_tasks(tmp_path: Path) -> None:
+    uri = lines(tmp_path / "en.jsonl", [{"text": "wake me", "intent": "alarm", "slots": "O O", "l": "en-GB"}])
+    found = read(
+        {"uri": uri, "pair": "intent", "task": "intent"},
+        {"uri": uri, "pair": "slots", "task": "slots", "language": "column:l"},
+        {"uri": uri, "pair": "slots", "task": "slots", "language": "column:l"},
+    )
+    assert sorted((record.language, record.pair) for record in found) == [
+        ("intent:en", "alarm"),
+        ("slots:en-GB", "O O"),
+    ]
+
+
+def test_dotted_columns_look_inside_unless_a_key_has_that_name(tmp_path: Path) -> None:
+    rows = [{"text": {"de": "Wort", "en": ["a", "word"]}}, {"text.de": "flach"}, {"text": {"fr": "mot"}}]
+    nested, flat, none = read({"uri": lines(tmp_path / "de.jsonl", rows), "text": "text.de"})
+    assert (nested.text, flat.text, none.reason) == ("Wort", "flach", "no key 'text.de'")
+    both = read({"uri": str(tmp_path / "de.jsonl"), "text": "text.de", "pair": "text.fr"})
+    assert [record.reason for record in both] == ["no key 'text.fr'", "no key 'text.fr'", "no key 'text.de'"]
+
+
+def test_a_whole_file_is_one_document(tmp_path: Path) -> None:
+    code = "def f(x):\n\tif x:\n\n        return 'ü'\n"
+    (tmp_path / "a.py").write_text(code, encoding="utf-8")
+    (tmp_path / "b.py.gz").write_bytes(gzip.compress(b"pass\n"))
+    (tmp_path / "c.py").write_bytes(b"\xff\n")
+    source = {"uri": str(tmp_path), "files": "*.py*", "format": "file", "language": "zxx-python"}
+    first, second, third = read(source)
+    assert (first.text, first.language) == (code.rstrip(), "zxx-python")
+    assert second.text == "pass"
+    assert third.reason == "invalid UTF-8"
+    with pytest.raises(ConfigError, match="format=file has no columns"):
+        read({**source, "language": "column:l"})
+
+
+def test_questions_come_with_their_sentences(tmp_path: Path) -> None:
+    context = "Das ist kurz. Hier steht es! Und\nSchluss"
+    questions = [
+        {"id": "a", "question": "Wo?", "answers": [{"answer_start": 14, "text": "Hier"}]},
+        {"id": "b", "question": "Was?", "answers": [{"answer_start": 99, "text": "nichts"}]},
+        {"id": "c", "question": "Leer?", "answers": []},
+    ]
+    body = {"data": [{"paragraphs": [{"context": context, "qas": questions}]}]}
+    (tmp_path / "de.json").write_text(json.dumps(body), encoding="utf-8")
+    good, outside, empty = read({"uri": str(tmp_path / "de.json"), "format": "squad"})
+    assert good == Record(0, "de", "Wo?", "1\nDas ist kurz.\nHier steht es!\nUnd Schluss", "")
+    assert outside.reason == "the answer lies in none of the sentences"
+    assert empty.reason == "a question without list index out of range"
+    told = {"context": context, "sentence_breaks": [[0, 14], [14, 40]], "qas": questions[:1]}
+    (row,) = squad.rows(json.dumps({"data": [{"paragraphs": [told]}]}))
+    assert not isinstance(row, BadRecord)
+    assert row["sentences"] == "1\nDas ist kurz.\nHier steht es! Und Schluss"
+    for text in ("{", "[]", '{"data": [{}]}'):
+        with pytest.raises(BrokenChunk, match="not in SQuAD's form"):
+            list(squad.rows(text))
+
+
+def test_sentences_end_at_marks_of_many_scripts() -> None:
+    for text, count in (
+        ("Hi. 3.5 kg? Yes!", 3),
+        ("你好。很好！是吗？", 3),
+        ("नमस्ते। ठीक", 2),
+        ("لماذا؟ نعم", 2),
+        ("no mark", 1),
+    ):
+        spans = squad.sentences(text)
+        assert len(spans) == count
+        assert "".join(text[first:last] for first, last in spans) == text
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the shared data sets are not beside the checkout")
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_real_questions_have_their_answer_in_the_right_sentence(language: str) -> None:
+    place = SHARED / "xquad_r" / f"{language}.json"
+    found = [record for record in read({"uri": str(place), "format": "squad"}) if not record.reason]
+    body = json.loads(place.read_text(encoding="utf-8"))
+    answers = [
+        qa["answers"][0]["text"]
+        for article in body["data"]
+        for paragraph in article["paragraphs"]
+        for qa in paragraph["qas"]
+    ]
+    assert len(found) == len(answers) > 600
+    hits = 0
+    for record, answer in zip(found, answers, strict=True):
+        number, *sentences = record.pair.split("\n")
+        hits += " ".join(answer.split())[:20] in sentences[int(number)]
+    assert hits / len(answers) > 0.98

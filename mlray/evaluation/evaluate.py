@@ -47,8 +47,8 @@ def evaluate(config: RunConfig, *, show_progress: bool = True) -> tuple[Report, 
     task = config.objective.name
     if task not in _PREDICT:
         raise ConfigError(f"objective.name={task} has no test; take one of {', '.join(_PREDICT)}")
-    found, left_out = read(config)
-    rows = dict(sorted(found.items()))
+    groups, left_out = read(config)
+    rows = dict(sorted(groups.items()))
     _check_references(rows)
     backbone.quiet()
     begin = time.monotonic()

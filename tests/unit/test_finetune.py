@@ -1,0 +1,33 @@
+"""Fine-tuning: what is judged is what was trained, and what cannot run is refused before it costs anything."""
+
+from __future__ import annotations
+
+import pytest
+
+from mlray.config import ConfigError, RunConfig, RunError
+from mlray.tuning import finetune
+
+
+def config(**sections: object) -> RunConfig:
+    return RunConfig.model_validate({"model": {"path": "base"}, **sections})
+
+
+def test_a_whole_model_takes_the_place_of_the_backbone() -> None:
+    judged = finetune.judged(config(), "run/weights")
+    assert (judged.model.path, judged.adapter.path) == ("run/weights", None)
+
+
+def test_an_adapter_is_judged_on_its_backbone_and_language_adapter() -> None:
+    judged = finetune.judged(config(adapter={"kind": "lora", "language_path": "de"}), "run/weights")
+    assert (judged.model.path, judged.adapter.path, judged.adapter.language_path) == ("base", "run/weights", "de")
+
+
+def test_without_a_backbone_there_is_nothing_to_tune() -> None:
+    with pytest.raises(ConfigError, match=r"model\.path is empty, and fine-tuning starts from a backbone"):
+        finetune.finetune(RunConfig())
+
+
+def test_a_test_set_that_is_not_there_ends_the_job_first() -> None:
+    nowhere = {"sources": [{"uri": "nowhere/test.jsonl", "language": "de"}]}
+    with pytest.raises(RunError, match=r"nowhere/test\.jsonl"):
+        finetune.finetune(config(evaluation=nowhere))

@@ -65,11 +65,10 @@ class SourceFile:
     @classmethod
     def of(cls, values: dict[str, Any]) -> SourceFile:
         """What `dataclasses.asdict` and JSON have made of one."""
-        pairs = tuple((label, name) for label, name in values["label_map"])
-        first, last = values["part"]
-        return cls(
-            **{**values, "columns": tuple(values["columns"]), "part": (first, last), "label_map": pairs}
-        )
+        pairs = tuple((label, name) for label, name in values.get("label_map", ()))
+        first, last = values.get("part", (0.0, 1.0))  # a manifest of an older version has none
+        fields = {"columns": tuple(values["columns"]), "part": (first, last), "label_map": pairs}
+        return cls(**{**values, **fields})
 
     def name(self, tag: str) -> str:
         """The language of a row under its task, such as `ner:de`."""

@@ -40,6 +40,22 @@ def rows(manifest: Manifest, cutter: Cutter, sequence_length: int, seed: int) ->
     return pa.concat_tables(tables) if tables else packed_schema(sequence_length).empty_table()
 
 
+def tokens_per_document(manifest: Manifest, table: pa.Table) -> np.ndarray:
+    """Mean tokens of a language's held-out documents (L,), 0 for a language without any.
+
+    Args:
+        manifest: with L languages.
+        table: what `rows` has made of it.
+    """
+    L = len(manifest.languages)
+    languages_D = np.concatenate(table.column("languages").to_pylist() or [[]]).astype(np.int64)
+    lengths_D = np.concatenate(table.column("lengths").to_pylist() or [[]])
+    tokens_L = np.bincount(languages_D, weights=lengths_D, minlength=L)
+    names = [entry.language for entry in manifest.held_out]
+    documents_L = np.array([names.count(name) for name in manifest.languages])
+    return np.divide(tokens_L, documents_L, out=np.zeros(L), where=documents_L > 0)
+
+
 def batches(table: pa.Table, micro_batch_size: int) -> list[PackedBatch]:
     """All rows in micro-batches; the last may be smaller."""
     return [

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 import ray.train
 import ray.train.torch
@@ -96,16 +97,30 @@ def _open_stream(values: dict[str, Any]) -> Any:
     left = (config.train.steps - progress.step) * config.gradient_accumulation_steps
     deal = stream.Deal.of(config.corpus, config.train.micro_batch_size, config.cluster.num_workers, left)
     rows = left * config.train.micro_batch_size * config.cluster.num_workers + deal.rows_per_round
-    # A document is at least three tokens long, so a window fills at least this many rows.
-    rows_per_window = max(config.corpus.window_rows * 3 // config.corpus.sequence_length, 1)
+    per_window = _rows_per_window(config, manifest, reader.mixture, cutter)
     return stream.dataset(
         reader,
         cutter,
         config.corpus,
         start=progress.position,
-        num_windows=rows // rows_per_window + 2,
+        num_windows=int(rows / per_window) + 2,
         deal=deal,
     )
+
+
+def _rows_per_window(
+    config: RunConfig, manifest: manifests.Manifest, mixture: Mixture, cutter: Cutter
+) -> float:
+    """How many rows a window surely fills: half of what the held-out documents say.
+
+    Windows beyond the last step would be tokenised for nothing, ahead of the training and on its CPUs. Should documents
+    be shorter still, the stream ends early, and the restarted workers open the next one from the last checkpoint.
+    """
+    table = validation.rows(manifest, cutter, config.corpus.sequence_length, config.run.seed)
+    mean_L = validation.tokens_per_document(manifest, table) / 2
+    shortest = 3  # tokens of any document
+    tokens = float(mixture.proportions @ np.maximum(mean_L, shortest))
+    return max(config.corpus.window_rows * tokens / config.corpus.sequence_length, 1.0)
 
 
 def open_reader(config: RunConfig, manifest: manifests.Manifest) -> WindowReader:

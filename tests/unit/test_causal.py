@@ -284,13 +284,13 @@ def test_the_loss_on_code_falls() -> None:
     count = len(texts)
     window = Window(0, texts, [""] * count, [0] * count, list(range(count)))
     table = packing.pack(window, cutter(tokens, 64), 64, seed=0)
-    network = model("gpt2", tokens, hidden_size=48, intermediate_size=96)
-    steps = run(network, tokens, table, steps=120, lr=1e-2, warmup_steps=20)
+    network = model("gpt2", tokens, hidden_size=64, intermediate_size=128)
+    steps = run(network, tokens, table, steps=200, lr=5e-3, warmup_steps=20)
     assert steps[0].loss == pytest.approx(np.log(600), abs=0.3)
     shares = np.bincount(np.concatenate(tokenizer.encoder(tokens).encode(texts)))
     shares = shares[shares > 0] / shares.sum()
     by_frequency_alone = -(shares * np.log(shares)).sum()
-    assert np.mean([step.loss for step in steps[-10:]]) < by_frequency_alone - 0.5
+    assert np.mean([step.loss for step in steps[-10:]]) < by_frequency_alone - 1.0
 
 
 def reversed_pairs(number: int, count: int) -> Window:
@@ -357,7 +357,7 @@ def test_drawn_tokens_are_the_seeds(learnt: tuple[list[loop.Step], Path]) -> Non
     assert continuer.write(TEXTS, config, seed=2) != first
     assert first != REVERSED
     # A share of the probability that holds the best token alone leaves nothing to the seed.
-    narrow = Evaluation(temperature=1.0, top_p=0.01, max_new_tokens=32)
+    narrow = Evaluation(temperature=3.0, top_p=0.01, max_new_tokens=32)
     assert continuer.write(TEXTS, narrow, seed=1) == continuer.write(TEXTS, narrow, seed=2) == REVERSED
 
 

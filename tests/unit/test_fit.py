@@ -5,8 +5,16 @@ from __future__ import annotations
 import pytest
 
 from mlray import configuration
+from mlray.config import RunConfig
+from mlray.corpus import validation
+from mlray.corpus.lines import Chunk
+from mlray.corpus.manifest import ChunkEntry, HeldOut, Manifest, Part
+from mlray.corpus.mixture import Mixture
+from mlray.corpus.sources import SourceFile
+from mlray.models import tokenizer
 from mlray.training import fit
 from mlray.training.checkpoint import Progress
+from tests.unit import tiny
 
 
 @pytest.mark.parametrize(
@@ -37,3 +45,17 @@ def test_early_stopping_counts_validations_without_a_better_value() -> None:
         stops.append(fit._should_stop(progress, config))
     assert stops == [False, False, False, False, False, True]
     assert progress.best == -0.7
+
+
+def test_rows_of_a_window_follow_the_held_out_documents() -> None:
+    table = tiny.held_out({"de": 30, "en": 0}, 32)
+    file = SourceFile("corpus.jsonl", 1, "1", "jsonl", None, ("text",), None, None, "language")
+    parts = tuple(Part(name, 1, 1, ()) for name in tiny.LANGUAGES)
+    held = tuple(HeldOut("de", text, "") for text in tiny.texts("de", 30, seed=9))
+    manifest = Manifest((ChunkEntry(Chunk(file), parts),), held, (), "")
+    by_hand = [len(ids) + 2 for ids in tokenizer.encoder(tiny.tokens()).encode([entry.text for entry in held])]
+    assert validation.tokens_per_document(manifest, table).tolist() == [sum(by_hand) / 30, 0.0]
+    config = RunConfig.model_validate({"corpus": {"window_rows": 640, "sequence_length": 32, "alpha": 0.0}})
+    mixture = Mixture.of(manifest, config.corpus, 0)
+    found = fit._rows_per_window(config, manifest, mixture, tiny.cutter(32))
+    assert found == 640 * (sum(by_hand) / 30 / 2 / 2 + 3 / 2) / 32  # two languages, half of each

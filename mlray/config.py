@@ -51,8 +51,7 @@ class Source(_Section):
     part_by: str | None = None
     """Column whose hash decides instead, such as an id that all translations of a row share; `id` in `squad`."""
     label_map: str | None = None
-    """`uri:from:to`: a CSV or TSV file with a header; labels of its column `from` are replaced by those of `to`, whose
-    spaces become underscores."""
+    """`uri:from:to`: a CSV or TSV file whose column `from` holds the labels and `to` the names to use for them."""
     task: str | None = None
     """Which of `objective.tasks` the rows belong to (`objective.name=multitask`)."""
 
@@ -126,8 +125,7 @@ class Model(_Section):
     family: Literal["bert", "xlm-roberta", "modernbert", "m2m_100", "mbart", "gpt2", "llama", "qwen2"] = (
         "xlm-roberta"
     )
-    """Encoders for `masked` and all labels, encoder-decoders (`m2m_100`, `mbart`) for `translation` and `denoising`,
-    decoders (`gpt2`, `llama`, `qwen2`) for `causal`."""
+    """Encoders (the first three) for `masked` and labels, encoder-decoders for `translation`, decoders for `causal`."""
     path: str | None = None
     """Folder, `s3://` prefix or hub name of a checkpoint of the family; the sizes below are then its own."""
     hidden_size: int = Field(256, ge=8)
@@ -155,9 +153,9 @@ class Model(_Section):
 class ObjectiveTask(_Section):
     """One head of a multi-task run."""
 
+    name: Annotated[str, Field(pattern=r"^[^:\s]+$")]
     objective: Literal["tagging", "classification", "answer"]
     weight: float = Field(1.0, gt=0)
-    """Of its losses."""
 
 
 class Objective(_Section):
@@ -171,18 +169,20 @@ class Objective(_Section):
     name: Literal[
         "masked", "causal", "denoising", "translation", "tagging", "classification", "answer", "multitask"
     ] = "masked"
-    tasks: dict[str, ObjectiveTask] = {}
-    """The heads of `multitask` by name."""
+    tasks: tuple[ObjectiveTask, ...] = ()
     mask_rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
     whole_word: bool = False
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Of translation (Szegedy et al. 2016): the share of a target's weight that all tokens divide."""
     noise_rate: Annotated[float, Field(gt=0, lt=1)] = 0.35
-    """Share of the tokens that `denoising` hides in spans."""
-    span_length: float = Field(3.5, gt=0)
-    """Mean of the Poisson lengths of those spans."""
+    """Share of the tokens that `denoising` hides in spans of Poisson lengths; it also shuffles sentences."""
+    span_length: float = Field(3.5, ge=0.1)
     permute_sentences: bool = True
-    """Whether `denoising` also shuffles the sentences of a text."""
+
+    @property
+    def heads(self) -> dict[str, ObjectiveTask]:
+        """The tasks by name."""
+        return {task.name: task for task in self.tasks}
 
 
 class Adapter(_Section):
@@ -212,7 +212,7 @@ class Evaluation(_Section):
     num_beams: int = Field(4, ge=1)
     """1 is greedy."""
     temperature: float = Field(0.0, ge=0)
-    """Above 0 the next token is drawn, with `run.seed`, instead of searched; `num_beams` is then 1."""
+    """Above 0 the next token is drawn, with `run.seed`, and not searched."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the probability that the drawn tokens come from."""
     max_new_tokens: int = Field(128, ge=1)

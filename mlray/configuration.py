@@ -42,28 +42,44 @@ def build(values: dict[str, Any]) -> RunConfig:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError(_explain(error)) from None
-    per_step = config.train.micro_batch_size * config.cluster.num_workers
-    if config.train.global_batch_size % per_step:
+    _check_training(config)
+    _check_model(config)
+    return config
+
+
+def _check_training(config: RunConfig) -> None:
+    train, adapted = config.train, config.adapter.kind != "none"
+    per_step = train.micro_batch_size * config.cluster.num_workers
+    if train.global_batch_size % per_step:
         raise ConfigError(
-            f"train.global_batch_size={config.train.global_batch_size} is no multiple of train.micro_batch_size "
-            f"x cluster.num_workers = {config.train.micro_batch_size} x {config.cluster.num_workers}; change one"
+            f"train.global_batch_size={train.global_batch_size} is no multiple of train.micro_batch_size "
+            f"x cluster.num_workers = {train.micro_batch_size} x {config.cluster.num_workers}; change one"
         )
-    if config.train.offload and config.train.zero_stage == 0:
+    if train.offload and train.zero_stage == 0:
         raise ConfigError("train.offload=true needs train.zero_stage 1, 2 or 3")
-    if config.adapter.kind != "none" and config.model.path is None:
-        raise ConfigError(
-            f"adapter.kind={config.adapter.kind} needs model.path: a backbone that is trained already"
-        )
-    if config.adapter.kind != "none" and (config.train.freeze_layers or config.train.freeze_embeddings):
+    if adapted and (train.freeze_layers or train.freeze_embeddings):
         raise ConfigError(
             "train.freeze_layers and train.freeze_embeddings do not go with adapter.kind, which freezes the whole model"
         )
-    if config.model.hidden_size % config.model.num_heads:
+
+
+def _check_model(config: RunConfig) -> None:
+    model, objective = config.model, config.objective
+    if config.adapter.kind != "none" and model.path is None:
         raise ConfigError(
-            f"model.hidden_size={config.model.hidden_size} is no multiple of "
-            f"model.num_heads={config.model.num_heads}"
+            f"adapter.kind={config.adapter.kind} needs model.path: a backbone that is trained already"
         )
-    return config
+    if model.hidden_size % model.num_heads:
+        raise ConfigError(
+            f"model.hidden_size={model.hidden_size} is no multiple of model.num_heads={model.num_heads}"
+        )
+    if (objective.name == "multitask") != bool(objective.tasks):
+        raise ConfigError(
+            "objective.name=multitask and objective.tasks go together; the heads are a list such as "
+            "[{name: ner, objective: tagging}]"
+        )
+    if len(objective.heads) < len(objective.tasks):
+        raise ConfigError("two of objective.tasks have the same name")
 
 
 def exit_code(work: Callable[[], object]) -> int:

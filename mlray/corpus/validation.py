@@ -53,7 +53,7 @@ def tokens_per_document(manifest: Manifest, table: pa.Table) -> np.ndarray:
     tokens_L = np.bincount(languages_D, weights=lengths_D, minlength=L)
     names = [entry.language for entry in manifest.held_out]
     documents_L = np.array([names.count(name) for name in manifest.languages])
-    return np.divide(tokens_L, documents_L, out=np.zeros(L), where=documents_L > 0)
+    return tokens_L / np.maximum(documents_L, 1)
 
 
 def batches(table: pa.Table, micro_batch_size: int) -> list[PackedBatch]:

@@ -132,8 +132,8 @@ def kind(config: RunConfig, name: str) -> str:
     """
     if config.objective.name != "multitask":
         return config.objective.name
-    multitask.check([name], config.objective.tasks)
-    return config.objective.tasks[languages.task(name)].objective
+    multitask.check([name], config.objective.heads)
+    return config.objective.heads[languages.task(name)].objective
 
 
 def _prefix(name: str) -> str:

@@ -7,17 +7,16 @@ positions, V vocabulary, H hidden size.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 import transformers
-from safetensors import SafetensorError
 
-from mlray.config import ConfigError
 from mlray.config import Model as ModelConfig
+from mlray.models import loading
 
 
 @dataclass(frozen=True)
@@ -69,10 +68,6 @@ class Backbone(Protocol):
         """Its weights by name."""
         ...
 
-
-_DROPOUT = ("hidden_dropout_prob", "embedding_dropout", "mlp_dropout", "dropout", "resid_pdrop", "embd_pdrop")
-_ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
-"""What the families call it."""
 
 FAMILIES = {
     "bert": Family(
@@ -152,83 +147,10 @@ def build(
         ConfigError: the family is no encoder, or the checkpoint is of another one, is no safetensors file, or its
             vocabulary does not fit.
     """
-    check_family(config, FAMILIES)
+    loading.check_family(config, FAMILIES)
     if folder is None:
         return MaskedEncoder(transformers.AutoModelForMaskedLM.from_config(settings(config, tokenizer)))
-    return MaskedEncoder(load(transformers.AutoModelForMaskedLM, config, tokenizer, folder))
-
-
-def load(
-    kind: Any,
-    config: ModelConfig,
-    tokenizer: transformers.PreTrainedTokenizerFast,
-    folder: Path | str,
-    **names: Any,
-) -> Any:
-    """A checkpoint in fp32 as a class of `transformers`, with settings of that class such as the names of labels.
-
-    Raises:
-        ConfigError: it is no safetensors checkpoint, or does not fit (see `check_loaded`).
-    """
-    try:
-        settings = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, **names)
-        _set_dropout(settings, config)
-        model = kind.from_pretrained(
-            folder,
-            config=settings,
-            attn_implementation="sdpa",
-            trust_remote_code=False,
-            use_safetensors=True,
-            dtype=torch.float32,
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        wanted = f" for {len(names['id2label'])} labels" if "id2label" in names else ""
-        raise ConfigError(
-            f"no safetensors checkpoint{wanted} at {config.path}: {str(error).splitlines()[0]}"
-        ) from error
-    check_loaded(model, config, tokenizer)
-    return model
-
-
-def _set_dropout(settings: Any, config: ModelConfig) -> None:
-    """Puts the configuration's dropout, where it names one, in the place of the checkpoint's own."""
-    for names, rate in ((_DROPOUT, config.dropout), (_ATTENTION_DROPOUT, config.attention_dropout)):
-        wanted = config.dropout if rate is None else rate
-        if wanted is not None:
-            for name in names:
-                if hasattr(settings, name):
-                    setattr(settings, name, wanted)
-
-
-def check_family(config: ModelConfig, families: Collection[str]) -> None:
-    """Refuses a family that the objective cannot train.
-
-    Raises:
-        ConfigError: it names those that it can.
-    """
-    if config.family not in families:
-        raise ConfigError(
-            f"model.family={config.family} does not fit the objective; take one of {', '.join(families)}"
-        )
-
-
-def check_loaded(
-    model: transformers.PreTrainedModel,
-    config: ModelConfig,
-    tokenizer: transformers.PreTrainedTokenizerFast,
-) -> None:
-    """Refuses a checkpoint of another family or with a smaller vocabulary.
-
-    Raises:
-        ConfigError: it names the two things that do not fit.
-    """
-    if model.config.model_type != config.family:
-        raise ConfigError(f"{config.path} is a {model.config.model_type} checkpoint; set model.family to it")
-    if model.config.vocab_size < len(tokenizer):
-        raise ConfigError(
-            f"{config.path} has {model.config.vocab_size} token embeddings and the tokenizer {len(tokenizer)} tokens; "
-            "set tokenizer.path to the checkpoint's own"
-        )
+    return MaskedEncoder(loading.load(transformers.AutoModelForMaskedLM, config, tokenizer, folder))
 
 
 def settings(config: ModelConfig, tokenizer: transformers.PreTrainedTokenizerFast) -> Any:

@@ -16,7 +16,7 @@ import transformers
 
 from mlray.config import ConfigError
 from mlray.config import Model as ModelConfig
-from mlray.models import backbone
+from mlray.models import loading
 from mlray.models.tokenizer import BYTE_WORDS
 
 
@@ -101,11 +101,11 @@ def build(
         ConfigError: the family is no decoder, or the checkpoint is of another one, is no safetensors file, or its
             vocabulary does not fit; or a fresh model could not be opened with the tokenizer.
     """
-    backbone.check_family(config, FAMILIES)
+    loading.check_family(config, FAMILIES)
     if folder is None:
         _check_reopens(config, tokenizer)
         return Decoder(_fresh(config, tokenizer))
-    return Decoder(backbone.load(transformers.AutoModelForCausalLM, config, tokenizer, folder))
+    return Decoder(loading.load(transformers.AutoModelForCausalLM, config, tokenizer, folder))
 
 
 def _fresh(

@@ -14,7 +14,7 @@ import transformers
 
 from mlray.config import ConfigError
 from mlray.config import Model as ModelConfig
-from mlray.models import backbone
+from mlray.models import backbone, loading
 from mlray.models.backbone import PackedEncoder
 
 _Head = Callable[[Any, torch.Tensor], torch.Tensor]
@@ -94,7 +94,7 @@ def _build(
     Raises:
         ConfigError: the family is no encoder, or the checkpoint does not fit.
     """
-    backbone.check_family(config, heads)
+    loading.check_family(config, heads)
     names = {
         "id2label": dict(enumerate(labels)),
         "label2id": {label: number for number, label in enumerate(labels)},
@@ -104,5 +104,5 @@ def _build(
         settings.update(names)
         model = kind.from_config(settings)
     else:
-        model = backbone.load(kind, config, tokens, folder, ignore_mismatched_sizes=False, **names)
+        model = loading.load(kind, config, tokens, folder, **names)
     return Labeller(model, heads[config.family])

@@ -17,7 +17,7 @@ import torch
 import transformers
 
 from mlray.config import Model as ModelConfig
-from mlray.models import backbone
+from mlray.models import loading
 
 
 @dataclass(frozen=True)
@@ -112,10 +112,10 @@ def build(
         ConfigError: the family is none of encoder-decoders, the checkpoint is of another one, is no safetensors file,
             or its vocabulary does not fit.
     """
-    backbone.check_family(config, FAMILIES)
+    loading.check_family(config, FAMILIES)
     if folder is None:
         return Translator(_fresh(config, tokenizer))
-    return Translator(backbone.load(transformers.AutoModelForSeq2SeqLM, config, tokenizer, folder))
+    return Translator(loading.load(transformers.AutoModelForSeq2SeqLM, config, tokenizer, folder))
 
 
 def _fresh(

@@ -98,7 +98,7 @@ def allowed(targets_N: np.ndarray, labels: Sequence[str]) -> torch.Tensor:
 
 def weights(labels: Sequence[str], config: Objective) -> torch.Tensor:
     """The weight of each label's task (K,)."""
-    return torch.tensor([config.tasks[languages.task(label)].weight for label in labels])
+    return torch.tensor([config.heads[languages.task(label)].weight for label in labels])
 
 
 def loss(logits_NK: torch.Tensor, targets_N: torch.Tensor, weights_K: torch.Tensor) -> torch.Tensor:

@@ -151,14 +151,14 @@ HEADS = {
 
 
 def _cut_tasks(encoder: Encoder, task: Task, sequence_length: int) -> Cutter:
-    makers = {name: HEADS[one.objective].cutter for name, one in task.objective.tasks.items()}
+    makers = {name: HEADS[one.objective].cutter for name, one in task.objective.heads.items()}
     return multitask.cutter(encoder, task.languages, task.labels, makers, sequence_length)
 
 
 def _labels_of_task(pair: str, language: str, config: ObjectiveConfig) -> list[str]:
-    multitask.check([language], config.tasks)
+    multitask.check([language], config.heads)
     name = languages.task(language)
-    return [f"{name}:{label}" for label in HEADS[config.tasks[name].objective].labels_of(pair)]
+    return [f"{name}:{label}" for label in HEADS[config.heads[name].objective].labels_of(pair)]
 
 
 OBJECTIVES = {

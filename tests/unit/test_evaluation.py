@@ -363,7 +363,7 @@ def test_rows_are_counted_through_a_file_of_several_parts(tmp_path: Path) -> Non
     with pytest.raises(ConfigError, match=r"de\.parquet: row 3 cannot be scored: empty"):
         evaluate.read(configuration.load(None, settings))
     pq.write_table(table.take([0, 1, 2, 4]), tmp_path / "de.parquet", row_group_size=1)
-    cases = evaluate.read(configuration.load(None, settings))["de"]
+    cases = evaluate.read(configuration.load(None, settings))[0]["de"]
     assert [(case.text, case.row) for case in cases] == [("eins", 0), ("zwei", 1), ("drei", 2), ("fünf", 3)]
 
 

@@ -19,7 +19,11 @@ def test_a_whole_model_takes_the_place_of_the_backbone() -> None:
 
 def test_an_adapter_is_judged_on_its_backbone_and_language_adapter() -> None:
     judged = finetune.judged(config(adapter={"kind": "lora", "language_path": "de"}), "run/weights")
-    assert (judged.model.path, judged.adapter.path, judged.adapter.language_path) == ("base", "run/weights", "de")
+    assert (judged.model.path, judged.adapter.path, judged.adapter.language_path) == (
+        "base",
+        "run/weights",
+        "de",
+    )
 
 
 def test_without_a_backbone_there_is_nothing_to_tune() -> None:

@@ -53,7 +53,9 @@ def test_rows_of_a_window_follow_the_held_out_documents() -> None:
     parts = tuple(Part(name, 1, 1, ()) for name in tiny.LANGUAGES)
     held = tuple(HeldOut("de", text, "") for text in tiny.texts("de", 30, seed=9))
     manifest = Manifest((ChunkEntry(Chunk(file), parts),), held, (), "")
-    by_hand = [len(ids) + 2 for ids in tokenizer.encoder(tiny.tokens()).encode([entry.text for entry in held])]
+    by_hand = [
+        len(ids) + 2 for ids in tokenizer.encoder(tiny.tokens()).encode([entry.text for entry in held])
+    ]
     assert validation.tokens_per_document(manifest, table).tolist() == [sum(by_hand) / 30, 0.0]
     config = RunConfig.model_validate({"corpus": {"window_rows": 640, "sequence_length": 32, "alpha": 0.0}})
     mixture = Mixture.of(manifest, config.corpus, 0)

@@ -24,7 +24,10 @@ LABELS = ["mood:bad", "mood:good", "ner:B-LOC", "ner:O"]
 CONFIG = Objective.model_validate(
     {
         "name": "multitask",
-        "tasks": {"ner": {"objective": "tagging", "weight": 2.0}, "mood": {"objective": "classification"}},
+        "tasks": [
+            {"name": "ner", "objective": "tagging", "weight": 2.0},
+            {"name": "mood", "objective": "classification"},
+        ],
     }
 )
 LENGTH = 32

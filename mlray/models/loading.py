@@ -1,0 +1,91 @@
+"""Checkpoints of `transformers` as they are trained on: safetensors only, of the family that is configured."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+
+from mlray.config import ConfigError
+from mlray.config import Model as ModelConfig
+
+_DROPOUT = ("hidden_dropout_prob", "embedding_dropout", "mlp_dropout", "dropout", "resid_pdrop", "embd_pdrop")
+_ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
+"""What the families call it."""
+
+
+def load(
+    kind: Any,
+    config: ModelConfig,
+    tokenizer: transformers.PreTrainedTokenizerFast,
+    folder: Path | str,
+    **names: Any,
+) -> Any:
+    """A checkpoint in fp32 as a class of `transformers`, with settings of that class such as the names of labels.
+
+    Raises:
+        ConfigError: it is no safetensors checkpoint, or does not fit (see `check_loaded`).
+    """
+    try:
+        settings = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, **names)
+        _set_dropout(settings, config)
+        model = kind.from_pretrained(
+            folder,
+            config=settings,
+            attn_implementation="sdpa",
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=torch.float32,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        wanted = f" for {len(names['id2label'])} labels" if "id2label" in names else ""
+        raise ConfigError(
+            f"no safetensors checkpoint{wanted} at {config.path}: {str(error).splitlines()[0]}"
+        ) from error
+    check_loaded(model, config, tokenizer)
+    return model
+
+
+def _set_dropout(settings: Any, config: ModelConfig) -> None:
+    """Puts the configuration's dropout, where it names one, in the place of the checkpoint's own."""
+    for names, rate in ((_DROPOUT, config.dropout), (_ATTENTION_DROPOUT, config.attention_dropout)):
+        wanted = config.dropout if rate is None else rate
+        if wanted is not None:
+            for name in names:
+                if hasattr(settings, name):
+                    setattr(settings, name, wanted)
+
+
+def check_family(config: ModelConfig, families: Collection[str]) -> None:
+    """Refuses a family that the objective cannot train.
+
+    Raises:
+        ConfigError: it names those that it can.
+    """
+    if config.family not in families:
+        raise ConfigError(
+            f"model.family={config.family} does not fit the objective; take one of {', '.join(families)}"
+        )
+
+
+def check_loaded(
+    model: transformers.PreTrainedModel,
+    config: ModelConfig,
+    tokenizer: transformers.PreTrainedTokenizerFast,
+) -> None:
+    """Refuses a checkpoint of another family or with a smaller vocabulary.
+
+    Raises:
+        ConfigError: it names the two things that do not fit.
+    """
+    if model.config.model_type != config.family:
+        raise ConfigError(f"{config.path} is a {model.config.model_type} checkpoint; set model.family to it")
+    if model.config.vocab_size < len(tokenizer):
+        raise ConfigError(
+            f"{config.path} has {model.config.vocab_size} token embeddings and the tokenizer {len(tokenizer)} tokens; "
+            "set tokenizer.path to the checkpoint's own"
+        )

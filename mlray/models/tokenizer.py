@@ -33,7 +33,7 @@ _SPECIAL = {
 _SPACE = "▁"
 BYTE_WORDS = tokenization_qwen2.PRETOKENIZE_REGEX
 """Words, digits and line ends apart; `AutoTokenizer` gives a Qwen2 folder no other split."""
-_LANGUAGE_TOKEN = re.compile(r"__(\w+)__|([a-z]{2,3})_[A-Z]{2}")
+_LANGUAGE_TOKEN = re.compile(r"__([\w-]+)__|([a-z]{2,3})_[A-Z]{2}")
 
 
 @dataclass(frozen=True)

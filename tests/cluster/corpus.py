@@ -95,5 +95,5 @@ def config(bucket: str, name: str, **sections: dict[str, Any]) -> RunConfig:
         "cluster": {"num_workers": 2},
     }
     for section, overrides in sections.items():
-        values[section] = {**values[section], **overrides}
+        values[section] = {**values.get(section, {}), **overrides}
     return configuration.build(values)

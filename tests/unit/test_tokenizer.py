@@ -337,3 +337,9 @@ def test_training_twice_gives_the_same_unigram_tokenizer() -> None:
     assert [piece for piece, _ in pieces[:5]] == ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     scores = [score for _, score in pieces[5:]]
     assert scores == sorted(scores, reverse=True)
+
+
+def test_a_language_with_a_script_has_a_token_too() -> None:
+    config = TokenizerConfig(algorithm="byte_bpe", vocab_size=400)
+    trained = tokenizer.train(sample_texts(), config, ["de", "zh-Hant"])
+    assert set(tokenizer.encoder(trained).language_ids) == {"de", "zh-Hant"}

@@ -1,0 +1,65 @@
+"""Fine-tuning on an S3 server, from backbone to the evaluation of its adapter, with two ZeRO workers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlray import storage
+from mlray.config import ConfigError
+from mlray.models import adapters
+from mlray.training.pretrain import pretrain
+from mlray.tuning.finetune import finetune
+from tests.cluster import corpus as sample
+from tests.cluster.conftest import ROOT
+
+pytestmark = pytest.mark.cluster
+
+SUPPORT = {
+    "uri": str(ROOT / "mlray/corpus/sample/support.jsonl"),
+    "text": "phrasings",
+    "pair": "intent",
+    "language": "column:language",
+    "part_by": "intent",
+}
+
+
+@pytest.fixture(scope="module")
+def backbone(cluster: str, s3: str, bucket: str) -> str:
+    """Weights of a masked encoder after one step."""
+    sample.upload(s3, bucket)
+    return str(pretrain(sample.config(bucket, "backbone", train={"steps": 1}))["weights"])
+
+
+def test_an_adapter_is_trained_and_judged_in_every_language(backbone: str, bucket: str) -> None:
+    sections: dict[str, Any] = {
+        "corpus": {"sources": [{**SUPPORT, "part": [0.0, 0.5]}], "languages": ["sw"]},
+        "model": {"path": backbone},
+        "tokenizer": {},
+        "objective": {"name": "classification"},
+        "adapter": {"kind": "lora"},
+        "train": {"steps": 2},
+        "evaluation": {"sources": [{**SUPPORT, "part": [0.0, 0.5]}], "resamples": 20},
+    }
+    with pytest.raises(ConfigError, match="sw"):  # a language that must be there
+        finetune(sample.config(bucket, "intents", **sections))
+    sections["corpus"]["languages"] = []
+    config = sample.config(bucket, "intents", **sections)
+    report = finetune(config)
+    assert report is not None
+    text = Path(SUPPORT["uri"]).read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in text.splitlines()]
+    languages = {row["language"] for row in rows}
+    cells = report.cells["classification"]
+    assert cells.keys() == languages
+    place = f"s3://{bucket}/runs/intents/evaluation"
+    kept = json.loads(storage.read_bytes(f"{place}/report.json", config.storage))
+    assert kept["cells"]["classification"].keys() == languages
+    lines = storage.read_bytes(f"{place}/predictions.jsonl", config.storage).decode().splitlines()
+    assert len(lines) == sum(figures["accuracy"].n for figures in cells.values())
+    assert b"<table" in storage.read_bytes(f"{place}/report.html", config.storage)
+    with storage.local_copy(kept["about"]["adapter"], config.storage) as folder:
+        assert adapters.labels_of(folder) == sorted({row["label"] for row in map(json.loads, lines)})

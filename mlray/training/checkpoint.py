@@ -52,6 +52,8 @@ class Progress:
     """`{"step": n, "languages": {language: {metric: value}}}`, the oldest first."""
     seconds: float = 0.0
     """Time spent in steps, over all resumes."""
+    peak_bytes: int = 0
+    """Most memory that the first worker has held: of the GPU, or of the process."""
 
     def to_json(self) -> str:
         """As `progress.json` holds it."""

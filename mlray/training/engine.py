@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -138,6 +139,13 @@ class Engine:
         if self._clip_at > 0:
             torch.nn.utils.clip_grads_with_norm_(trained, self._clip_at, norm)
         return norm
+
+    @property
+    def peak_bytes(self) -> int:
+        """Most memory that this process has held so far: allocated on its GPU, or resident on a CPU."""
+        if self.device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated(self.device))
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def total(self, values: np.ndarray) -> np.ndarray:
         """Sum over the workers (float64); a collective call."""

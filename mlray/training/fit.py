@@ -195,6 +195,7 @@ def _work(values: dict[str, Any]) -> None:
         monitor.validated(progress, loop.validate(engine, held_out, task))
     for step in loop.steps(engine, batches, task, config.train, start=progress.step, seed=config.run.seed):
         _advance(progress, step, task.languages, config.train.log_every)
+        progress.peak_bytes = max(progress.peak_bytes, engine.peak_bytes)
         monitor.stepped(step)
         last = step.number == config.train.steps
         stop = False

@@ -72,7 +72,7 @@ def pretrain(config: RunConfig, *, plan_only: bool = False) -> dict[str, Any]:
             console.print(f"goes on after step {found.progress.step:,} from {found.uri}")
         found = _train(config, folders)
     console.print()  # the progress bar has not ended its line
-    result = report.build(config, found, fertility, manifest.refused_counts())
+    result = report.build(config, found, outline, fertility, manifest.refused_counts())
     report.save(result, folders.root, config)
     report.show(result, console)
     console.print(

@@ -15,6 +15,7 @@ from rich.table import Table
 from mlray import storage
 from mlray.config import RunConfig
 from mlray.training.checkpoint import Checkpoint
+from mlray.training.plan import Plan
 
 _VERSIONS = ("mlray", "torch", "ray", "deepspeed", "transformers", "tokenizers", "pyarrow")
 _MACRO = "macro"
@@ -23,6 +24,7 @@ _MACRO = "macro"
 def build(
     config: RunConfig,
     checkpoint: Checkpoint,
+    outline: Plan,
     fertility: dict[str, dict[str, float]],
     refused: dict[str, dict[str, int]],
 ) -> dict[str, Any]:
@@ -34,7 +36,10 @@ def build(
         "weights": storage.join(checkpoint.uri, "weights"),
         "steps": progress.step,
         "stopped_early": progress.step < config.train.steps,
+        "parameters": outline.parameters,
+        "trained_parameters": outline.trained,
         "seconds_in_steps": progress.seconds,
+        "peak_worker_bytes": progress.peak_bytes,
         "tokens_per_s": sum(progress.tokens.values()) / max(progress.seconds, 1e-9),
         "useful_token_share": sum(progress.tokens.values())
         / (progress.step * config.train.global_batch_size * config.corpus.sequence_length),
@@ -125,7 +130,7 @@ def show(report: dict[str, Any], console: Console) -> None:
     console.print(table)
     console.print(
         f"{report['tokens_per_s']:,.0f} tokens/s in steps; rows are {report['useful_token_share']:.1%} full; "
-        f"{report['seconds_in_steps']:,.0f} s"
+        f"{report['seconds_in_steps']:,.0f} s; a worker held at most {report['peak_worker_bytes'] / 2**20:,.0f} MiB"
     )
 
 

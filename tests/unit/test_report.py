@@ -11,6 +11,7 @@ from rich.console import Console
 from mlray import configuration
 from mlray.training import report
 from mlray.training.checkpoint import Checkpoint, Progress
+from mlray.training.plan import Plan
 
 
 def scores(loss: float) -> dict[str, float]:
@@ -28,18 +29,22 @@ def finished() -> dict[str, Any]:
             {"step": 100, "languages": {"de": scores(5.0), "macro": scores(5.0)}},
         ],
         seconds=10.0,
+        peak_bytes=3 << 20,
     )
     overrides = ["train.steps=200", "train.global_batch_size=16", "corpus.sequence_length=32"]
     config = configuration.load(None, overrides)
-    return report.build(
-        config, Checkpoint("s3://b/runs/x/checkpoints/step-00000100", progress), {}, {"und": {"null": 3}}
+    found = Checkpoint("s3://b/runs/x/checkpoints/step-00000100", progress)
+    outline = Plan(
+        {}, {}, {}, {}, {}, steps=100, tokens_per_step=512, parameters=9, trained=4, memory_bytes={}
     )
+    return report.build(config, found, outline, {}, {"und": {"null": 3}})
 
 
 def test_figures_by_hand() -> None:
     found = finished()
     assert found["stopped_early"]
     assert found["tokens_per_s"] == 5000.0
+    assert (found["parameters"], found["trained_parameters"], found["peak_worker_bytes"]) == (9, 4, 3 << 20)
     assert found["useful_token_share"] == 50_000 / (100 * 16 * 32)
     assert found["weights"] == "s3://b/runs/x/checkpoints/step-00000100/weights"
 
@@ -53,6 +58,7 @@ def test_table_has_a_row_for_each_language() -> None:
     assert "no held-out rows" in rows["sw"]
     assert rows["und"].split("│")[-2].strip() == "3"
     assert "rows are 97.7% full" in text
+    assert "at most 3 MiB" in " ".join(text.split())
 
 
 def test_plot_draws_a_line_for_each_language_and_the_mean() -> None:

@@ -54,13 +54,35 @@ def tell(
 
 
 def page(result: Report) -> str:
-    """One self-contained HTML page: a heat map for each task, a language a row and a metric a column."""
-    tables = "".join(_heat_map(result, task) for task in result.cells)
+    """One self-contained HTML page: a heat map of all tasks where there are several, and one for each with its metrics."""
+    tables = _overview(result) if len(result.cells) > 1 else ""
+    tables += "".join(_heat_map(result, task) for task in result.cells)
     about = html.escape(json.dumps(result.about, ensure_ascii=False, indent=1))
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
         f'content="width=device-width"><title>Evaluation</title><style>{_STYLE}</style></head><body>'
         f"<h1>Evaluation per language</h1>{tables}<h2>What was judged</h2><pre>{about}</pre></body></html>\n"
+    )
+
+
+def _overview(result: Report) -> str:
+    """A language a row and a task a column, with the first metric of each."""
+    metrics = {task: next(iter(next(iter(table.values())))) for task, table in result.cells.items()}
+    head = "".join(f"<th>{html.escape(task)}<br>{html.escape(metrics[task])}</th>" for task in metrics)
+    body = ""
+    for language in sorted({name for table in result.cells.values() for name in table}):
+        body += f"<tr><td>{html.escape(language)}</td>"
+        for task, metric in metrics.items():
+            table = result.cells[task]
+            if language in table:
+                body += _cell(table[language][metric], metric, [row[metric].value for row in table.values()])
+            else:
+                reason = result.empty.get(task, {}).get(language, "no test rows")
+                body += f'<td class="empty">{html.escape(reason)}</td>'
+        body += "</tr>"
+    return (
+        "<table><caption>all tasks</caption><thead><tr><th>language</th>"
+        f"{head}</tr></thead><tbody>{body}</tbody></table>"
     )
 
 
@@ -82,10 +104,11 @@ def _heat_map(result: Report, task: str) -> str:
         )
     means = "".join(f"<th>{summary[metric]['macro']:.1f}</th>" for metric in metrics)
     worst = "".join(f"<th>{html.escape(summary[metric]['worst'])}</th>" for metric in metrics)
+    gaps = "".join(f"<th>{summary[metric]['gap']:.1f}</th>" for metric in metrics)
     return (
         f"<table><caption>{html.escape(task)}</caption><thead><tr><th>language</th>{head}<th>n</th></tr></thead>"
         f"<tbody>{body}</tbody><tfoot><tr><th>mean</th>{means}<th></th></tr>"
-        f"<tr><th>worst</th>{worst}<th></th></tr></tfoot></table>"
+        f"<tr><th>worst</th>{worst}<th></th></tr><tr><th>gap</th>{gaps}<th></th></tr></tfoot></table>"
     )
 
 

@@ -83,6 +83,7 @@ def show(report: Report, console: Console) -> None:
         shown.add_section()
         shown.add_row("mean", *(f"{summary[name]['macro']:.1f}" for name in metrics), "")
         shown.add_row("worst", *(summary[name]["worst"] for name in metrics), "")
+        shown.add_row("gap", *(f"{summary[name]['gap']:.1f}" for name in metrics), "")
         console.print(shown)
         for language, reason in reasons.items():
             console.print(f"{language}: {reason}")

@@ -266,7 +266,11 @@ def test_ready_predictions_are_scored_without_a_model(tmp_path: Path) -> None:
     assert "tok:zh" in found.cells["text"]["en-zh"]["BLEU"].signature
     assert found.cells["text"]["en-zh"]["exact match"].value == 100
     html = output.page(found)
-    assert html.count("<table>") == 2
+    assert html.count("<table>") == 3  # all tasks, and each
+    overview = html.split("</table>")[0]
+    assert "classification<br>accuracy" in overview
+    assert "text<br>BLEU" in overview
+    assert overview.count('<td class="empty">no test rows</td>') == 2
     assert "66.7" in html
     assert "http" not in html  # nothing is fetched
     (tmp_path / "bad.jsonl").write_text(

@@ -44,8 +44,7 @@ class Source(_Section):
     """Column with what belongs to `text`: its translation, its label, or the tags of its words; in text files any
     value means tab-separated pairs."""
     language: str = "filename"
-    """`column:<name>`, `partition[:<key>]` (hive), `folder` (`de/train.conllu`), `filename` (`de.txt.gz`), or a fixed
-    tag such as `de`."""
+    """`column:<name>`, `partition[:<key>]` (hive), `folder`, `filename` (`de.txt.gz`), or a fixed tag such as `de`."""
     part: tuple[Probability, Probability] = (0.0, 1.0)
     """Only the rows whose text's hash lies in this share: train on (0.1, 1), test on (0, 0.1) of the same files."""
     part_by: str | None = None
@@ -161,9 +160,8 @@ class ObjectiveTask(_Section):
 class Objective(_Section):
     """What is learnt.
 
-    `masked` language modelling (BERT; with pairs XLM's TLM), `causal` (GPT), `denoising` (mBART), `translation` of
-    pairs (M2M-100), `tagging` of words (NER, slots), `classification` of texts (sentiment, intent, topic), `answer`
-    selection (which sentence answers the question), `multitask`: several of the last three with a head each.
+    `masked` language modelling (BERT; with pairs XLM's TLM), `causal` (GPT), `denoising` (mBART), `translation`,
+    `tagging` of words, `classification` of texts, `answer`: which sentence answers, `multitask`: several of these.
     """
 
     name: Literal[
@@ -209,6 +207,8 @@ class Evaluation(_Section):
     """Test sets, mapped as `corpus.sources` are."""
     max_bad_rows: int = Field(0, ge=0)
     """Rows that cannot be scored and may be left out; the report names them. One more ends the job."""
+    unknown_labels: Literal["error", "wrong"] = "error"
+    """A label in a test set that the training did not know ends the job, or counts as one that nobody can find."""
     num_beams: int = Field(4, ge=1)
     """1 is greedy."""
     temperature: float = Field(0.0, ge=0)

@@ -75,8 +75,20 @@ class Judge:
 
     def _window(self, rows: Sequence[Case], name: str) -> Window:
         number = self._names.index(name)
-        texts, pairs = [row.text for row in rows], [row.pair for row in rows]
+        texts, pairs = [row.text for row in rows], [self._told(row.pair, name) for row in rows]
         return Window(0, texts, pairs, [number] * len(rows), list(range(len(rows))))
+
+    def _told(self, pair: str, name: str) -> str:
+        """What stands beside a text; with `unknown_labels=wrong` a known label in place of each that is unknown.
+
+        It only marks where the model is asked: scores are computed from the row itself.
+        """
+        if self._config.evaluation.unknown_labels == "error" or kind(self._config, name) == "answer":
+            return pair
+        prefix = _prefix(name)
+        own = [label.removeprefix(prefix) for label in self._labels if label.startswith(prefix)]
+        parts = pair.split(" ") if kind(self._config, name) == "tagging" else [pair]
+        return " ".join(part if part in own else own[0] for part in parts)
 
     def label(self, rows: Sequence[Case], name: str) -> list[str]:
         """What the model says of each row of a language.

@@ -54,7 +54,7 @@ def tell(
 
 
 def page(result: Report) -> str:
-    """One self-contained HTML page: a heat map of all tasks where there are several, and one for each with its metrics."""
+    """One self-contained HTML page: a heat map of all tasks where there are several, and one of each task."""
     tables = _overview(result) if len(result.cells) > 1 else ""
     tables += "".join(_heat_map(result, task) for task in result.cells)
     about = html.escape(json.dumps(result.about, ensure_ascii=False, indent=1))

@@ -350,6 +350,18 @@ def test_a_row_that_does_not_fit_the_model_is_named(tmp_path: Path, tags: str, c
         evaluate.evaluate(configuration.load(None, tagged(tmp_path, sentences)))
 
 
+def test_unknown_labels_may_count_as_wrong(tmp_path: Path) -> None:
+    sentences = [("der Alltag", "O B-LOC"), ("im Alltag", "O B-PER")]
+    settings = [*tagged(tmp_path, sentences), "evaluation.unknown_labels=wrong"]
+    found, rows = evaluate.evaluate(configuration.load(None, settings))
+    assert found.cells["tagging"]["de"]["span F1"].n == 2
+    assert [row["reference"] for row in rows] == ["O B-LOC", "O B-PER"]
+    known = [*tagged(tmp_path, [sentences[0], ("im Alltag", "O O")])]
+    assert [row["prediction"] for row in evaluate.evaluate(configuration.load(None, known))[1]] == [
+        row["prediction"] for row in rows
+    ]
+
+
 def test_a_test_set_without_references_or_rows_is_refused(tmp_path: Path) -> None:
     settings = tagged(tmp_path, [("der Alltag", "O B-LOC")])
     settings[3] = settings[3].replace(", pair: tags", "")

@@ -13,6 +13,7 @@ from mlray.corpus.label_maps import LabelMap
 from mlray.corpus.sources import SourceFile
 
 OUTSIDE = "in another part of the source"
+_LABEL_CHARS = 60
 
 
 class Record(NamedTuple):
@@ -27,7 +28,7 @@ class Record(NamedTuple):
 
 def record(row: int, cells: list[object], file: SourceFile, max_chars: int) -> Record:
     """The record of a row whose cells are those of `columns`; `OUTSIDE` is the reason of one in another part."""
-    language = file.language or file.name(languages.UNKNOWN)
+    language = file.fallback
     first, last = file.part
     try:
         key = cells.pop() if file.part_by else None
@@ -60,7 +61,7 @@ def columns(file: SourceFile) -> list[str]:
 def _mapped(label: str, file: SourceFile) -> str:
     names = _names(file.label_map)
     if label not in names:
-        raise BadRecord(f"the label {label!r} is not in the label map")
+        raise BadRecord(f"the label {label[:_LABEL_CHARS]!r} is not in the label map")
     return names[label]
 
 

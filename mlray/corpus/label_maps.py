@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import PurePosixPath
 
 from mlray import storage
 from mlray.config import ConfigError, Storage
+from mlray.corpus.cleaning import BadRecord, clean
 
 LabelMap = tuple[tuple[str, str], ...]
+_MAX_CHARS = 1000
 
 
 def read(spec: str, settings: Storage) -> LabelMap:
     """The pairs (label in the data, label to use) of `uri:from:to`; spaces of the label to use become underscores.
 
     Raises:
-        ConfigError: not of this form, a column is missing, or a label stands twice.
+        ConfigError: not of this form, a column is missing, or a label stands twice or has no name.
         StorageError: the file cannot be reached.
     """
     uri, *columns = spec.rsplit(":", 2)
@@ -26,7 +29,7 @@ def read(spec: str, settings: Storage) -> LabelMap:
     except UnicodeDecodeError as error:
         raise ConfigError(f"the label map {uri} is no UTF-8: {error}") from None
     delimiter = "\t" if PurePosixPath(uri).suffix == ".tsv" else ","
-    table = csv.DictReader(text.splitlines(), delimiter=delimiter)
+    table = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
     header = table.fieldnames or []
     missing = [column for column in columns if column not in header]
     if missing:
@@ -35,8 +38,11 @@ def read(spec: str, settings: Storage) -> LabelMap:
         )
     found: dict[str, str] = {}
     for row in table:
-        label = (row[columns[0]] or "").strip()
+        try:
+            label, name = (clean(row[column], _MAX_CHARS) for column in columns)
+        except BadRecord as error:
+            raise ConfigError(f"the label map {uri}, line {table.line_num}: {error}") from None
         if label in found:
             raise ConfigError(f"the label map {uri} names {label!r} twice")
-        found[label] = "_".join((row[columns[1]] or "").split())
+        found[label] = "_".join(name.split())
     return tuple(found.items())

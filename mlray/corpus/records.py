@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlray import languages, storage
+from mlray import storage
 from mlray.config import Storage
 from mlray.corpus import fields, lines, tables
 from mlray.corpus.cleaning import BadRecord, decode
@@ -153,7 +153,7 @@ def _parse_table(chunk: Chunk, max_chars: int, settings: Storage) -> Iterator[Re
     try:
         for row, cells in enumerate(rows):
             if isinstance(cells, BadRecord):
-                yield Record(row, file.language or languages.UNKNOWN, "", "", str(cells))
+                yield Record(row, file.fallback, "", "", str(cells))
             else:
                 yield fields.record(row, cells, file, max_chars)
     except BrokenChunk as error:
@@ -181,7 +181,7 @@ def _parse_pair(
             raise BadRecord(f"longer than {max_chars} characters")
         cells: list[object] = [decode(half.rstrip(b"\r")).removeprefix("\ufeff") for half in halves]
     except BadRecord as error:
-        return Record(row, file.language or languages.UNKNOWN, "", "", str(error))
+        return Record(row, file.fallback, "", "", str(error))
     return fields.record(row, cells, file, max_chars)
 
 
@@ -191,7 +191,7 @@ def _line_limit(file: SourceFile, max_chars: int) -> int:
 
 
 def _parse_line(row: int, line: bytes, file: SourceFile, max_chars: int) -> Record:
-    language = file.language or languages.UNKNOWN
+    language = file.fallback
     try:
         if len(line) > _line_limit(file, max_chars):
             raise BadRecord(f"longer than {max_chars} characters")

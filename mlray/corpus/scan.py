@@ -14,7 +14,6 @@ from mlray.corpus import lines, records
 from mlray.corpus.fields import Record
 from mlray.corpus.manifest import CHUNK_BYTES, ChunkEntry, HeldOut, Manifest, Part, Refused
 from mlray.corpus.sources import SourceFile
-from mlray.languages import UNKNOWN
 from mlray.storage import StorageError
 
 
@@ -59,7 +58,7 @@ def read_file(file: SourceFile, max_chars: int, validation_rows: int, settings: 
         cuts = records.chunks(file, CHUNK_BYTES, settings)
     except lines.BrokenChunk as error:
         cuts = []
-        refused.append(Refused(file.uri, "file", file.language or UNKNOWN, str(error)))
+        refused.append(Refused(file.uri, "file", file.fallback, str(error)))
     entries = []
     for number, chunk in enumerate(cuts):
         counts: dict[str, list[int]] = {}
@@ -97,7 +96,7 @@ def _records(
                     yield record
     except lines.BrokenChunk as error:
         place = f"after {_place(chunk, row)}" if row >= 0 else _place(chunk, 0)
-        refused.append(Refused(uri, place, chunk.file.language or UNKNOWN, str(error)))
+        refused.append(Refused(uri, place, chunk.file.fallback, str(error)))
 
 
 def merge(

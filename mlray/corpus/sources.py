@@ -32,6 +32,8 @@ _WHOLE: dict[str, tuple[tuple[str, ...], str | None]] = {
     "file": (("text",), None),
 }
 """Formats without columns of their own -> text, and what stands beside it."""
+_NO_COLUMNS: dict[str, set[str]] = {"text": set(), "file": set(), "squad": {"id", "question", "sentences"}}
+"""Formats whose rows have no columns -> what else `part_by` may name."""
 _SHARD_BYTES = 256 << 20
 _CODECS = {".gz": "gzip", ".zst": "zstd"}
 
@@ -70,6 +72,11 @@ class SourceFile:
         fields = {"columns": tuple(values["columns"]), "part": (first, last), "label_map": pairs}
         return cls(**{**values, **fields})
 
+    @property
+    def fallback(self) -> str:
+        """The language of a row that does not tell its own."""
+        return self.language or self.name(languages.UNKNOWN)
+
     def name(self, tag: str) -> str:
         """The language of a row under its task, such as `ner:de`."""
         return f"{self.task}:{tag}" if self.task else tag
@@ -95,6 +102,7 @@ def list_files(sources: tuple[Source, ...], settings: Storage) -> list[SourceFil
         )
     found: set[SourceFile] = set()
     for source in sources:
+        _check(source)
         label_map = label_maps.read(source.label_map, settings) if source.label_map else ()
         root = storage.absolute(source.uri)
         for file in storage.list_files(root, settings):
@@ -109,6 +117,32 @@ def list_files(sources: tuple[Source, ...], settings: Storage) -> list[SourceFil
     if not found:
         raise ConfigError(f"no file matches corpus.sources[].files={sources[-1].files!r}")
     return sorted(found, key=lambda file: (file.uri, file.pair_uri or "", repr(file)))
+
+
+def _check(source: Source) -> None:
+    first, last = source.part
+    if first >= last:
+        raise ConfigError(
+            f"corpus.sources[].part=[{first}, {last}] holds no row; the first must be below the last"
+        )
+    if source.label_map and not source.pair:
+        raise ConfigError(
+            f"corpus.sources[].label_map={source.label_map!r} needs corpus.sources[].pair, the column of the labels"
+        )
+
+
+def _check_columns(uri: str, kind: str, language: str | None, part_by: str | None) -> None:
+    """Refuses settings that name a column of a format without any."""
+    if language:
+        raise ConfigError(
+            f"{uri}: format={kind} has no columns; set corpus.sources[].language to a tag or filename"
+        )
+    if part_by and part_by not in _NO_COLUMNS[kind]:
+        known = ", ".join(sorted(_NO_COLUMNS[kind]))
+        raise ConfigError(
+            f"{uri}: format={kind} has no column {part_by!r}; leave corpus.sources[].part_by out"
+            + (f" or take one of {known}" if known else "")
+        )
 
 
 def _aligned(file: SourceFile, halves: list[storage.File]) -> SourceFile:
@@ -172,10 +206,8 @@ def _describe(file: storage.File, root: str, source: Source) -> SourceFile:
     if kind == "parquet" and codec:
         raise ConfigError(f"{file.uri}: parquet compresses inside; a compressed parquet file cannot be read")
     language, column = _language(file.uri, root, stem, source)
-    if kind in _WHOLE and column:
-        raise ConfigError(
-            f"{file.uri}: format={kind} has no columns; set corpus.sources[].language to a tag or filename"
-        )
+    if kind in _NO_COLUMNS:
+        _check_columns(file.uri, kind, column, source.part_by)
     columns = (source.text,) if isinstance(source.text, str) else source.text
     columns, pair = _WHOLE.get(kind, (columns, source.pair))
     described = SourceFile(file.uri, file.size, file.etag, kind, codec, columns, pair, language, column)

@@ -1,7 +1,7 @@
 """Questions with the sentences of their context, from files in SQuAD's form (Rajpurkar et al. 2016).
 
-The sentences are those of the file (`sentence_breaks`, as XQuAD-R has them), else the context is cut after full stops
-and their like.
+The sentences are those of the file (`sentence_breaks` or `sentences`, as XQuAD-R has them), else the context is cut after
+full stops and their like.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from mlray.corpus.cleaning import BadRecord
 from mlray.corpus.lines import BrokenChunk
 
 _SENTENCE = re.compile(r".+?(?:[.!?؟।]+(?=\s|$)|[。！？]+|$)", re.DOTALL)
+_Spans = Sequence[tuple[int, int]]
+"""First and last character (exclusive) of each sentence."""
 
 
 def rows(text: str) -> Iterator[dict[str, object] | BadRecord]:
@@ -29,13 +31,13 @@ def rows(text: str) -> Iterator[dict[str, object] | BadRecord]:
         raise BrokenChunk(f"not in SQuAD's form: {type(error).__name__} {error}"[:200]) from None
     for paragraph in paragraphs:
         try:
-            context, questions = str(paragraph["context"]), paragraph["qas"]
-            breaks = paragraph.get("sentence_breaks") or sentences(context)
-        except (KeyError, TypeError, AttributeError) as error:
-            yield BadRecord(f"a paragraph without {error}")
+            questions, spans = list(paragraph["qas"]), _spans(paragraph)
+            lines = [" ".join(paragraph["context"][first:last].split()) for first, last in spans]
+        except (KeyError, TypeError, ValueError):
+            yield BadRecord("a paragraph without a context, its sentences, or questions")
             continue
         for question in questions:
-            yield _row(question, context, breaks)
+            yield _row(question, spans, lines)
 
 
 def sentences(context: str) -> list[tuple[int, int]]:
@@ -43,17 +45,34 @@ def sentences(context: str) -> list[tuple[int, int]]:
     return [match.span() for match in _SENTENCE.finditer(context) if match[0].strip()]
 
 
-def _row(question: Any, context: str, breaks: Sequence[Sequence[int]]) -> dict[str, object] | BadRecord:
+def _spans(paragraph: Any) -> _Spans:
+    context = paragraph["context"]
+    if breaks := paragraph.get("sentence_breaks"):
+        return [(first, last) for first, last in breaks]
+    if not paragraph.get("sentences"):
+        return sentences(context)
+    spans: list[tuple[int, int]] = []
+    last = 0
+    for sentence in paragraph["sentences"]:
+        first = context.index(sentence, last)
+        last = first + len(sentence)
+        spans.append((first, last))
+    return spans
+
+
+def _row(question: Any, spans: _Spans, lines: Sequence[str]) -> dict[str, object] | BadRecord:
     try:
-        text, place = str(question["question"]), int(question["answers"][0]["answer_start"])
-        right = [number for number, (first, last) in enumerate(breaks) if first <= place < last]
-        lines = [" ".join(context[first:last].split()) for first, last in breaks]
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        return BadRecord(f"a question without {error}")
+        text, places = question["question"], [answer["answer_start"] for answer in question["answers"]]
+        right = [
+            number
+            for place in places
+            for number, (first, last) in enumerate(spans)
+            if first <= place < last and lines[number]
+        ]
+    except (KeyError, TypeError):
+        return BadRecord("not a question with its answers and where they start")
+    if not places:
+        return BadRecord("a question without an answer")
     if not right:
         return BadRecord("the answer lies in none of the sentences")
-    return {
-        "question": text,
-        "id": str(question.get("id", "")),
-        "sentences": "\n".join([str(right[0]), *lines]),
-    }
+    return {"question": text, "id": question.get("id"), "sentences": "\n".join([str(right[0]), *lines])}

@@ -32,7 +32,7 @@ def rows(
     Args:
         chunk: the whole file.
         names: columns.
-        limit: bytes of the longest line.
+        limit: bytes of the longest line, or of the document.
         settings: how storage is reached.
 
     Raises:
@@ -40,15 +40,41 @@ def rows(
         StorageError: the file cannot be reached.
     """
     if chunk.file.format in {"squad", "file"}:
-        whole = "".join(_texts(chunk, _WHOLE_BYTES, settings))
-        found = squad.rows(whole) if chunk.file.format == "squad" else iter([{"text": whole}])
-        return (
-            row if isinstance(row, BadRecord) else _checked([row[name] for name in names]) for row in found
-        )
+        return _documents(chunk, names, limit, settings)
     texts = _texts(chunk, limit, settings)
     if chunk.file.format == "conll":
         return _sentences(texts, names)
     return _table(texts, names, "," if chunk.file.format == "csv" else "\t", limit)
+
+
+def _documents(
+    chunk: Chunk, names: Sequence[str], limit: int, settings: Storage
+) -> Iterator[list[object] | BadRecord]:
+    """The questions of a file, or the file."""
+    found: Iterator[dict[str, object] | BadRecord]
+    try:
+        if chunk.file.format == "squad":
+            found = squad.rows(_whole(chunk, _WHOLE_BYTES, settings))
+        else:
+            found = iter([{"text": _whole(chunk, limit, settings)}])
+    except BadRecord as error:
+        found = iter([error])
+    for row in found:
+        yield row if isinstance(row, BadRecord) else _checked([row[name] for name in names])
+
+
+def _whole(chunk: Chunk, limit: int, settings: Storage) -> str:
+    """The text of a file; no more of one that is too long is held than shows it."""
+    parts: list[bytes] = []
+    size = 0
+    for line in lines.split(chunk, limit, settings):
+        if isinstance(line, BrokenChunk):
+            raise line
+        parts.append(line)
+        size += len(line) + 1
+        if size > limit + 1:
+            raise BadRecord(f"longer than {limit} bytes")
+    return b"\n".join(parts).decode("utf-8", "surrogateescape").removeprefix("\ufeff")
 
 
 def _texts(chunk: Chunk, limit: int, settings: Storage) -> Iterator[str]:

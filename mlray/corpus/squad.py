@@ -1,7 +1,7 @@
 """Questions with the sentences of their context, from files in SQuAD's form (Rajpurkar et al. 2016).
 
-The sentences are those of the file (`sentence_breaks` or `sentences`, as XQuAD-R has them), else the context is cut after
-full stops and their like.
+The sentences are those of the file (`sentence_breaks` or `sentences`, as XQuAD-R has them), else the context is cut
+after full stops and their like.
 """
 
 from __future__ import annotations

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
+import re
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +111,8 @@ def test_a_label_map_gives_two_files_the_same_names(tmp_path: Path) -> None:
         ("a,b\n1,2\n", "a", "is not of the form uri:from:to"),
         ("a,b\n1,2\n", "a:c", "has no column 'c', only a, b"),
         ("a,b\n1,2\n1,3\n", "a:b", "names '1' twice"),
+        ("a,b\n1, \n", "a:b", "line 2: empty"),
+        ("a,b\n1\n", "a:b", "line 2: null"),
     ],
 )
 def test_a_label_map_that_is_none_is_named(tmp_path: Path, text: str, spec: str, message: str) -> None:
@@ -115,6 +120,72 @@ def test_a_label_map_that_is_none_is_named(tmp_path: Path, text: str, spec: str,
     uri = lines(tmp_path / "ar.jsonl", [{"text": "a", "y": "1"}])
     with pytest.raises(ConfigError, match=message):
         read({"uri": uri, "pair": "y", "label_map": f"{tmp_path}/map.csv:{spec}"})
+
+
+def test_a_label_map_is_read_by_characters_not_by_their_spelling(tmp_path: Path) -> None:
+    (tmp_path / "map.csv").write_text('y,to\ncafe\u0301,"a\n b"\n', encoding="utf-8")
+    rows = [
+        {"text": "a", "y": "caf\u00e9"},
+        {"text": "b", "y": " cafe\u0301 "},
+        {"text": "c", "y": "x" * 500},
+    ]
+    first, second, wrong = read(
+        {"uri": lines(tmp_path / "fr.jsonl", rows), "pair": "y", "label_map": f"{tmp_path}/map.csv:y:to"}
+    )
+    assert (first.pair, second.pair) == ("a_b", "a_b")
+    assert wrong.reason == f"the label '{'x' * 60}' is not in the label map"
+
+
+def test_a_label_map_travels_with_the_manifest(tmp_path: Path) -> None:
+    (tmp_path / "map.tsv").write_text("y\tto\n1\teins\n", encoding="utf-8")
+    uri = lines(tmp_path / "de.jsonl", [{"text": f"text {i}", "y": "1"} for i in range(20)])
+    source = Source(uri=uri, pair="y", label_map=f"{tmp_path}/map.tsv:y:to", task="topic")
+    (file,) = sources.list_files((source,), SETTINGS)
+    assert sources.SourceFile.of(json.loads(json.dumps(dataclasses.asdict(file)))) == file
+    built = scan.merge([file], [(0, scan.read_file(file, 1000, 1, SETTINGS))], Corpus(), "hash")
+    (tmp_path / "map.tsv").unlink()
+    manifest.save(built, str(tmp_path / "run"), SETTINGS)
+    loaded = manifest.load(str(tmp_path / "run"), SETTINGS)
+    assert loaded == built
+    assert [(held.language, held.pair) for held in loaded.held_out] == [("topic:de", "eins")]
+    others = [
+        dataclasses.replace(file, label_map=(("1", "uno"),)),
+        dataclasses.replace(file, part=(0.0, 0.5)),
+        dataclasses.replace(file, part_by="id"),
+        dataclasses.replace(file, task="other"),
+    ]
+    assert len({manifest.fingerprint([one], Corpus()) for one in (file, *others)}) == 5
+
+
+def test_bad_rows_keep_their_task(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_bytes(b'no JSON\n{"text": "a", "l": "no tag"}\n{"text": "a", "l": "de"}\n')
+    (tmp_path / "x.csv").write_bytes(b"text,l\na\n")
+    (tmp_path / "x.parquet").write_bytes(b"none")
+    found = read({"uri": str(tmp_path), "files": "*.[jc]s*", "language": "column:l", "task": "ner"})
+    assert [record.language for record in found] == ["ner:und", "ner:und", "ner:und", "ner:de"]
+    (file,) = sources.list_files(
+        (Source(uri=f"{tmp_path}/x.parquet", language="column:l", task="ner"),), SETTINGS
+    )
+    (refused,) = json.loads(scan.read_file(file, 1000, 0, SETTINGS))["refused"]
+    assert (refused["language"], refused["position"]) == ("ner:und", "file")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"part": (0.5, 0.5)}, "holds no row; the first must be below the last"),
+        ({"label_map": "map.csv:a:b"}, "needs corpus.sources\\[\\].pair, the column of the labels"),
+        ({"part_by": "id"}, "format=text has no column 'id'; leave corpus.sources\\[\\].part_by out"),
+        ({"pair": "tab", "part_by": "id"}, "format=text has no column 'id'"),
+        ({"format": "file", "part_by": "text"}, "format=file has no column 'text'"),
+        ({"format": "squad", "part_by": "title"}, "or take one of id, question, sentences"),
+        ({"language": "column:l"}, "format=text has no columns; set corpus.sources\\[\\].language"),
+    ],
+)
+def test_what_the_format_cannot_give_is_refused(tmp_path: Path, values: dict[str, Any], message: str) -> None:
+    (tmp_path / "de.txt").write_text("eins\tone\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=message):
+        read({"uri": f"{tmp_path}/de.txt", **values})
 
 
 def test_one_file_may_serve_two_tasks(tmp_path: Path) -> None:
@@ -152,6 +223,23 @@ def test_a_whole_file_is_one_document(tmp_path: Path) -> None:
         read({**source, "language": "column:l"})
 
 
+def test_a_file_that_is_too_long_is_one_bad_record_and_never_held_as_a_whole(tmp_path: Path) -> None:
+    with (tmp_path / "a.py").open("wb") as file:
+        file.writelines(("ü" * 60 + "\n").encode() * (1 << 13) for _ in range(32))
+    (tmp_path / "b.py").write_text("ü" * 10_001, encoding="utf-8")
+    (tmp_path / "c.py").write_text("ü" * 10_000, encoding="utf-8")
+    tracemalloc.start()
+    try:
+        first, second, third = read({"uri": str(tmp_path), "format": "file", "language": "zxx-python"})
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert re.fullmatch(r"longer than \d+ bytes", first.reason)
+    assert second.reason == "longer than 10000 characters"
+    assert third.text == "ü" * 10_000
+    assert peak < 12 << 20
+
+
 def test_questions_come_with_their_sentences(tmp_path: Path) -> None:
     context = "Das ist kurz. Hier steht es! Und\nSchluss"
     questions = [
@@ -164,14 +252,56 @@ def test_questions_come_with_their_sentences(tmp_path: Path) -> None:
     good, outside, empty = read({"uri": str(tmp_path / "de.json"), "format": "squad"})
     assert good == Record(0, "de", "Wo?", "1\nDas ist kurz.\nHier steht es!\nUnd Schluss", "")
     assert outside.reason == "the answer lies in none of the sentences"
-    assert empty.reason == "a question without list index out of range"
+    assert empty.reason == "a question without an answer"
     told = {"context": context, "sentence_breaks": [[0, 14], [14, 40]], "qas": questions[:1]}
     (row,) = squad.rows(json.dumps({"data": [{"paragraphs": [told]}]}))
     assert not isinstance(row, BadRecord)
     assert row["sentences"] == "1\nDas ist kurz.\nHier steht es! Und Schluss"
+    told = {"context": "Um 3.5 Uhr. Ja.", "sentences": ["Um 3.5 Uhr.", "Ja."], "qas": [later(9, 13)]}
+    (row,) = squad.rows(json.dumps({"data": [{"paragraphs": [told]}]}))
+    assert not isinstance(row, BadRecord)
+    assert row["sentences"] == "0\nUm 3.5 Uhr.\nJa."
     for text in ("{", "[]", '{"data": [{}]}'):
         with pytest.raises(BrokenChunk, match="not in SQuAD's form"):
             list(squad.rows(text))
+
+
+def later(*places: object) -> dict[str, Any]:
+    """A question whose answers start there."""
+    return {"question": "Wann?", "answers": [{"answer_start": place} for place in places]}
+
+
+@pytest.mark.parametrize(
+    ("paragraph", "reason"),
+    [
+        ({"context": "Ja.", "qas": None}, "a paragraph without a context, its sentences, or questions"),
+        ({"context": None, "qas": [later(0)]}, "a paragraph without a context, its sentences, or questions"),
+        ({"context": "Ja.", "qas": [later(0)], "sentences": ["Nein."]}, "a paragraph without a context"),
+        ({"context": "Ja.", "qas": [later(0)], "sentence_breaks": [[0]]}, "a paragraph without a context"),
+        (
+            {"context": "Ja.", "qas": [later("secret")]},
+            "not a question with its answers and where they start",
+        ),
+        ({"context": "Ja.", "qas": ["secret"]}, "not a question with its answers and where they start"),
+        ({"context": "Ja.", "qas": [later()]}, "a question without an answer"),
+        (
+            {"context": "Ja.  ", "qas": [later(4)], "sentence_breaks": [[0, 3], [3, 5]]},
+            "the answer lies in none",
+        ),
+        ({"context": "Ja.", "qas": [{**later(0), "question": None}]}, "null"),
+    ],
+)
+def test_a_damaged_question_keeps_its_neighbours_and_tells_no_text(
+    tmp_path: Path, paragraph: dict[str, Any], reason: str
+) -> None:
+    good = {"context": "Ja. Nein.", "qas": [later(99, 5)]}  # the second answer lies in a sentence
+    body = {"data": [{"paragraphs": [good, paragraph, good]}]}
+    (tmp_path / "de.json").write_text(json.dumps(body), encoding="utf-8")
+    first, bad, last = read({"uri": str(tmp_path / "de.json"), "format": "squad"})
+    assert (first.row, bad.row, last.row) == (0, 1, 2)
+    assert first.pair == last.pair == "1\nJa.\nNein."
+    assert bad.reason.startswith(reason)
+    assert "secret" not in bad.reason
 
 
 def test_sentences_end_at_marks_of_many_scripts() -> None:

@@ -18,7 +18,7 @@ _BUFFER_BYTES = 8 << 20
 
 @dataclass(frozen=True)
 class Chunk:
-    """What is opened at once: `start` is a row group of a parquet file, else a byte; `stop` is the byte after it."""
+    """What is opened at once: from byte `start` to before `stop`; in parquet row group `start` of `stop` rows."""
 
     file: SourceFile
     start: int = 0

@@ -36,11 +36,12 @@ def chunks(file: SourceFile, chunk_bytes: int, settings: Storage) -> list[Chunk]
     if file.format == "parquet":
         try:
             with storage.open_input(file.uri, settings) as handle:
-                groups = pq.ParquetFile(handle).num_row_groups
+                footer = pq.ParquetFile(handle).metadata
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
             storage.raise_if_transport(error, file.uri, settings)
             raise BrokenChunk(f"not a readable parquet file: {first_line(error)}") from None
-        return [Chunk(file, group) for group in range(groups)]
+        groups = range(footer.num_row_groups)
+        return [Chunk(file, group, footer.row_group(group).num_rows) for group in groups]
     if file.codec or file.pair_uri or file.format in tables.FORMATS:
         return [Chunk(file, 0, file.size)]
     cuts = range(0, file.size, chunk_bytes)

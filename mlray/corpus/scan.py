@@ -91,11 +91,11 @@ def _records(
             for record in batch:
                 row = record.row
                 if record.reason:
-                    refused.append(Refused(uri, _place(chunk, row), record.language, record.reason))
+                    refused.append(Refused(uri, where(chunk, row), record.language, record.reason))
                 else:
                     yield record
     except lines.BrokenChunk as error:
-        place = f"after {_place(chunk, row)}" if row >= 0 else _place(chunk, 0)
+        place = f"after {where(chunk, row)}" if row >= 0 else where(chunk, 0)
         refused.append(Refused(uri, place, chunk.file.fallback, str(error)))
 
 
@@ -141,7 +141,8 @@ def _parse(data: bytes) -> dict[str, Any]:
     return fragment
 
 
-def _place(chunk: lines.Chunk, row: int) -> str:
+def where(chunk: lines.Chunk, row: int) -> str:
+    """Where a row stands in its file, for a person."""
     unit = "row group" if chunk.file.format == "parquet" else "byte"
     return f"row {row} from {unit} {chunk.start}" if chunk.start else f"row {row}"
 

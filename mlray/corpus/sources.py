@@ -105,18 +105,23 @@ def list_files(sources: tuple[Source, ...], settings: Storage) -> list[SourceFil
         _check(source)
         label_map = label_maps.read(source.label_map, settings) if source.label_map else ()
         root = storage.absolute(source.uri)
-        for file in storage.list_files(root, settings):
-            if source.files and not fnmatch.fnmatch(file.uri.removeprefix(root).lstrip("/"), source.files):
-                continue
+        for file in _matching(root, source, settings):
             described = _describe(file, root, source)
             if source.pair_uri:
                 described = _aligned(
                     described, storage.list_files(storage.absolute(source.pair_uri), settings)
                 )
             found.add(replace(described, label_map=label_map))
-    if not found:
-        raise ConfigError(f"no file matches corpus.sources[].files={sources[-1].files!r}")
     return sorted(found, key=lambda file: (file.uri, file.pair_uri or "", repr(file)))
+
+
+def _matching(root: str, source: Source, settings: Storage) -> list[storage.File]:
+    pattern = source.files or "*"
+    listed = storage.list_files(root, settings)
+    found = [file for file in listed if fnmatch.fnmatch(file.uri.removeprefix(root).lstrip("/"), pattern)]
+    if not found:
+        raise ConfigError(f"{source.uri}: no file matches corpus.sources[].files={source.files!r}")
+    return found
 
 
 def _check(source: Source) -> None:

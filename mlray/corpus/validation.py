@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pyarrow as pa
 
@@ -41,7 +43,10 @@ def rows(manifest: Manifest, cutter: Cutter, sequence_length: int, seed: int) ->
 
 
 def tokens_per_document(manifest: Manifest, table: pa.Table) -> np.ndarray:
-    """Mean tokens of a language's held-out documents (L,), 0 for a language without any.
+    """Mean tokens of a language's training documents (L,), told by the held-out ones; 0 for a language without any.
+
+    Held-out documents tell the tokens of a character, and the manifest the characters of a document: texts that stand
+    in the corpus many times are never held out, and may be shorter.
 
     Args:
         manifest: with L languages.
@@ -51,9 +56,13 @@ def tokens_per_document(manifest: Manifest, table: pa.Table) -> np.ndarray:
     languages_D = np.concatenate(table.column("languages").to_pylist() or [[]]).astype(np.int64)
     lengths_D = np.concatenate(table.column("lengths").to_pylist() or [[]])
     tokens_L = np.bincount(languages_D, weights=lengths_D, minlength=L)
-    names = [entry.language for entry in manifest.held_out]
-    documents_L = np.array([names.count(name) for name in manifest.languages])
-    return tokens_L / np.maximum(documents_L, 1)
+    held: Counter[str] = Counter()
+    for entry in manifest.held_out:
+        held[entry.language] += len(entry.text) + len(entry.pair)
+    characters, documents = manifest.characters(), manifest.documents()
+    means_L = np.array([characters[name] / documents[name] for name in manifest.languages])
+    held_L = np.array([max(held[name], 1) for name in manifest.languages])
+    return np.asarray(tokens_L / held_L * means_L)
 
 
 def batches(table: pa.Table, micro_batch_size: int) -> list[PackedBatch]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Iterator
 from importlib import metadata
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -21,8 +22,9 @@ from mlray.evaluation import labelling
 from mlray.evaluation.labelling import Judge
 from mlray.evaluation.predictions import Case, Row, figures
 from mlray.evaluation.report import Report
-from mlray.models import backbone
+from mlray.models import backbone, tokenizer
 from mlray.models.generation import Continuer, Writer
+from mlray.objectives import answers, translation
 
 _VERSIONS = ("torch", "transformers", "sacrebleu", "scikit-learn", "seqeval", "rouge-score", "nltk")
 _SLICE = 512
@@ -44,12 +46,7 @@ def evaluate(config: RunConfig, *, show_progress: bool = True) -> tuple[Report, 
         raise ConfigError(
             "model.path is empty; name the folder of the weights, e.g. checkpoints/step-*/weights"
         )
-    task = config.objective.name
-    if task not in _PREDICT:
-        raise ConfigError(f"objective.name={task} has no test; take one of {', '.join(_PREDICT)}")
-    groups, left_out = read(config)
-    rows = dict(sorted(groups.items()))
-    _check_references(rows)
+    rows, left_out = check(config)
     backbone.quiet()
     begin = time.monotonic()
     report = Report(
@@ -70,12 +67,13 @@ def evaluate(config: RunConfig, *, show_progress: bool = True) -> tuple[Report, 
         folders = [
             stack.enter_context(storage.local_copy(uri, config.storage)) if uri else None for uri in places
         ]
-        found_by_group = _watched(_PREDICT[task](config, folders, rows), rows, show=show_progress)
+        predicted = _PREDICT[config.objective.name](config, folders, rows)
+        found_by_group = _watched(predicted, rows, show=show_progress)
         stack.enter_context(contextlib.closing(found_by_group))  # an error takes the bar away
         for (name, group), found in zip(rows.items(), found_by_group, strict=True):
             kind, language = _kind(config, name), languages.alone(name)
             scored = [
-                Row(kind, language, prediction, row.pair, row.place)
+                Row(kind, language, prediction, _truth(kind, row), row.place)
                 for row, prediction in zip(group, found, strict=True)
             ]
             table = report.cells.setdefault(kind, {})
@@ -83,6 +81,48 @@ def evaluate(config: RunConfig, *, show_progress: bool = True) -> tuple[Report, 
             predictions += [_line(row, case.text) for row, case in zip(scored, group, strict=True)]
     report.about["seconds"] = round(time.monotonic() - begin, 1)
     return report, predictions
+
+
+def check(config: RunConfig) -> tuple[Rows, list[str]]:
+    """The rows of the test sets by language, in order, and what is left out, once it is known that they can be scored.
+
+    Raises:
+        ConfigError: the objective has no test, a row cannot be scored or has nothing to be scored by, or belongs to no
+            task of the run.
+        StorageError: a file cannot be reached.
+    """
+    task = config.objective.name
+    if task not in _PREDICT:
+        raise ConfigError(f"objective.name={task} has no test; take one of {', '.join(_PREDICT)}")
+    groups, left_out = read(config)
+    for name, group in groups.items():
+        labelling.kind(config, name)
+        for case in group:
+            if not case.pair:
+                raise ConfigError(
+                    f"{case.place} has no reference or label; name its column in evaluation.sources[].pair, or "
+                    "its file in pair_uri"
+                )
+    return dict(sorted(groups.items())), left_out
+
+
+def check_model(config: RunConfig, rows: Rows, tokens: Any, labels: list[str]) -> None:
+    """Refuses rows that a model with this tokenizer and these labels cannot be asked.
+
+    Raises:
+        ConfigError: it names the file and the row whose labels do not fit, or the language without a token.
+    """
+    if config.objective.name == "translation":
+        translation.pairs(tokenizer.encoder(tokens), list(rows), config.corpus.sequence_length)
+    elif labels:
+        cuts = labelling.Cuts(config, list(rows), tokens, labels)
+        for name, group in rows.items():
+            cuts.pieces(group, name)
+
+
+def _truth(kind: str, row: Case) -> str:
+    """What a prediction is held against: of an answer the number of the right sentence."""
+    return str(answers.parse(row.pair, row.row)[0]) if kind.startswith("answer") else row.pair
 
 
 def _kind(config: RunConfig, name: str) -> str:
@@ -98,7 +138,8 @@ def _line(row: Row, text: str) -> dict[str, Any]:
 
 
 def _translate(config: RunConfig, folders: Folders, rows: Rows) -> Iterator[list[str]]:
-    writer = Writer(*folders)
+    model, adapter, language = folders
+    writer = Writer(model, adapter, language, _device())
     for direction, group in rows.items():
         source, _, target = direction.partition("-")
         for part in _slices(group):
@@ -107,7 +148,8 @@ def _translate(config: RunConfig, folders: Folders, rows: Rows) -> Iterator[list
 
 
 def _continue(config: RunConfig, folders: Folders, rows: Rows) -> Iterator[list[str]]:
-    continuer = Continuer(*folders)
+    model, adapter, language = folders
+    continuer = Continuer(model, adapter, language, _device())
     for group in rows.values():
         for part in _slices(group):
             yield continuer.write([row.text for row in part], config.evaluation, config.run.seed)
@@ -116,10 +158,14 @@ def _continue(config: RunConfig, folders: Folders, rows: Rows) -> Iterator[list[
 def _label(config: RunConfig, folders: Folders, rows: Rows) -> Iterator[list[str]]:
     judge = Judge(config, list(rows), *folders)
     for name, group in rows.items():
-        judge.check(group, name)  # before the model reads any
+        judge.cuts.pieces(group, name)  # a bad row is told before the model reads any
     for name, group in rows.items():
         for part in _slices(group):
             yield judge.label(part, name)
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _slices(group: list[Case]) -> Iterator[list[Case]]:
@@ -163,7 +209,9 @@ def read(config: RunConfig) -> tuple[Rows, list[str]]:
         raise ConfigError("evaluation.sources is empty; name at least one test set")
     found: Rows = {}
     bad: list[str] = []
-    for file in sources.list_files(config.evaluation.sources, config.storage):
+    place = storage.join(storage.absolute(config.run.storage_uri), config.run.name, "imported")
+    wanted = sources.import_datasets(config.evaluation.sources, place, config.storage)
+    for file in sources.list_files(wanted, config.storage):
         try:
             for row, record in rows_of(file, config):
                 if record.reason:
@@ -188,23 +236,11 @@ def rows_of(file: sources.SourceFile, config: RunConfig) -> Iterator[tuple[int, 
         BrokenChunk: the rest of the file is damaged.
         StorageError: it cannot be reached.
     """
-    first = row = 0
+    first = 0
     for chunk in records.chunks(file, max(file.size, 1), config.storage):
         for batch in records.read(chunk, config.corpus.max_chars, config.storage):
-            for record in batch:
-                row = first + record.row
-                yield row, record
-        first = row + 1
-
-
-def _check_references(rows: Rows) -> None:
-    for group in rows.values():
-        for case in group:
-            if not case.pair:
-                raise ConfigError(
-                    f"{case.place} has no reference or label; name its column in evaluation.sources[].pair, or "
-                    "its file in pair_uri"
-                )
+            yield from ((first + record.row, record) for record in batch)
+        first += chunk.stop if file.format == "parquet" else 0
 
 
 def _without_rows(config: RunConfig, rows: Rows) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,12 +12,60 @@ import torch
 from mlray import languages
 from mlray.config import ConfigError, RunConfig
 from mlray.corpus import packing, validation
+from mlray.corpus.packing import Piece
 from mlray.corpus.windows import Window
 from mlray.evaluation.predictions import Case
 from mlray.models import adapters, labeller, tokenizer
 from mlray.objectives import answers, multitask
 from mlray.objectives.table import OBJECTIVES, Task
 from mlray.schema import PackedBatch
+
+
+class Cuts:
+    """Cuts the rows of test sets as training cuts its own."""
+
+    def __init__(self, config: RunConfig, names: list[str], tokens: Any, labels: list[str]) -> None:
+        """What cuts rows in the languages `names` (`de`, or `ner:de` of a multi-task model) for a model's labels."""
+        self._config, self._names, self._labels = config, names, labels
+        self.task = Task(config.objective, tokenizer.vocabulary(tokens), names, config.run.seed, labels)
+        self._cutter = self.task.cutter(tokenizer.encoder(tokens), config.corpus.sequence_length)
+        self.pad_id = self._cutter.encoder.pad_id
+
+    def pieces(self, rows: Sequence[Case], name: str) -> list[Piece]:
+        """The pieces of the rows of a language; each names its row's place as its document.
+
+        Raises:
+            ConfigError: it names the file and the row whose labels the training did not know, or are not one a word.
+        """
+        try:
+            return self._cutter(self._window(rows, name))
+        except ConfigError:
+            for row in rows:
+                self._check(row, name)
+            raise
+
+    def _check(self, row: Case, name: str) -> None:
+        try:
+            self._cutter(self._window([row], name))
+        except ConfigError as error:  # it calls the row document 0
+            raise ConfigError(f"{row.place}{str(error).removeprefix('document 0')}") from None
+
+    def _window(self, rows: Sequence[Case], name: str) -> Window:
+        number = self._names.index(name)
+        texts, pairs = [row.text for row in rows], [self._told(row.pair, name) for row in rows]
+        return Window(0, texts, pairs, [number] * len(rows), list(range(len(rows))))
+
+    def _told(self, pair: str, name: str) -> str:
+        """What stands beside a text; with `unknown_labels=wrong` a known label in place of each that is unknown.
+
+        It only marks where the model is asked: scores are computed from the row itself.
+        """
+        if self._config.evaluation.unknown_labels == "error" or kind(self._config, name) == "answer":
+            return pair
+        prefix = _prefix(name)
+        own = [label.removeprefix(prefix) for label in self._labels if label.startswith(prefix)]
+        parts = pair.split(" ") if kind(self._config, name) == "tagging" else [pair]
+        return " ".join(part if part in own else own[0] for part in parts)
 
 
 class Judge:
@@ -43,52 +92,15 @@ class Judge:
             ConfigError: it is none for the objective, or the adapter is none for it.
         """
         objective = OBJECTIVES[config.objective.name]
-        self._config, self._names = config, names
-        self._tokens = tokenizer.load(folder, objective.special_tokens)
+        self._config = config
+        tokens = tokenizer.load(folder, objective.special_tokens)
         self._labels = adapters.labels_of(adapter) if adapter else labeller.labels_of(folder)
-        self._model = objective.build(config.model, self._tokens, folder, self._labels)
+        self._model = objective.build(config.model, tokens, folder, self._labels)
         if adapter:
             adapters.load(self._model, adapter, language)
-        self._model.eval()
-        vocabulary = tokenizer.vocabulary(self._tokens)
-        self._task = Task(config.objective, vocabulary, names, config.run.seed, self._labels)
-        self._cutter = self._task.cutter(tokenizer.encoder(self._tokens), config.corpus.sequence_length)
-
-    def check(self, rows: Sequence[Case], name: str) -> None:
-        """Refuses rows whose own labels the training did not know, or are not one a word.
-
-        Raises:
-            ConfigError: it names the file and the row.
-        """
-        try:
-            self._cutter(self._window(rows, name))
-        except ConfigError:
-            for row in rows:
-                self._check_row(row, name)
-            raise
-
-    def _check_row(self, row: Case, name: str) -> None:
-        try:
-            self._cutter(self._window([row], name))
-        except ConfigError as error:  # it calls the row document 0
-            raise ConfigError(f"{row.place}{str(error).removeprefix('document 0')}") from None
-
-    def _window(self, rows: Sequence[Case], name: str) -> Window:
-        number = self._names.index(name)
-        texts, pairs = [row.text for row in rows], [self._told(row.pair, name) for row in rows]
-        return Window(0, texts, pairs, [number] * len(rows), list(range(len(rows))))
-
-    def _told(self, pair: str, name: str) -> str:
-        """What stands beside a text; with `unknown_labels=wrong` a known label in place of each that is unknown.
-
-        It only marks where the model is asked: scores are computed from the row itself.
-        """
-        if self._config.evaluation.unknown_labels == "error" or kind(self._config, name) == "answer":
-            return pair
-        prefix = _prefix(name)
-        own = [label.removeprefix(prefix) for label in self._labels if label.startswith(prefix)]
-        parts = pair.split(" ") if kind(self._config, name) == "tagging" else [pair]
-        return " ".join(part if part in own else own[0] for part in parts)
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._model.to(self._device).eval()
+        self.cuts = Cuts(config, names, tokens, self._labels)
 
     def label(self, rows: Sequence[Case], name: str) -> list[str]:
         """What the model says of each row of a language.
@@ -97,12 +109,12 @@ class Judge:
         likeliest answer first.
 
         Raises:
-            ConfigError: `check` would refuse a row.
+            ConfigError: as `Cuts.pieces`.
         """
-        pieces = self._cutter(self._window(rows, name))
+        pieces = self.cuts.pieces(rows, name)
         numbered = [piece._replace(document=number) for number, piece in enumerate(pieces)]
         length = self._config.corpus.sequence_length
-        table = packing.pack_pieces(numbered, self._cutter.encoder.pad_id, length, 0, seed=0)
+        table = packing.pack_pieces(numbered, self.cuts.pad_id, length, 0, seed=0)
         found: dict[int, list[np.ndarray]] = {}
         for batch in validation.batches(table, self._config.train.micro_batch_size):
             for place, logits_K in self._forward(batch):
@@ -127,8 +139,9 @@ class Judge:
     @torch.inference_mode()
     def _forward(self, batch: PackedBatch) -> list[tuple[int, np.ndarray]]:
         """(piece, logits over the labels) of every labelled position, in order."""
-        inputs = self._task.inputs(batch).model
-        logits_NK: np.ndarray = self._model(**inputs).float().numpy()
+        inputs = self.cuts.task.inputs(batch).model
+        moved = {name: tensor.to(self._device) for name, tensor in inputs.items()}
+        logits_NK: np.ndarray = self._model(**moved).float().cpu().numpy()
         flat_N = inputs["labelled_N"].numpy()
         first_B = np.searchsorted(batch.batch_D, np.arange(len(batch)))
         rows_N = flat_N // batch.tokens_BT.shape[1]

@@ -57,6 +57,12 @@ def page(result: Report) -> str:
     """One self-contained HTML page: a heat map of all tasks where there are several, and one of each task."""
     tables = _overview(result) if len(result.cells) > 1 else ""
     tables += "".join(_heat_map(result, task) for task in result.cells)
+    tables += "".join(
+        f"<p>{html.escape(f'{task}, {language}: {reason}')}</p>"
+        for task, reasons in result.empty.items()
+        if task not in result.cells
+        for language, reason in reasons.items()
+    )
     about = html.escape(json.dumps(result.about, ensure_ascii=False, indent=1))
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '

@@ -84,7 +84,7 @@ def read(path: Path) -> list[Row]:
         ConfigError: it cannot be read, or a line is no row; file and line are named.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # texts may hold U+2028
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the predictions {path}: {error}") from None
     rows = []

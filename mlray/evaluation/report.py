@@ -62,28 +62,31 @@ class Report:
 
 
 def show(report: Report, console: Console) -> None:
-    """Prints a table for each task: value +- half the interval, then the mean and the worst language."""
+    """Prints a table for each task: value +- half the interval, then the mean, the worst language, and the gap."""
     for task, table in report.cells.items():
-        metrics = list(next(iter(table.values())))
-        shown = Table(title=task, title_justify="left")
-        shown.add_column("language")
-        for metric in metrics:
-            shown.add_column(metric, justify="right")
-        shown.add_column("n", justify="right")
-        for language, figures in sorted(table.items()):
-            cells = [
-                f"{figures[name].value:.1f} ± {figures[name].high - figures[name].value:.1f}"
-                for name in metrics
-            ]
-            shown.add_row(language, *cells, f"{figures[metrics[0]].n:,}")
-        reasons = report.empty.get(task, {})
-        for language in reasons:
-            shown.add_row(language, *("-" for _ in metrics), "0")
-        summary = report.summary(task)
-        shown.add_section()
-        shown.add_row("mean", *(f"{summary[name]['macro']:.1f}" for name in metrics), "")
-        shown.add_row("worst", *(summary[name]["worst"] for name in metrics), "")
-        shown.add_row("gap", *(f"{summary[name]['gap']:.1f}" for name in metrics), "")
-        console.print(shown)
+        console.print(_table(report, task, table))
+    for task, reasons in report.empty.items():
         for language, reason in reasons.items():
-            console.print(f"{language}: {reason}")
+            console.print(f"{task}, {language}: {reason}")
+
+
+def _table(report: Report, task: str, table: dict[str, dict[str, Figure]]) -> Table:
+    metrics = list(next(iter(table.values())))
+    shown = Table(title=task, title_justify="left")
+    shown.add_column("language")
+    for metric in metrics:
+        shown.add_column(metric, justify="right")
+    shown.add_column("n", justify="right")
+    for language, figures in sorted(table.items()):
+        cells = [
+            f"{figures[name].value:.1f} ± {figures[name].high - figures[name].value:.1f}" for name in metrics
+        ]
+        shown.add_row(language, *cells, f"{figures[metrics[0]].n:,}")
+    for language in report.empty.get(task, {}):
+        shown.add_row(language, *("-" for _ in metrics), "0")
+    summary = report.summary(task)
+    shown.add_section()
+    shown.add_row("mean", *(f"{summary[name]['macro']:.1f}" for name in metrics), "")
+    shown.add_row("worst", *(summary[name]["worst"] for name in metrics), "")
+    shown.add_row("gap", *(f"{summary[name]['gap']:.1f}" for name in metrics), "")
+    return shown

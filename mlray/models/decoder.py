@@ -133,8 +133,10 @@ def _fresh(
 
 def _check_reopens(config: ModelConfig, tokenizer: transformers.PreTrainedTokenizerFast) -> None:
     """`AutoTokenizer` builds the tokenizer of a Qwen2 folder as Qwen2's own kind, whatever kind was saved in it."""
-    splits = json.loads(tokenizer.backend_tokenizer.to_str())["pre_tokenizer"].get("pretokenizers", [])
-    if config.family == "qwen2" and {"Regex": BYTE_WORDS} not in [split.get("pattern") for split in splits]:
+    if config.family != "qwen2":
+        return
+    before = json.loads(tokenizer.backend_tokenizer.to_str())["pre_tokenizer"] or {}
+    if {"Regex": BYTE_WORDS} not in [split.get("pattern") for split in before.get("pretokenizers", [])]:
         raise ConfigError(
             "model.family=qwen2 reads bytes split as Qwen2 splits them; set tokenizer.algorithm=byte_bpe or "
             "model.family=llama"

@@ -61,6 +61,16 @@ class Answers:
         return rows
 
 
+def labels_of(pair: str) -> tuple[str, str]:
+    """The two labels, of a pair that is a question's.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    parse(pair, 0)
+    return ANSWER, OTHER
+
+
 def parse(pair: str, document: int) -> tuple[int, list[str]]:
     """The number of the right sentence, and the sentences.
 

@@ -33,15 +33,11 @@ class Words:
 
     def __call__(self, window: Window) -> list[Piece]:
         """The pieces of each sentence, in order."""
-        sentences = [text.split(" ") for text in window.text]
-        encoded = iter(self.encoder.encode([word for words in sentences for word in words]))
+        places = range(len(window.text))
+        sentences = [paired(window.text[i], window.pair[i], window.document[i]) for i in places]
+        encoded = iter(self.encoder.encode([word for words, _ in sentences for word in words]))
         pieces: list[Piece] = []
-        for i, words in enumerate(sentences):
-            tags = window.pair[i].split(" ")
-            if len(tags) != len(words):
-                raise ConfigError(
-                    f"document {window.document[i]} has {len(words)} words and {len(tags)} tags"
-                )
+        for i, (words, tags) in enumerate(sentences):
             numbers = [number_of(tag, self.labels, window.document[i]) for tag in tags]
             parts = [next(encoded) or [self.encoder.pad_id] for _ in words]
             for tokens, targets in self._rows(parts, numbers):
@@ -82,6 +78,18 @@ class Texts:
             targets = [number, *[NO_TARGET] * (len(tokens) - 1)]
             pieces.append(Piece(tokens, window.language[i], window.document[i], targets))
         return pieces
+
+
+def paired(text: str, tags: str, document: int) -> tuple[list[str], list[str]]:
+    """The words of a sentence and their tags.
+
+    Raises:
+        ConfigError: they are of different number.
+    """
+    both = text.split(" "), tags.split(" ")
+    if len(both[0]) != len(both[1]):
+        raise ConfigError(f"document {document} has {len(both[0])} words and {len(both[1])} tags")
+    return both
 
 
 def number_of(label: str, labels: dict[str, int], document: int) -> int:

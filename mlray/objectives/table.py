@@ -77,8 +77,8 @@ class Objective:
     """What the tokenizer must have."""
     language_tokens: Callable[[list[str]], list[str]] = lambda _: []
     """Names of the language numbers -> languages that need a token of their own."""
-    labels_of: Callable[[str, str, ObjectiveConfig], Iterable[str]] | None = None
-    """(what belongs to a text, its language, configuration) -> labels in it; None if the objective has none."""
+    labels_of: Callable[[str, str, str, ObjectiveConfig], Iterable[str]] | None = None
+    """(text, what belongs to it, its language, configuration) -> labels in it; None if the objective has none."""
 
 
 def _collate_masked(batch: PackedBatch, task: Task) -> Inputs:
@@ -129,8 +129,8 @@ class Head:
 
     cutter: multitask.MakeCutter
     build: Callable[[ModelConfig, Any, Path | str | None, list[str]], Any]
-    labels_of: Callable[[str], Iterable[str]]
-    """What belongs to a text -> labels in it."""
+    labels_of: Callable[[str, str], Iterable[str]]
+    """(text, what belongs to it) -> labels in it; refuses what does not fit together, as the cutter does."""
 
     def alone(self) -> Objective:
         """The row of an objective with this head only."""
@@ -139,14 +139,14 @@ class Head:
             build=self.build,
             collate=_collate_labels,
             loss=lambda logits_NK, targets_N, _: labels.loss(logits_NK, targets_N),
-            labels_of=lambda pair, _, __: self.labels_of(pair),
+            labels_of=lambda text, pair, _, __: self.labels_of(text, pair),
         )
 
 
 HEADS = {
-    "tagging": Head(labels.Words, labeller.build_words, lambda tags: tags.split(" ")),
-    "classification": Head(labels.Texts, labeller.build_texts, lambda label: [label]),
-    "answer": Head(answers.Answers, labeller.build_words, lambda _: (answers.ANSWER, answers.OTHER)),
+    "tagging": Head(labels.Words, labeller.build_words, lambda text, tags: labels.paired(text, tags, 0)[1]),
+    "classification": Head(labels.Texts, labeller.build_texts, lambda _, label: [label]),
+    "answer": Head(answers.Answers, labeller.build_words, lambda _, pair: answers.labels_of(pair)),
 }
 
 
@@ -155,10 +155,10 @@ def _cut_tasks(encoder: Encoder, task: Task, sequence_length: int) -> Cutter:
     return multitask.cutter(encoder, task.languages, task.labels, makers, sequence_length)
 
 
-def _labels_of_task(pair: str, language: str, config: ObjectiveConfig) -> list[str]:
+def _labels_of_task(text: str, pair: str, language: str, config: ObjectiveConfig) -> list[str]:
     multitask.check([language], config.heads)
     name = languages.task(language)
-    return [f"{name}:{label}" for label in HEADS[config.heads[name].objective].labels_of(pair)]
+    return [f"{name}:{label}" for label in HEADS[config.heads[name].objective].labels_of(text, pair)]
 
 
 OBJECTIVES = {

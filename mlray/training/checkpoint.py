@@ -42,6 +42,8 @@ class Progress:
     documents: dict[str, float] = field(default_factory=dict)
     best: float | None = None
     """Best value of the early-stopping metric."""
+    best_step: int | None = None
+    """The step of that validation; its checkpoint is kept."""
     stale: int = 0
     """Validations since then."""
     digest: int = 0
@@ -97,7 +99,7 @@ def save(
     Raises:
         RunError: a worker could not write; on all workers alike, and the older checkpoints are as they were.
     """
-    target = storage.join(folder, f"step-{progress.step:08d}")
+    target = place(folder, progress.step)
 
     def clear() -> None:
         if engine.rank == 0:  # without a COMMIT it is what a killed save of the same step left behind
@@ -198,11 +200,22 @@ def load(engine: Engine, checkpoint: Checkpoint, settings: Storage) -> None:
         engine.load_state(read, checkpoint.progress.step)
 
 
-def retain(folder: str, keep: int, settings: Storage) -> None:
-    """Removes what is older than the `keep` newest good checkpoints; each is read back before one is given up."""
+def place(folder: str, step: int) -> str:
+    """Where the checkpoint of a step lies."""
+    return storage.join(folder, f"step-{step:08d}")
+
+
+def retain(folder: str, keep: int, settings: Storage, best_step: int | None = None) -> None:
+    """Removes what is older than the `keep` newest good checkpoints; each is read back before one is given up.
+
+    That of the best step stays as well.
+    """
     good = 0
+    best = None if best_step is None else place(folder, best_step)
     for name in reversed(storage.list_folders(folder, settings)):
         uri = storage.join(folder, name)
+        if uri == best:
+            continue
         if good >= keep:
             storage.delete_folder(uri, settings)
         elif verify(uri, settings) is None:

@@ -202,10 +202,12 @@ def _work(values: dict[str, Any]) -> None:
         if last or step.number % config.train.validate_every == 0:
             monitor.validated(progress, loop.validate(engine, held_out, task))
             stop = _should_stop(progress, config)
-        if last or stop or step.number % config.train.checkpoint_every == 0:
+        best = progress.best_step == step.number
+        if last or stop or best or step.number % config.train.checkpoint_every == 0:
             checkpoints.save(engine, progress, config.to_yaml(), export, folders.checkpoints, config.storage)
             if engine.rank == 0:
-                checkpoints.retain(folders.checkpoints, config.train.keep_checkpoints, config.storage)
+                kept = config.train.keep_checkpoints
+                checkpoints.retain(folders.checkpoints, kept, config.storage, progress.best_step)
             ray.train.report({"step": step.number, "loss": step.loss})
         if stop:
             break
@@ -271,7 +273,7 @@ def _should_stop(progress: Progress, config: RunConfig) -> bool:
     language, metric = config.train.early_stopping.rsplit(".", 1)
     value = progress.validations[-1]["languages"][language][metric] * (-1 if metric == "accuracy" else 1)
     if progress.best is None or value < progress.best:
-        progress.best, progress.stale = value, 0
+        progress.best, progress.best_step, progress.stale = value, progress.step, 0
         return False
     progress.stale += 1
     return progress.stale >= config.train.patience

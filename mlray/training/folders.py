@@ -25,6 +25,11 @@ class Folders:
         return storage.join(self.root, "corpus")
 
     @property
+    def imported(self) -> str:
+        """What `datasets` has loaded, as parquet."""
+        return storage.join(self.root, "imported")
+
+    @property
     def tokenizer(self) -> str:
         """The tokenizer of the run."""
         return storage.join(self.root, "tokenizer")

@@ -7,7 +7,8 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -16,8 +17,9 @@ from rich.console import Console
 
 from mlray import storage
 from mlray.config import ConfigError, RunConfig, RunError
-from mlray.corpus import lines, records, sources, stream, validation
+from mlray.corpus import lines, records, scan, sources, stream, validation
 from mlray.corpus import manifest as manifests
+from mlray.corpus.fields import Record
 from mlray.corpus.manifest import Manifest
 from mlray.corpus.windows import WindowReader
 from mlray.models import backbone, tokenizer
@@ -25,24 +27,49 @@ from mlray.objectives.table import OBJECTIVES
 from mlray.training import checkpoint as checkpoints
 from mlray.training import fit, plan, report, resume
 from mlray.training.folders import Folders
+from mlray.training.plan import Plan
 
 _POLL_S = 2.0
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A run whose parts are made and checked, and whose training has not begun."""
+
+    config: RunConfig
+    folders: Folders
+    manifest: Manifest
+    tokens: Any
+    fertility: dict[str, dict[str, float]]
+    outline: Plan
+    found: checkpoints.Checkpoint | None
+    """Where it goes on."""
+    console: Console
+
+
 def pretrain(config: RunConfig, *, plan_only: bool = False) -> dict[str, Any]:
-    """Runs (or resumes) pre-training, prints plan and result, and returns the report (empty with `plan_only`).
+    """Runs (or resumes) a training, prints plan and result, and returns the report (empty with `plan_only`).
 
     Raises:
         ConfigError: the configuration cannot run; the sentence says what to change.
         RunError: storage or the workers failed.
     """
+    prepared = prepare(config)
+    return {} if plan_only else complete(prepared)
+
+
+def prepare(config: RunConfig) -> Prepared:
+    """Everything before the training: manifest, tokenizer, labels, plan; each is made once and kept.
+
+    Raises:
+        ConfigError: the configuration cannot run; the sentence says what to change.
+        RunError: storage failed.
+    """
     backbone.quiet()
     console = Console(width=None if os.environ.get("COLUMNS") else 110)
     config = _placed(config)
     folders = Folders.of(config)
-    corpus_sources = sources.import_datasets(
-        config.corpus.sources, storage.join(folders.root, "imported"), config.storage
-    )
+    corpus_sources = sources.import_datasets(config.corpus.sources, folders.imported, config.storage)
     files = sources.list_files(corpus_sources, config.storage)
     # Shows before anything costs time whether the run folder can be written.
     storage.write_bytes(storage.join(folders.root, "config.yaml"), config.to_yaml().encode(), config.storage)
@@ -63,8 +90,17 @@ def pretrain(config: RunConfig, *, plan_only: bool = False) -> dict[str, Any]:
     plan.check(config, backbone.positions(model))
     outline = plan.make(config, manifest, fertility, model)
     plan.show(outline, manifest.refused_counts(), console)
-    if plan_only:
-        return {}
+    return Prepared(config, folders, manifest, tokens, fertility, outline, found, console)
+
+
+def complete(prepared: Prepared) -> dict[str, Any]:
+    """Trains from where the run stands, and returns the report.
+
+    Raises:
+        ConfigError: the cluster cannot place the workers.
+        RunError: storage or the workers failed.
+    """
+    config, folders, found, console = prepared.config, prepared.folders, prepared.found, prepared.console
     if found and resume.finished(found.progress, config.train):
         console.print(f"{config.run.name} is finished; this is its report")
     else:
@@ -72,7 +108,8 @@ def pretrain(config: RunConfig, *, plan_only: bool = False) -> dict[str, Any]:
             console.print(f"goes on after step {found.progress.step:,} from {found.uri}")
         found = _train(config, folders)
     console.print()  # the progress bar has not ended its line
-    result = report.build(config, found, outline, fertility, manifest.refused_counts())
+    refused = prepared.manifest.refused_counts()
+    result = report.build(config, found, prepared.outline, prepared.fertility, refused)
     report.save(result, folders.root, config)
     report.show(result, console)
     console.print(
@@ -213,25 +250,32 @@ def _tokenizer(config: RunConfig, folders: Folders, manifest: Manifest, resumes:
 
 def _labels(config: RunConfig, folders: Folders, manifest: Manifest, resumes: bool) -> None:
     """Collects the labels of all documents, in the order of the alphabet, unless a checkpoint depends on them."""
-    labels_of = OBJECTIVES[config.objective.name].labels_of
-    if labels_of is None or (resumes and storage.exists(folders.labels, config.storage)):
+    without = OBJECTIVES[config.objective.name].labels_of is None
+    if without or (resumes and storage.exists(folders.labels, config.storage)):
         return
     found: set[str] = set()
     for entry in manifest.chunks:
         with contextlib.suppress(lines.BrokenChunk):  # the manifest has told it already
             for batch in records.read(entry.chunk, config.corpus.max_chars, config.storage):
-                found.update(
-                    label
-                    for record in batch
-                    if not record.reason
-                    for label in labels_of(record.pair, record.language, config.objective)
-                )
+                for record in batch:
+                    if not record.reason:
+                        found.update(_labels_of(record, entry.chunk, config))
     if not found - {""}:
         raise ConfigError(
             f"objective.name={config.objective.name} needs labels; name their column in corpus.sources[].pair"
         )
     body = json.dumps(sorted(found), ensure_ascii=False).encode()
     storage.write_bytes(folders.labels, body, config.storage)
+
+
+def _labels_of(record: Record, chunk: lines.Chunk, config: RunConfig) -> Iterable[str]:
+    labels_of = OBJECTIVES[config.objective.name].labels_of
+    assert labels_of is not None
+    try:
+        return labels_of(record.text, record.pair, record.language, config.objective)
+    except ConfigError as error:  # it calls the record document 0
+        place = f"{chunk.file.uri}: {scan.where(chunk, record.row)}"
+        raise ConfigError(f"{place}{str(error).removeprefix('document 0')}") from None
 
 
 def _texts(config: RunConfig, manifest: Manifest) -> Iterator[str]:

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from mlray import storage
 from mlray.config import RunConfig
+from mlray.training import checkpoint as checkpoints
 from mlray.training.checkpoint import Checkpoint
 from mlray.training.plan import Plan
 
@@ -28,12 +29,14 @@ def build(
     fertility: dict[str, dict[str, float]],
     refused: dict[str, dict[str, int]],
 ) -> dict[str, Any]:
-    """The report of a run from its last checkpoint."""
+    """The report of a run from its last checkpoint; with early stopping `weights` are those of the best validation."""
     progress = checkpoint.progress
+    folder = checkpoint.uri.rpartition("/")[0]
     return {
         "run": config.run.name,
         "checkpoint": checkpoint.uri,
-        "weights": storage.join(checkpoint.uri, "weights"),
+        "weights": storage.join(checkpoints.place(folder, progress.best_step or progress.step), "weights"),
+        "best_step": progress.best_step,
         "steps": progress.step,
         "stopped_early": progress.step < config.train.steps,
         "parameters": outline.parameters,

@@ -20,6 +20,7 @@ _FIXED = {
     "model": (),
     "objective": (),
     "adapter": (),
+    "train": ("freeze_layers", "freeze_embeddings"),
 }
 """Section -> the settings (none named: all) that give the stream's position and the weights their meaning."""
 

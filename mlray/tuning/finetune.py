@@ -8,8 +8,8 @@ from mlray import storage
 from mlray.config import ConfigError, RunConfig
 from mlray.evaluation import evaluate, output
 from mlray.evaluation.report import Report
-from mlray.training.folders import Folders
-from mlray.training.pretrain import pretrain
+from mlray.training import fit
+from mlray.training.pretrain import complete, prepare
 
 
 def finetune(config: RunConfig, *, plan_only: bool = False) -> Report | None:
@@ -27,23 +27,33 @@ def finetune(config: RunConfig, *, plan_only: bool = False) -> Report | None:
             "model.path is empty, and fine-tuning starts from a backbone: a folder, an s3:// prefix or a hub name; "
             "jobs/pretrain.py trains from nothing"
         )
-    if config.evaluation.sources:
-        evaluate.read(config)  # a bad test row ends the job before it costs anything
-    trained = pretrain(config, plan_only=plan_only)
-    if plan_only or not config.evaluation.sources:
+    # A test row that cannot be scored ends the job before it costs anything.
+    rows, _ = evaluate.check(config) if config.evaluation.sources else ({}, [])
+    prepared = prepare(config)
+    if rows:
+        evaluate.check_model(config, rows, prepared.tokens, fit.open_labels(prepared.config))
+    if plan_only:
         return None
-    result, rows = evaluate.evaluate(judged(config, trained["weights"]))
+    trained = complete(prepared)
+    if not rows:
+        return None
+    result, found = evaluate.evaluate(judged(config, trained))
     with storage.staging() as stage:
-        output.tell(result, rows, stage, as_json=False)
-        place = storage.join(Folders.of(config).root, "evaluation")
+        output.tell(result, found, stage, as_json=False)
+        place = storage.join(prepared.folders.root, "evaluation")
         storage.upload(stage, place, config.storage)
     print(f"evaluation  {place}/report.json, report.html, predictions.jsonl")
     return result
 
 
-def judged(config: RunConfig, weights: str) -> RunConfig:
-    """The configuration that evaluates what a run has left at `weights`: a model, or an adapter on `model.path`."""
+def judged(config: RunConfig, trained: dict[str, Any]) -> RunConfig:
+    """The configuration that evaluates what a run has left: a model, or an adapter on `model.path`.
+
+    Every language of the training is named, so that one without test rows has a cell that says so.
+    """
+    weights = trained["weights"]
     section: dict[str, Any] = {"adapter": config.adapter.model_copy(update={"path": weights})}
     if config.adapter.kind == "none":
         section = {"model": config.model.model_copy(update={"path": weights})}
+    section["corpus"] = config.corpus.model_copy(update={"languages": tuple(trained["documents"])})
     return config.model_copy(update=section)

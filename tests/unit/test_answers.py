@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 
+from mlray import configuration
 from mlray.config import ConfigError, RunConfig
 from mlray.corpus.fields import Record
 from mlray.corpus.windows import Window
-from mlray.evaluation import labelling, labels
+from mlray.evaluation import evaluate, labelling, labels
 from mlray.models import backbone, tokenizer
 from mlray.objectives.answers import Answers
 from mlray.schema import NO_TARGET
@@ -88,3 +90,26 @@ def test_a_model_ranks_the_sentences_of_each_question_as_each_alone(tmp_path: Pa
         marked = [i for i, target in enumerate(piece.targets or []) if target != NO_TARGET]
         scores += (logits_TK[marked, 0] - logits_TK[marked, 1]).tolist()
     assert together[0] == " ".join(str(i) for i in sorted(range(3), key=lambda i: -scores[i]))
+
+
+def test_a_report_holds_ranks_against_the_number_of_the_right_sentence(tmp_path: Path) -> None:
+    model = test_labels.model("words", ["answer", "other"])
+    backbone.export(model, tiny.tokens(), dict(model.named_parameters()), tmp_path / "weights")
+    sentences = tiny.texts("en", 4, seed=1)
+    paragraph = {
+        "context": " ".join(f"{text}." for text in sentences),
+        "sentences": [f"{text}." for text in sentences],
+        "qas": [{"question": "why", "answers": [{"answer_start": 0}]}],
+    }
+    body = {"data": [{"paragraphs": [paragraph]}]}
+    (tmp_path / "en.json").write_text(json.dumps(body), encoding="utf-8")
+    overrides = [
+        "objective.name=answer",
+        "model.family=bert",
+        f"model.path={tmp_path}/weights",
+        f"evaluation.sources=[{{uri: {tmp_path}/en.json, format: squad}}]",
+    ]
+    found, (row,) = evaluate.evaluate(configuration.load(None, overrides))
+    rank = row["prediction"].split().index("0") + 1
+    assert row["reference"] == "0"
+    assert found.cells["answer"]["en"]["MRR"].value == pytest.approx(100 / rank)

@@ -50,14 +50,26 @@ def test_early_stopping_counts_validations_without_a_better_value() -> None:
 def test_rows_of_a_window_follow_the_held_out_documents() -> None:
     table = tiny.held_out({"de": 30, "en": 0}, 32)
     file = SourceFile("corpus.jsonl", 1, "1", "jsonl", None, ("text",), None, None, "language")
-    parts = tuple(Part(name, 1, 1, ()) for name in tiny.LANGUAGES)
+    parts = tuple(Part(name, 10, 400, ()) for name in tiny.LANGUAGES)  # 40 characters each
     held = tuple(HeldOut("de", text, "") for text in tiny.texts("de", 30, seed=9))
     manifest = Manifest((ChunkEntry(Chunk(file), parts),), held, (), "")
     by_hand = [
         len(ids) + 2 for ids in tokenizer.encoder(tiny.tokens()).encode([entry.text for entry in held])
     ]
-    assert validation.tokens_per_document(manifest, table).tolist() == [sum(by_hand) / 30, 0.0]
+    mean = sum(by_hand) / sum(len(entry.text) for entry in held) * 40
+    assert validation.tokens_per_document(manifest, table).tolist() == pytest.approx([mean, 0.0])
     config = RunConfig.model_validate({"corpus": {"window_rows": 640, "sequence_length": 32, "alpha": 0.0}})
     mixture = Mixture.of(manifest, config.corpus, 0)
     found = fit._rows_per_window(config, manifest, mixture, tiny.cutter(32))
-    assert found == 640 * (sum(by_hand) / 30 / 2 / 2 + 3 / 2) / 32  # two languages, half of each
+    assert found == pytest.approx(640 * (mean / 2 / 2 + 3 / 2) / 32)  # two languages, half of each
+
+
+def test_the_best_validation_is_remembered_with_its_step() -> None:
+    config = configuration.load(None, ["train.early_stopping=de.loss", "train.patience=2"])
+    progress, stops = Progress(), []
+    for step, loss in ((10, 3.0), (20, 2.0), (30, 2.5), (40, 2.2)):
+        progress.step = step
+        progress.validations.append({"step": step, "languages": {"de": {"loss": loss}}})
+        stops.append(fit._should_stop(progress, config))
+    assert stops == [False, False, False, True]
+    assert (progress.best, progress.best_step) == (2.0, 20)

@@ -85,11 +85,11 @@ def test_the_loss_is_that_of_separate_heads_with_their_weights() -> None:
 def test_labels_are_named_after_their_task_and_strangers_are_refused() -> None:
     labels_of = OBJECTIVES["multitask"].labels_of
     assert labels_of is not None
-    assert list(labels_of("O B-LOC", "ner:de", CONFIG)) == ["ner:O", "ner:B-LOC"]
-    assert list(labels_of("very good", "mood:en", CONFIG)) == ["mood:very good"]
+    assert list(labels_of("im Alltag", "O B-LOC", "ner:de", CONFIG)) == ["ner:O", "ner:B-LOC"]
+    assert list(labels_of("a b c", "very good", "mood:en", CONFIG)) == ["mood:very good"]
     for name in ("de", "slots:de"):
         with pytest.raises(ConfigError, match=f"the rows of '{name}' belong to no task of the run"):
-            labels_of("O", name, CONFIG)
+            labels_of("a", "O", name, CONFIG)
 
 
 def test_both_heads_learn_in_one_run() -> None:

@@ -18,6 +18,9 @@ def main() -> int:
     parser.add_argument(
         "--plan", action="store_true", help="print files, rows, tokens, steps and memory, and stop"
     )
+    parser.add_argument(
+        "--merge", action="store_true", help="also keep the model with the adapter merged into it"
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     arguments = parser.parse_intermixed_args()
 
@@ -27,7 +30,7 @@ def main() -> int:
             finetune,
         )  # loads torch and ray: not before the configuration is good
 
-        finetune(config, plan_only=arguments.plan)
+        finetune(config, plan_only=arguments.plan, merged=arguments.merge)
 
     return configuration.exit_code(work)
 

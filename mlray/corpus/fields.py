@@ -38,7 +38,7 @@ def record(row: int, cells: list[object], file: SourceFile, max_chars: int) -> R
             if normal is None:
                 raise BadRecord("no language tag in the language column")
             language = file.name(normal)
-        pair = clean(cells.pop(), max_chars) if file.pair or file.pair_uri else ""
+        pair = clean(_beside(cells), max_chars) if file.pair or file.pair_uri else ""
         if file.label_map:
             pair = _mapped(pair, file)
         text = clean(cells[0] if len(cells) == 1 and isinstance(cells[0], str) else _joined(cells), max_chars)
@@ -68,6 +68,22 @@ def _mapped(label: str, file: SourceFile) -> str:
 @functools.lru_cache(maxsize=16)
 def _names(label_map: LabelMap) -> dict[str, str]:
     return dict(label_map)
+
+
+def _beside(cells: list[object]) -> object:
+    """Takes what belongs to the text: a text, the number of a label, or a list of tags beside a list of words.
+
+    Raises:
+        BadRecord: words and tags are of different number.
+    """
+    pair = cells.pop()
+    if isinstance(pair, list) and len(cells) == 1 and isinstance(cells[0], list):
+        words = cells[0]
+        if len(words) != len(pair):
+            raise BadRecord(f"{len(words)} words and {len(pair)} tags")
+        cells[0] = " ".join("".join(str(word).split()) for word in words)
+        return " ".join("".join(str(tag).split()) for tag in pair)
+    return str(pair).lower() if isinstance(pair, int) else pair  # a label's number, or true and false
 
 
 def _joined(cells: Sequence[object]) -> object:

@@ -42,8 +42,9 @@ class _Candidates:
 
 
 def content_hash(text: str, pair: str) -> int:
-    """64 bits of BLAKE2b over the text and its translation."""
-    return int.from_bytes(hashlib.blake2b(f"{text}\x00{pair}".encode(), digest_size=8).digest(), "big")
+    """64 bits of BLAKE2b over text and translation, in whatever order: both directions hold out the same pairs."""
+    key = "\x00".join(sorted((text, pair)))
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
 
 
 def read_file(file: SourceFile, max_chars: int, validation_rows: int, settings: Storage) -> bytes:
@@ -114,8 +115,11 @@ def merge(
         for chunk in fragment["chunks"]:
             totals.update({language: documents for language, (documents, _) in chunk["counts"].items()})
     if not totals.total():
+        reasons = Counter(entry["reason"] for fragment in parsed.values() for entry in fragment["refused"])
+        often = f"; most were refused: {reasons.most_common(1)[0][0]}" if reasons else ""
         raise ConfigError(
             f"the corpus is empty: no usable record in {len(files)} files; check corpus.sources[].text and language"
+            + often
         )
     held, taken = _choose(_by_hash(parsed), totals, corpus.validation_rows)
     entries = []

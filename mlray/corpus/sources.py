@@ -32,7 +32,11 @@ _WHOLE: dict[str, tuple[tuple[str, ...], str | None]] = {
     "file": (("text",), None),
 }
 """Formats without columns of their own -> text, and what stands beside it."""
-_NO_COLUMNS: dict[str, set[str]] = {"text": set(), "file": set(), "squad": {"id", "question", "sentences"}}
+_NO_COLUMNS: dict[str, set[str]] = {
+    "text": set(),
+    "file": set(),
+    "squad": {"id", "paragraph", "question", "sentences"},
+}
 """Formats whose rows have no columns -> what else `part_by` may name."""
 _SHARD_BYTES = 256 << 20
 _CODECS = {".gz": "gzip", ".zst": "zstd"}

@@ -20,7 +20,9 @@ _Spans = Sequence[tuple[int, int]]
 
 
 def rows(text: str) -> Iterator[dict[str, object] | BadRecord]:
-    """Of each question its `question`, its `id`, and `sentences`: the number of the right one, then they, a line each.
+    """Of each question its `question`, `id`, number of its `paragraph`, and `sentences`.
+
+    These are the number of the right one, then they, a line each.
 
     Raises:
         BrokenChunk: the text is no JSON in SQuAD's form.
@@ -29,7 +31,7 @@ def rows(text: str) -> Iterator[dict[str, object] | BadRecord]:
         paragraphs = [entry for article in json.loads(text)["data"] for entry in article["paragraphs"]]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BrokenChunk(f"not in SQuAD's form: {type(error).__name__} {error}"[:200]) from None
-    for paragraph in paragraphs:
+    for number, paragraph in enumerate(paragraphs):
         try:
             questions, spans = list(paragraph["qas"]), _spans(paragraph)
             lines = [" ".join(paragraph["context"][first:last].split()) for first, last in spans]
@@ -37,7 +39,8 @@ def rows(text: str) -> Iterator[dict[str, object] | BadRecord]:
             yield BadRecord("a paragraph without a context, its sentences, or questions")
             continue
         for question in questions:
-            yield _row(question, spans, lines)
+            row = _row(question, spans, lines)
+            yield row if isinstance(row, BadRecord) else {**row, "paragraph": number}
 
 
 def sentences(context: str) -> list[tuple[int, int]]:

@@ -15,6 +15,7 @@ from typing import Any
 import peft
 import torch
 import transformers
+from safetensors.torch import load_file
 
 from mlray.config import Adapter, ConfigError, RunError
 from mlray.models.backbone import Backbone, save_tokenizer
@@ -103,7 +104,8 @@ def export(
         folder: where to.
 
     Raises:
-        RunError: a tensor is missing or empty, as others have seen under ZeRO-3.
+        RunError: a tensor is missing or empty, as others have seen under ZeRO-3, none has moved, or the file read back
+            does not hold them.
     """
     state = {f"base_model.{name}": tensor for name, tensor in weights.items()}
     wanted = [name for name, parameter in wrapped.named_parameters() if parameter.requires_grad]
@@ -117,6 +119,7 @@ def export(
         state_dict=state,
         save_embedding_layers=False,
     )
+    _verify({name: state[name] for name in wanted}, folder / TASK / "adapter_model.safetensors")
     inner = folder / TASK  # peft's place for an adapter that is not called "default"
     for path in inner.iterdir():
         path.rename(folder / path.name)
@@ -126,6 +129,25 @@ def export(
     body = {"sha256": backbone_digest, "labels": [names[number] for number in range(len(names))]}
     (folder / _BACKBONE_FILE).write_text(json.dumps(body, ensure_ascii=False) + "\n", encoding="utf-8")
     save_tokenizer(tokenizer, folder)
+
+
+def _verify(trained: dict[str, torch.Tensor], path: Path) -> None:
+    """Reads a saved adapter back. LoRA starts with zeros in B, IA3 with ones: what still is so has learnt nothing."""
+    for start, mark in ((0.0, "lora_B"), (1.0, "ia3_l")):
+        found = [tensor for name, tensor in trained.items() if mark in name]
+        if found and all(bool((tensor == start).all()) for tensor in found):
+            raise RunError(
+                f"the adapter has learnt nothing: every {mark} is as it began; raise train.lr or train.steps"
+            )
+    written = sorted(map(_fingerprint, load_file(path).values()))
+    if written != sorted(map(_fingerprint, trained.values())):
+        raise RunError(
+            f"the adapter that was written does not hold what was trained ({len(trained)} tensors)"
+        )
+
+
+def _fingerprint(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def labels_of(folder: Path) -> list[str]:

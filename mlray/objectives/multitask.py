@@ -102,6 +102,10 @@ def weights(labels: Sequence[str], config: Objective) -> torch.Tensor:
 
 
 def loss(logits_NK: torch.Tensor, targets_N: torch.Tensor, weights_K: torch.Tensor) -> torch.Tensor:
-    """Weighted sum of the negative log-likelihoods (nats), in fp32; `weights_K` is each label's task's weight."""
+    """Weighted sum of the negative log-likelihoods (nats), in fp32.
+
+    `weights_K` is the weight of each label's task; it applies to every prediction, and a tagged sentence has as many as
+    words.
+    """
     losses_N = torch.nn.functional.cross_entropy(logits_NK.float(), targets_N, reduction="none")
     return (losses_N * weights_K.to(losses_N.device)[targets_N]).sum()

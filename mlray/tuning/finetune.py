@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from mlray import storage
 from mlray.config import ConfigError, RunConfig
 from mlray.evaluation import evaluate, output
 from mlray.evaluation.report import Report
+from mlray.models import adapters, backbone
 from mlray.training import fit
+from mlray.training.folders import Folders
 from mlray.training.pretrain import complete, prepare
 
 
-def finetune(config: RunConfig, *, plan_only: bool = False) -> Report | None:
+def finetune(config: RunConfig, *, plan_only: bool = False, merged: bool = False) -> Report | None:
     """Trains (or resumes), then evaluates on `evaluation.sources`, prints both, and keeps both in the run folder.
+
+    With `merged` the run folder also gets the plain model with the adapter added into its weights.
 
     Returns:
         The evaluation; None without test sets or with `plan_only`.
@@ -27,6 +32,8 @@ def finetune(config: RunConfig, *, plan_only: bool = False) -> Report | None:
             "model.path is empty, and fine-tuning starts from a backbone: a folder, an s3:// prefix or a hub name; "
             "jobs/pretrain.py trains from nothing"
         )
+    if merged and config.adapter.kind == "none":
+        raise ConfigError("adapter.kind=none leaves no adapter to merge; the weights of the run are whole")
     # A test row that cannot be scored ends the job before it costs anything.
     rows, _ = evaluate.check(config) if config.evaluation.sources else ({}, [])
     prepared = prepare(config)
@@ -35,6 +42,8 @@ def finetune(config: RunConfig, *, plan_only: bool = False) -> Report | None:
     if plan_only:
         return None
     trained = complete(prepared)
+    if merged:
+        print(f"merged      {merge(prepared.config, trained)}")
     if not rows:
         return None
     result, found = evaluate.evaluate(judged(config, trained))
@@ -44,6 +53,30 @@ def finetune(config: RunConfig, *, plan_only: bool = False) -> Report | None:
         storage.upload(stage, place, config.storage)
     print(f"evaluation  {place}/report.json, report.html, predictions.jsonl")
     return result
+
+
+def merge(config: RunConfig, trained: dict[str, Any]) -> str:
+    """Adds the adapter that a run has left into its backbone; returns where the plain model lies.
+
+    Raises:
+        ConfigError: the adapter is none of the backbone.
+    """
+    folders = Folders.of(config)
+    tokens = fit.open_tokenizer(config, folders)
+    model = fit.open_model(config, tokens)
+    with contextlib.ExitStack() as stack:
+        places = (trained["weights"], config.adapter.language_path)
+        adapter, language = (
+            stack.enter_context(storage.local_copy(uri, config.storage)) if uri else None for uri in places
+        )
+        assert adapter is not None
+        merged = adapters.merge(adapters.load(model, adapter, language))
+        stage = stack.enter_context(storage.staging())
+        merged.save_pretrained(stage, safe_serialization=True)
+        backbone.save_tokenizer(tokens, stage)
+        place = storage.join(folders.root, "merged")
+        storage.upload(stage, place, config.storage)
+    return place
 
 
 def judged(config: RunConfig, trained: dict[str, Any]) -> RunConfig:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 
 from mlray import storage
 from mlray.config import ConfigError
@@ -48,7 +49,7 @@ def test_an_adapter_is_trained_and_judged_in_every_language(backbone: str, bucke
         finetune(sample.config(bucket, "intents", **sections))
     sections["corpus"]["languages"] = []
     config = sample.config(bucket, "intents", **sections)
-    report = finetune(config)
+    report = finetune(config, merged=True)
     assert report is not None
     text = Path(SUPPORT["uri"]).read_text(encoding="utf-8")
     rows = [json.loads(line) for line in text.splitlines()]
@@ -61,5 +62,8 @@ def test_an_adapter_is_trained_and_judged_in_every_language(backbone: str, bucke
     lines = storage.read_bytes(f"{place}/predictions.jsonl", config.storage).decode().splitlines()
     assert len(lines) == sum(figures["accuracy"].n for figures in cells.values())
     assert b"<table" in storage.read_bytes(f"{place}/report.html", config.storage)
+    with storage.local_copy(f"s3://{bucket}/runs/intents/merged", config.storage) as folder:
+        plain = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
+        assert not any("lora" in name for name, _ in plain.named_parameters())
     with storage.local_copy(kept["about"]["adapter"], config.storage) as folder:
         assert adapters.labels_of(folder) == sorted({row["label"] for row in map(json.loads, lines)})

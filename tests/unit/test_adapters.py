@@ -110,7 +110,10 @@ def test_an_adapter_of_another_backbone_is_refused(base: Path, tmp_path: Path) -
     model = test_labels.model("words", TAGS, folder=base)
     digest = adapters.digest(model)
     wrapped = adapters.add(model, Adapter(kind="lora"))
-    adapters.export(wrapped, digest, tiny.tokens(), trained(model), tmp_path)
+    with pytest.raises(RunError, match="the adapter has learnt nothing: every lora_B is as it began"):
+        adapters.export(wrapped, digest, tiny.tokens(), trained(model), tmp_path / "untrained")
+    moved = {name: tensor + 0.1 for name, tensor in trained(model).items()}
+    adapters.export(wrapped, digest, tiny.tokens(), moved, tmp_path)
     other = test_labels.model("words", TAGS, hidden_size=32)
     assert adapters.digest(other) != digest
     with pytest.raises(ConfigError, match=f"trained on the backbone {digest[:12]} and this one is"):

@@ -29,6 +29,11 @@ def test_an_adapter_is_judged_on_its_backbone_and_language_adapter() -> None:
     )
 
 
+def test_only_an_adapter_can_be_merged() -> None:
+    with pytest.raises(ConfigError, match=r"adapter\.kind=none leaves no adapter to merge"):
+        finetune.finetune(config(), merged=True)
+
+
 def test_without_a_backbone_there_is_nothing_to_tune() -> None:
     with pytest.raises(ConfigError, match=r"model\.path is empty, and fine-tuning starts from a backbone"):
         finetune.finetune(RunConfig())

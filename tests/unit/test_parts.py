@@ -178,7 +178,7 @@ def test_bad_rows_keep_their_task(tmp_path: Path) -> None:
         ({"part_by": "id"}, "format=text has no column 'id'; leave corpus.sources\\[\\].part_by out"),
         ({"pair": "tab", "part_by": "id"}, "format=text has no column 'id'"),
         ({"format": "file", "part_by": "text"}, "format=file has no column 'text'"),
-        ({"format": "squad", "part_by": "title"}, "or take one of id, question, sentences"),
+        ({"format": "squad", "part_by": "title"}, "or take one of id, paragraph, question, sentences"),
         ({"language": "column:l"}, "format=text has no columns; set corpus.sources\\[\\].language"),
     ],
 )
@@ -335,3 +335,34 @@ def test_real_questions_have_their_answer_in_the_right_sentence(language: str) -
         number, *sentences = record.pair.split("\n")
         hits += " ".join(answer.split())[:20] in sentences[int(number)]
     assert hits / len(answers) > 0.98
+
+
+def test_labels_may_be_numbers_and_words_may_be_lists(tmp_path: Path) -> None:
+    rows = [{"text": "a", "y": 3}, {"text": "b", "y": True}, {"text": "c", "y": 1.5}]
+    three, true, none = read({"uri": lines(tmp_path / "de.jsonl", rows), "pair": "y"})
+    assert (three.pair, true.pair, none.reason) == ("3", "true", "not text but float")
+    listed = [
+        {"w": ["der", "All tag"], "t": ["O", "B-LOC"]},
+        {"w": ["im"], "t": [0]},
+        {"w": ["a", "b"], "t": ["O"]},
+    ]
+    tags, numbers, uneven = read({"uri": lines(tmp_path / "en.jsonl", listed), "text": "w", "pair": "t"})
+    assert (tags.text, tags.pair) == ("der Alltag", "O B-LOC")
+    assert (numbers.text, numbers.pair) == ("im", "0")
+    assert uneven.reason == "2 words and 1 tags"
+
+
+def test_both_directions_hold_out_the_same_pairs() -> None:
+    assert (
+        scan.content_hash("Wort", "word")
+        == scan.content_hash("word", "Wort")
+        != scan.content_hash("word", "")
+    )
+
+
+def test_an_empty_corpus_says_what_was_wrong_with_most_rows(tmp_path: Path) -> None:
+    uri = lines(tmp_path / "de.jsonl", [{"other": "a"}, {"other": "b"}, {"text": ""}])
+    files = sources.list_files((Source(uri=uri),), SETTINGS)
+    fragments = [(0, scan.read_file(files[0], 1000, 0, SETTINGS))]
+    with pytest.raises(ConfigError, match=r"the corpus is empty.*most were refused: no key 'text'"):
+        scan.merge(files, fragments, Corpus(), "hash")

@@ -122,6 +122,16 @@ def show(plan: Plan, refused: dict[str, dict[str, int]], console: Console) -> No
     console.print(f"memory of a worker: about {total:,.0f} MiB ({parts}) beside 1 GiB for the process itself")
 
 
+def show_order(plan: Plan, window_rows: int, console: Console) -> None:
+    """Says what a window leaves in the order of its file: one label after the other would be learnt and forgotten."""
+    documents = sum(plan.documents.values())
+    if window_rows < documents:
+        console.print(
+            f"a window shuffles {window_rows:,} of {documents:,} documents; where a file is sorted by label, set "
+            f"corpus.window_rows={documents}"
+        )
+
+
 def _files(manifest: Manifest) -> dict[str, int]:
     files: dict[str, set[str]] = {}
     for entry in manifest.chunks:

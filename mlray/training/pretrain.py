@@ -90,6 +90,8 @@ def prepare(config: RunConfig) -> Prepared:
     plan.check(config, backbone.positions(model))
     outline = plan.make(config, manifest, fertility, model)
     plan.show(outline, manifest.refused_counts(), console)
+    if OBJECTIVES[config.objective.name].labels_of:
+        plan.show_order(outline, config.corpus.window_rows, console)
     return Prepared(config, folders, manifest, tokens, fertility, outline, found, console)
 
 

@@ -73,3 +73,12 @@ def test_rows_longer_than_the_positions_are_refused() -> None:
     config = configuration.load(None, ["corpus.sequence_length=65"])
     with pytest.raises(ConfigError, match=r"lower it to 64 or raise model\.max_positions"):
         plan.check(config, 64)
+
+
+def test_a_window_that_leaves_files_in_their_order_is_told() -> None:
+    outline = plan.Plan({}, {"de": 70, "en": 30}, {}, {}, {}, 1, 1, 1, 1, {})
+    for rows, told in ((99, True), (100, False)):
+        console = Console(file=io.StringIO(), width=200)
+        plan.show_order(outline, rows, console)
+        text = console.file.getvalue()  # type: ignore[attr-defined]
+        assert ("corpus.window_rows=100" in text) == told

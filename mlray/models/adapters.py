@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +40,8 @@ _IA3_TARGETS = {
 def digest(model: Backbone) -> str:
     """sha256 over the names, shapes and values of a backbone's weights, without the heads of a task."""
     found = hashlib.sha256()
-    for name, tensor in sorted(model.model.named_parameters()):
-        if not re.fullmatch(_NOT_BACKBONE, name):
+    for name, tensor in sorted(model.model.base_model.named_parameters()):
+        if not name.startswith("pooler."):
             found.update(f"{name}{tuple(tensor.shape)}".encode())
             found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()

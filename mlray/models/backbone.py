@@ -200,7 +200,11 @@ def export(
     Raises:
         OSError: a file could not be written, by either library.
     """
-    plain = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
+    # A tied tensor must lie under the name that every head's model looks for: XLM-R's first name of its embeddings is
+    # that of its language-model head.
+    tied = encoder.model.all_tied_weights_keys
+    names = {name: name.removeprefix("model.") for name in weights}
+    plain = {tied.get(names[name], names[name]): tensor for name, tensor in weights.items()}
     encoder.model.save_pretrained(folder, state_dict=plain, safe_serialization=True)
     # `save_pretrained` notes the dtype that the model computes in, and `from_pretrained` would cast to it.
     path = folder / "config.json"

@@ -27,17 +27,19 @@ def freeze(model: Backbone, config: Train) -> dict[str, torch.Tensor]:
     """
     if not config.freeze_layers and not config.freeze_embeddings:
         return {}
-    named = dict(model.named_parameters())
-    places = {int(match[1]) for name in named if (match := _LAYER.search(name))}
+    inner = dict(model.model.base_model.named_parameters(prefix="."))
+    places = {int(match[1]) for name in inner if (match := _LAYER.search(name))}
     if config.freeze_layers > len(places):
         raise ConfigError(
             f"train.freeze_layers={config.freeze_layers}, and the model has {len(places)} layers"
         )
+    # XLM-R's embeddings have their first name from the head that they are tied to.
+    names = {parameter: name for name, parameter in model.named_parameters()}
     kept: dict[str, torch.Tensor] = {}
-    for name, parameter in named.items():
+    for name, parameter in inner.items():
         layer = _LAYER.search(name)
         low = layer is not None and int(layer[1]) < config.freeze_layers
         if low or (config.freeze_embeddings and _EMBEDDING.search(name)):
             parameter.requires_grad = False
-            kept[name] = parameter.detach().clone()
+            kept[names[parameter]] = parameter.detach().clone()
     return kept

@@ -33,13 +33,14 @@ def load(
     try:
         settings = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, **names)
         _set_dropout(settings, config)
-        model = kind.from_pretrained(
+        model, told = kind.from_pretrained(
             folder,
             config=settings,
             attn_implementation="sdpa",
             trust_remote_code=False,
             use_safetensors=True,
             dtype=torch.float32,
+            output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         wanted = f" for {len(names['id2label'])} labels" if "id2label" in names else ""
@@ -47,6 +48,12 @@ def load(
             f"no safetensors checkpoint{wanted} at {config.path}: {str(error).splitlines()[0]}"
         ) from error
     check_loaded(model, config, tokenizer)
+    inner = f"{model.base_model_prefix}."
+    lost = [name for name in told["missing_keys"] if name.startswith(inner) and ".pooler." not in name]
+    if lost:  # else they would silently be random
+        raise ConfigError(
+            f"{config.path} has no tensor {sorted(lost)[0]}, a part of the {config.family} backbone"
+        )
     return model
 
 

@@ -17,7 +17,10 @@ from mlray.tuning.finetune import finetune
 from tests.cluster import corpus as sample
 from tests.cluster.conftest import ROOT
 
-pytestmark = pytest.mark.cluster
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning:transformers"),
+]
 
 SUPPORT = {
     "uri": str(ROOT / "mlray/corpus/sample/support.jsonl"),

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from mlray.config import ConfigError, Model, Objective
 from mlray.corpus import packing
@@ -148,3 +149,26 @@ def test_a_masked_encoder_becomes_a_labeller(tmp_path: Path) -> None:
     assert len(shared) > 20
     for name in shared:
         assert torch.equal(dict(network.model.base_model.named_parameters())[name], before[name])
+
+
+@pytest.mark.parametrize("family", ["bert", "xlm-roberta", "modernbert"])
+@pytest.mark.parametrize("kind", ["words", "texts"])
+def test_the_encoder_of_a_pretrained_checkpoint_arrives_whole(tmp_path: Path, family: str, kind: str) -> None:
+    masked = tiny.encoder(family, seed=7)
+    backbone.export(masked, tiny.tokens(), dict(masked.named_parameters()), tmp_path)
+    found = dict(model(kind, TAGS, family, tmp_path).model.base_model.named_parameters())
+    pretrained = dict(masked.model.base_model.named_parameters())
+    assert any("embed" in name and len(tensor) == len(tiny.tokens()) for name, tensor in pretrained.items())
+    assert pretrained.keys() == {name for name in found if not name.startswith("pooler.")}
+    assert all(torch.equal(found[name], tensor) for name, tensor in pretrained.items())
+
+
+def test_a_checkpoint_without_a_part_of_its_encoder_is_refused(tmp_path: Path) -> None:
+    masked = tiny.encoder("xlm-roberta")
+    backbone.export(masked, tiny.tokens(), dict(masked.named_parameters()), tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    lost = "roberta.embeddings.word_embeddings.weight"
+    del weights[lost]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=f"has no tensor {lost}, a part of the xlm-roberta backbone"):
+        model("words", TAGS, "xlm-roberta", tmp_path)

@@ -7,11 +7,15 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
 import ray
 from moto.server import ThreadedMotoServer
+
+from mlray.training.pretrain import pretrain
+from tests.cluster import corpus as sample
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,3 +55,15 @@ def cluster(s3: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     context = ray.init(num_cpus=4, include_dashboard=True, logging_level="warning", log_to_driver=False)
     yield f"http://{context.dashboard_url}"
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def refused(s3: str, bucket: str) -> dict[str, int]:
+    """Uploads the corpus; bad records per language."""
+    return sample.upload(s3, bucket)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(cluster: str, bucket: str, refused: dict[str, int]) -> dict[str, Any]:
+    """The report of ten steps with two workers at ZeRO-2, in one go."""
+    return pretrain(sample.config(bucket, "undisturbed"))

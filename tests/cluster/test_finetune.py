@@ -12,7 +12,6 @@ import transformers
 from mlray import storage
 from mlray.config import ConfigError
 from mlray.models import adapters
-from mlray.training.pretrain import pretrain
 from mlray.tuning.finetune import finetune
 from tests.cluster import corpus as sample
 from tests.cluster.conftest import ROOT
@@ -31,17 +30,10 @@ SUPPORT = {
 }
 
 
-@pytest.fixture(scope="module")
-def backbone(cluster: str, s3: str, bucket: str) -> str:
-    """Weights of a masked encoder after one step."""
-    sample.upload(s3, bucket)
-    return str(pretrain(sample.config(bucket, "backbone", train={"steps": 1}))["weights"])
-
-
-def test_an_adapter_is_trained_and_judged_in_every_language(backbone: str, bucket: str) -> None:
+def test_an_adapter_is_trained_and_judged_in_every_language(undisturbed: dict[str, Any], bucket: str) -> None:
     sections: dict[str, Any] = {
         "corpus": {"sources": [{**SUPPORT, "part": [0.0, 0.5]}], "languages": ["sw"]},
-        "model": {"path": backbone},
+        "model": {"path": undisturbed["weights"]},
         "tokenizer": {},
         "objective": {"name": "classification"},
         "adapter": {"kind": "lora"},

@@ -28,18 +28,6 @@ from tests.cluster.conftest import ROOT
 pytestmark = pytest.mark.cluster
 
 
-@pytest.fixture(scope="module")
-def refused(s3: str, bucket: str) -> dict[str, int]:
-    """Uploads the corpus; bad records per language."""
-    return sample.upload(s3, bucket)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(cluster: str, bucket: str, refused: dict[str, int]) -> dict[str, Any]:
-    """The report of ten steps with two workers at ZeRO-2, in one go."""
-    return pretrain(sample.config(bucket, "undisturbed"))
-
-
 def same_tokenizer(bucket: str) -> dict[str, str]:
     """The undisturbed run's: training a tokenizer twice may order pieces of equal score differently."""
     return {"path": f"s3://{bucket}/runs/undisturbed/tokenizer"}

@@ -26,9 +26,8 @@ def main() -> int:
 
     def work() -> None:
         config = configuration.load(arguments.config, arguments.overrides)
-        from mlray.tuning.finetune import (
-            finetune,
-        )  # loads torch and ray: not before the configuration is good
+        # Loads torch and ray: not before the configuration is good.
+        from mlray.tuning.finetune import finetune
 
         finetune(config, plan_only=arguments.plan, merged=arguments.merge)
 

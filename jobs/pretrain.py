@@ -23,9 +23,8 @@ def main() -> int:
 
     def work() -> None:
         config = configuration.load(arguments.config, arguments.overrides)
-        from mlray.training.pretrain import (
-            pretrain,
-        )  # loads torch and ray: not before the configuration is good
+        # Loads torch and ray: not before the configuration is good.
+        from mlray.training.pretrain import pretrain
 
         pretrain(config, plan_only=arguments.plan)
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mlray import languages, storage
-from mlray.config import ConfigError, RunConfig
+from mlray.config import ConfigError, RunConfig, Source
 from mlray.corpus import lines, records, sources
 from mlray.corpus.fields import Record
 from mlray.evaluation import labelling
@@ -115,9 +115,7 @@ def check_model(config: RunConfig, rows: Rows, tokens: Any, labels: list[str]) -
     if config.objective.name == "translation":
         translation.pairs(tokenizer.encoder(tokens), list(rows), config.corpus.sequence_length)
     elif labels:
-        cuts = labelling.Cuts(config, list(rows), tokens, labels)
-        for name, group in rows.items():
-            cuts.pieces(group, name)
+        labelling.Cuts(config, list(rows), tokens, labels).check(rows)
 
 
 def _truth(kind: str, row: Case) -> str:
@@ -156,9 +154,9 @@ def _continue(config: RunConfig, folders: Folders, rows: Rows) -> Iterator[list[
 
 
 def _label(config: RunConfig, folders: Folders, rows: Rows) -> Iterator[list[str]]:
-    judge = Judge(config, list(rows), *folders)
-    for name, group in rows.items():
-        judge.cuts.pieces(group, name)  # a bad row is told before the model reads any
+    model, adapter, language = folders
+    judge = Judge(config, list(rows), model, adapter, language, _device())
+    judge.cuts.check(rows)  # a bad row is told before the model reads any
     for name, group in rows.items():
         for part in _slices(group):
             yield judge.label(part, name)
@@ -209,9 +207,7 @@ def read(config: RunConfig) -> tuple[Rows, list[str]]:
         raise ConfigError("evaluation.sources is empty; name at least one test set")
     found: Rows = {}
     bad: list[str] = []
-    place = storage.join(storage.absolute(config.run.storage_uri), config.run.name, "imported")
-    wanted = sources.import_datasets(config.evaluation.sources, place, config.storage)
-    for file in sources.list_files(wanted, config.storage):
+    for file in files_of(config.evaluation.sources, config):
         try:
             for row, record in rows_of(file, config):
                 if record.reason:
@@ -227,6 +223,17 @@ def read(config: RunConfig) -> tuple[Rows, list[str]]:
     if not found:
         raise ConfigError("evaluation.sources holds no row; name a test set with some")
     return found, bad
+
+
+def files_of(wanted: tuple[Source, ...], config: RunConfig) -> list[sources.SourceFile]:
+    """The files of sources; what `datasets` loads lies beside the run, as that of the training.
+
+    Raises:
+        ConfigError: a source cannot be loaded or mapped.
+        StorageError: a source is empty or cannot be listed.
+    """
+    place = storage.join(storage.absolute(config.run.storage_uri), config.run.name, "imported")
+    return sources.list_files(sources.import_datasets(wanted, place, config.storage), config.storage)
 
 
 def rows_of(file: sources.SourceFile, config: RunConfig) -> Iterator[tuple[int, Record]]:

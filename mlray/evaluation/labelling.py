@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,11 @@ class Cuts:
         self.task = Task(config.objective, tokenizer.vocabulary(tokens), names, config.run.seed, labels)
         self._cutter = self.task.cutter(tokenizer.encoder(tokens), config.corpus.sequence_length)
         self.pad_id = self._cutter.encoder.pad_id
+
+    def check(self, rows: Mapping[str, Sequence[Case]]) -> None:
+        """Cuts the rows of every language, for the errors of `pieces`."""
+        for name, group in rows.items():
+            self.pieces(group, name)
 
     def pieces(self, rows: Sequence[Case], name: str) -> list[Piece]:
         """The pieces of the rows of a language; each names its row's place as its document.
@@ -78,6 +83,7 @@ class Judge:
         folder: Path,
         adapter: Path | None = None,
         language: Path | None = None,
+        device: str = "cpu",
     ) -> None:
         """Opens the checkpoint at `folder`, and an adapter on it, if one is named, with its language adapter.
 
@@ -87,6 +93,7 @@ class Judge:
             folder: of the checkpoint.
             adapter: of the adapter.
             language: of the language adapter.
+            device: where the model computes.
 
         Raises:
             ConfigError: it is none for the objective, or the adapter is none for it.
@@ -98,8 +105,8 @@ class Judge:
         self._model = objective.build(config.model, tokens, folder, self._labels)
         if adapter:
             adapters.load(self._model, adapter, language)
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._model.to(self._device).eval()
+        self._device = device
+        self._model.to(device).eval()
         self.cuts = Cuts(config, names, tokens, self._labels)
 
     def label(self, rows: Sequence[Case], name: str) -> list[str]:

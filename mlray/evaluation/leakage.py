@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from mlray import languages, storage
+from mlray import languages
 from mlray.config import ConfigError, RunConfig
 from mlray.corpus import lines, sources
 from mlray.evaluation import evaluate
@@ -206,10 +206,8 @@ def check(config: RunConfig, *, show_progress: bool = True) -> Leakage:
             "corpus.sources is empty; name the training text that the test sets are to be kept out of"
         )
     index = Index(dict(sorted(evaluate.read(config)[0].items())))
-    place = storage.join(storage.absolute(config.run.storage_uri), config.run.name)
-    imported = sources.import_datasets(config.corpus.sources, storage.join(place, "imported"), config.storage)
     counts = {"training_rows": 0, "skipped": 0}
-    files = sources.list_files(imported, config.storage)
+    files = evaluate.files_of(config.corpus.sources, config)
     off = not (show_progress and sys.stderr.isatty())
     for file in track(files, "training files", console=Console(stderr=True), transient=True, disable=off):
         for row, text, pair in _training(file, config, counts):

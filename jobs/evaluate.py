@@ -6,7 +6,6 @@ python jobs/evaluate.py --compare A/predictions.jsonl B/predictions.jsonl
 python jobs/evaluate.py --leakage --config jobs/configs/translate_multi30k.yaml
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -15,8 +14,7 @@ from mlray import configuration
 
 def main() -> int:
     """Parses, runs, and says in one line why it failed: 0 done, 1 failed, 2 bad configuration."""
-    parser = argparse.ArgumentParser(description="Judge a model on test sets, per language.")
-    parser.add_argument("--config", help="YAML with what differs from the defaults")
+    parser = configuration.parser("Judge a model on test sets, per language.")
     parser.add_argument("--predictions", type=Path, help="score these predictions instead of a model")
     parser.add_argument("--compare", type=Path, nargs=2, help="compare two files of predictions, paired")
     parser.add_argument(
@@ -24,7 +22,6 @@ def main() -> int:
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--output", type=Path, help="folder for the result (JSON, HTML) and the predictions")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     arguments = parser.parse_intermixed_args()
 
     def work() -> None:

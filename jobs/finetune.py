@@ -3,7 +3,6 @@
 ray job submit --working-dir . -- python jobs/finetune.py --config jobs/configs/finetune_wikiann6.yaml key=value ...
 """
 
-import argparse
 import sys
 
 from mlray import configuration
@@ -11,17 +10,13 @@ from mlray import configuration
 
 def main() -> int:
     """Parses, runs, and says in one line why it failed: 0 done, 1 failed, 2 bad configuration."""
-    parser = argparse.ArgumentParser(
-        description="Fine-tune a backbone, whole or by an adapter, and judge it; mlray/config.py has every key."
-    )
-    parser.add_argument("--config", help="YAML with what differs from the defaults")
+    parser = configuration.parser("Fine-tune a backbone, whole or by an adapter, and judge it.")
     parser.add_argument(
         "--plan", action="store_true", help="print files, rows, tokens, steps and memory, and stop"
     )
     parser.add_argument(
         "--merge", action="store_true", help="also keep the model with the adapter merged into it"
     )
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     arguments = parser.parse_intermixed_args()
 
     def work() -> None:

@@ -3,7 +3,6 @@
 ray job submit --working-dir . -- python jobs/pretrain.py --config jobs/configs/pretrain.yaml key=value ...
 """
 
-import argparse
 import sys
 
 from mlray import configuration
@@ -11,14 +10,10 @@ from mlray import configuration
 
 def main() -> int:
     """Parses, runs, and says in one line why it failed: 0 done, 1 failed, 2 bad configuration."""
-    parser = argparse.ArgumentParser(
-        description="Train a model on a corpus in a folder or on S3; mlray/config.py has every key."
-    )
-    parser.add_argument("--config", help="YAML with what differs from the defaults")
+    parser = configuration.parser("Train a model on a corpus in a folder or on S3.")
     parser.add_argument(
         "--plan", action="store_true", help="print files, rows, tokens, steps and memory, and stop"
     )
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     arguments = parser.parse_intermixed_args()
 
     def work() -> None:

@@ -5,6 +5,7 @@ An unknown key names its nearest neighbour.
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import re
 import sys
@@ -30,6 +31,14 @@ def load(path: str | Path | None = None, overrides: tuple[str, ...] | list[str] 
     for override in overrides:
         _apply(values, override)
     return build(values)
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """What every job understands, `--config` and overrides; parse with `parse_intermixed_args`."""
+    found = argparse.ArgumentParser(description=f"{description} mlray/config.py has every key.")
+    found.add_argument("--config", help="YAML with what differs from the defaults")
+    found.add_argument("overrides", nargs="*", metavar="section.key=value")
+    return found
 
 
 def build(values: dict[str, Any]) -> RunConfig:

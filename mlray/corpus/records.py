@@ -221,9 +221,14 @@ def _json_cells(text: str, file: SourceFile) -> list[object]:
 
 
 def _value(entry: object, name: str) -> object:
-    """A key's value; `text.de` is the key `de` inside `text`, unless there is a key of that name."""
+    """A key's value; `text.de` is the key `de` inside `text`, unless there is a key of that name.
+
+    In a list a key is a place, from 0: `names.de.0` is the first of the German names.
+    """
     key = name
-    while isinstance(entry, dict):
+    while isinstance(entry, dict | list):
+        if isinstance(entry, list):
+            entry = {str(place): value for place, value in enumerate(entry)}
         if key in entry:
             return entry[key]
         outer, _, key = key.partition(".")

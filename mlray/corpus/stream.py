@@ -125,6 +125,16 @@ class _PackWindows:
         return packed.slice(self._start.row) if window.number == self._start.window else packed
 
 
+class _SortRounds:
+    """The actor that sorts rounds by worker; a task would start a process each time, as idle ones are ended."""
+
+    def __init__(self, deal: Deal) -> None:
+        self._deal = deal
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        return self._deal.sort(table)
+
+
 def dataset(
     reader: WindowReader,
     cutter: Cutter,
@@ -165,11 +175,12 @@ def dataset(
     if deal.num_workers > 1 and deal.batches_per_block > 1:
         rounds = _cut(packed, deal.rows_per_round, corpus)
         packed = rounds.map_batches(
-            deal.sort,
+            _SortRounds,
+            fn_constructor_args=(deal,),
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=_CUT_CPUS,
-            compute=ray.data.TaskPoolStrategy(size=1),
+            compute=ray.data.ActorPoolStrategy(size=1),
         )
     return _cut(packed, deal.rows_per_block, corpus)
 

@@ -26,7 +26,7 @@ from mlray.models import backbone, tokenizer
 from mlray.models.generation import Continuer, Writer
 from mlray.objectives import answers, translation
 
-_VERSIONS = ("torch", "transformers", "sacrebleu", "scikit-learn", "seqeval", "rouge-score", "nltk")
+_VERSIONS = ("torch", "transformers", "sacrebleu", "seqeval", "rouge-score", "nltk")
 _SLICE = 512
 """Rows that are predicted between two movements of the bar."""
 Rows = dict[str, list[Case]]
@@ -35,8 +35,15 @@ Folders = list[Any]
 """Of the model, its adapter, and the language adapter below; None for one that is not named."""
 
 
-def evaluate(config: RunConfig, *, show_progress: bool = True) -> tuple[Report, list[dict[str, Any]]]:
+def evaluate(
+    config: RunConfig, checked: tuple[Rows, list[str]] | None = None, *, show_progress: bool = True
+) -> tuple[Report, list[dict[str, Any]]]:
     """The report on `model.path` over `evaluation.sources`, and a row for each prediction.
+
+    Args:
+        config: what is judged, and on what.
+        checked: what `check` has found, where it has been called before.
+        show_progress: a bar on a terminal.
 
     Raises:
         ConfigError: no test set, no model, or a row that cannot be scored.
@@ -46,19 +53,10 @@ def evaluate(config: RunConfig, *, show_progress: bool = True) -> tuple[Report, 
         raise ConfigError(
             "model.path is empty; name the folder of the weights, e.g. checkpoints/step-*/weights"
         )
-    rows, left_out = check(config)
+    rows, left_out = checked or check(config)
     backbone.quiet()
     begin = time.monotonic()
-    report = Report(
-        {
-            "model": config.model.path,
-            "adapter": config.adapter.path,
-            "evaluation": config.evaluation.model_dump(mode="json"),
-            "left_out": left_out,
-            "versions": {name: metadata.version(name) for name in _VERSIONS},
-            "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        }
-    )
+    report = Report(_about(config, left_out))
     predictions: list[dict[str, Any]] = []
     for name, reason in _without_rows(config, rows).items():
         report.empty.setdefault(_kind(config, name), {})[languages.alone(name)] = reason
@@ -81,6 +79,17 @@ def evaluate(config: RunConfig, *, show_progress: bool = True) -> tuple[Report, 
             predictions += [_line(row, case.text) for row, case in zip(scored, group, strict=True)]
     report.about["seconds"] = round(time.monotonic() - begin, 1)
     return report, predictions
+
+
+def _about(config: RunConfig, left_out: list[str]) -> dict[str, Any]:
+    return {
+        "model": config.model.path,
+        "adapter": config.adapter.path,
+        "evaluation": config.evaluation.model_dump(mode="json"),
+        "left_out": left_out,
+        "versions": {name: metadata.version(name) for name in _VERSIONS},
+        "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+    }
 
 
 def check(config: RunConfig) -> tuple[Rows, list[str]]:

@@ -1,13 +1,11 @@
-"""Scores of labels: of texts by scikit-learn, of the spans that tags mark by seqeval, with bootstrap intervals."""
+"""Scores of labels: of texts, of the spans that tags mark (found by seqeval) and of ranks, with bootstrap intervals."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from seqeval.metrics.sequence_labeling import get_entities
-from sklearn import metrics
 
 from mlray.evaluation.report import Figure
 
@@ -15,30 +13,37 @@ SEED = 12345
 
 
 def score_texts(predicted: Sequence[str], truth: Sequence[str], resamples: int) -> dict[str, Figure]:
-    """Accuracy, macro F1 and Matthews' correlation of one label a text, in percent."""
+    """Accuracy (with one label a text also the micro F1), macro F1 and Matthews' correlation, in percent.
+
+    All three follow from the counts of each (true, predicted) pair, as scikit-learn computes them; counting is what
+    makes a thousand resamples of every language cheap.
+    """
     labels = sorted({*predicted, *truth})
     numbers = {label: number for number, label in enumerate(labels)}
     p, t = (np.array([numbers[label] for label in side]) for side in (predicted, truth))
+    cells, size = t * len(labels) + p, len(labels) ** 2
 
-    def macro_f1(p: np.ndarray, t: np.ndarray) -> float:
-        return float(metrics.f1_score(t, p, average="macro", zero_division=0.0))
+    def scores(rows: np.ndarray | slice) -> tuple[float, float, float]:
+        return _text_scores(np.bincount(cells[rows], minlength=size).reshape(len(labels), len(labels)))
 
-    def mcc(p: np.ndarray, t: np.ndarray) -> float:
-        return float(metrics.matthews_corrcoef(t, p))
-
-    scorers: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-        "accuracy": lambda p, t: float((p == t).mean()),
-        "macro F1": macro_f1,
-        "MCC": mcc,
+    whole = scores(slice(None))
+    spread = np.array([scores(rows) for rows in draws(len(t), resamples)])
+    return {
+        name: figure(whole[i], spread[:, i], len(t), f"confusion|{name}|bs:{resamples}|seed:{SEED}")
+        for i, name in enumerate(("accuracy", "macro F1", "MCC"))
     }
-    resampled = draws(len(t), resamples)
-    result = {}
-    for name, score in scorers.items():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a resample may lack a label
-            spread = [score(p[rows], t[rows]) for rows in resampled]
-        result[name] = figure(score(p, t), spread, len(t), f"scikit-learn|{name}|bs:{resamples}|seed:{SEED}")
-    return result
+
+
+def _text_scores(counts_KK: np.ndarray) -> tuple[float, float, float]:
+    """Accuracy, macro F1 over the labels that occur, and correlation (Gorodkin 2004); rows are the truth."""
+    counts_KK = counts_KK.astype(np.float64)
+    right, there, said = np.diag(counts_KK), counts_KK.sum(axis=1), counts_KK.sum(axis=0)
+    n = counts_KK.sum()
+    occurs = there + said > 0
+    f1 = 2 * right[occurs] / (there + said)[occurs]
+    scale = np.sqrt((n**2 - said @ said) * (n**2 - there @ there))
+    correlation = (right.sum() * n - said @ there) / scale if scale else 0.0
+    return float(right.sum() / n), float(f1.mean()), float(correlation)
 
 
 def score_words(

@@ -20,10 +20,11 @@ from rich.progress import track
 from rich.table import Table
 
 from mlray import languages
-from mlray.config import ConfigError, RunConfig
+from mlray.config import ConfigError, Objective, RunConfig
 from mlray.corpus import lines, sources
 from mlray.evaluation import evaluate
 from mlray.evaluation.predictions import Case
+from mlray.objectives.table import OBJECTIVES
 
 EXACT, NEAR, TRANSLATED = "exact", "near", "translated"
 THRESHOLD = 0.8
@@ -108,7 +109,7 @@ def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
 
 
 class Index:
-    """The test rows as training texts are matched with them."""
+    """The test rows as training texts are matched with them; the pair of a row is its translation, or empty."""
 
     def __init__(self, rows: evaluate.Rows) -> None:
         self.cases: list[tuple[str, Case]] = [
@@ -118,9 +119,9 @@ class Index:
         """Kind -> number of the test row -> where it was met first."""
         self._texts: dict[str, list[int]] = {}
         self._pairs: dict[str, list[int]] = {}
-        for number, (language, case) in enumerate(self.cases):
+        for number, (_, case) in enumerate(self.cases):
             self._texts.setdefault(fold(case.text), []).append(number)
-            if is_pair(language, case.pair):
+            if case.pair:
                 self._pairs.setdefault(fold(case.pair), []).append(number)
         self._shingles = {text: shingles(text) for text in self._texts}
         self._known = frozenset(chain.from_iterable(self._shingles.values()))
@@ -187,9 +188,10 @@ class Index:
         return sketch
 
 
-def is_pair(language: str, pair: str) -> bool:
-    """Whether what belongs to a text is its translation, and no label."""
-    return bool(pair) and languages.target(language) != language
+def translation_of(language: str, pair: str, objective: Objective) -> str:
+    """The translation that belongs to a text; empty if that is a label, also in a language called `de-ba`."""
+    is_label = OBJECTIVES[objective.name].labels_of is not None
+    return "" if is_label or languages.target(language) == language else pair
 
 
 def check(config: RunConfig, *, show_progress: bool = True) -> Leakage:
@@ -205,7 +207,14 @@ def check(config: RunConfig, *, show_progress: bool = True) -> Leakage:
         raise ConfigError(
             "corpus.sources is empty; name the training text that the test sets are to be kept out of"
         )
-    index = Index(dict(sorted(evaluate.read(config)[0].items())))
+    index = Index(
+        {
+            language: [
+                case._replace(pair=translation_of(language, case.pair, config.objective)) for case in group
+            ]
+            for language, group in sorted(evaluate.read(config)[0].items())
+        }
+    )
     counts = {"training_rows": 0, "skipped": 0}
     files = evaluate.files_of(config.corpus.sources, config)
     off = not (show_progress and sys.stderr.isatty())
@@ -231,7 +240,7 @@ def _training(
         for row, record in evaluate.rows_of(file, config):
             counts["skipped" if record.reason else "training_rows"] += 1
             if not record.reason:
-                yield row, record.text, record.pair if is_pair(record.language, record.pair) else ""
+                yield row, record.text, translation_of(record.language, record.pair, config.objective)
     except lines.BrokenChunk:
         counts["skipped"] += 1
 

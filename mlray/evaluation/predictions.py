@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +23,9 @@ from mlray import languages
 from mlray.config import ConfigError, Evaluation
 from mlray.evaluation import labels, significance, texts, translation
 from mlray.evaluation.report import Figure, Report
+
+_LABELLED = ("classification", "tagging", "answer")
+"""Kinds of task whose truth is no text."""
 
 
 class Case(NamedTuple):
@@ -115,8 +118,12 @@ def score(path: Path, config: Evaluation) -> Report:
         table = report.cells.setdefault(task, {})
         table[language] = figures(task, language, group, config.resamples)
     for task, table in report.cells.items():
+        own = _is_direction(task, next(iter(table)))
         others = {
-            language for other in report.cells.values() for language in other if _alike(language, table)
+            language
+            for other, cells in report.cells.items()
+            for language in cells
+            if _is_direction(other, language) == own
         }
         report.empty[task] = dict.fromkeys(
             sorted(others - table.keys()), "no rows: the predictions hold this language for other tasks only"
@@ -124,10 +131,9 @@ def score(path: Path, config: Evaluation) -> Report:
     return report
 
 
-def _alike(language: str, table: Mapping[str, object]) -> bool:
-    """Whether it is a direction where those of the table are, or a plain language where they are."""
-    first = next(iter(table))
-    return (languages.target(language) == language) == (languages.target(first) == first)
+def _is_direction(task: str, language: str) -> bool:
+    """Whether a language of a task is a direction of translation; labels have none, and `de-ba` is a dialect there."""
+    return task.partition(" ")[0] not in _LABELLED and languages.target(language) != language
 
 
 def figures(task: str, language: str, rows: Sequence[Row], resamples: int) -> dict[str, Figure]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import json
 import logging
@@ -35,6 +36,9 @@ from mlray.training.engine import Engine, probe_precision, settle
 from mlray.training.folders import Folders
 from mlray.training.monitor import Monitor
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""Of glibc's malloc.h."""
+_KEPT_BYTES = 1 << 30
 _OUR_ERROR = re.compile(r"\b(?:StorageError|RunError|ConfigError): ")
 
 
@@ -220,6 +224,18 @@ def _prepare_process(config: RunConfig) -> None:
     backbone.quiet()
     if not config.cluster.gpus_per_worker:
         torch.set_num_threads(config.cluster.threads_per_worker)
+        _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    """Lets glibc keep what a step frees for the next one.
+
+    By default each large tensor is mapped anew, and the kernel clears its pages again: a fifth of a step on a CPU.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for parameter in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
+            mallopt(parameter, _KEPT_BYTES)
 
 
 def open_model(config: RunConfig, tokens: Any) -> Any:

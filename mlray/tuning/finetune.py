@@ -1,4 +1,7 @@
-"""One fine-tuning: trains on a backbone, whole, in part or by an adapter, and judges the result per language."""
+"""One fine-tuning: trains on a backbone, whole, in part or by an adapter, and judges the result per language.
+
+A translator may also start from nothing: pairs are all that it needs.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ def finetune(config: RunConfig, *, plan_only: bool = False, merged: bool = False
         ConfigError: there is no backbone, or the configuration cannot run; the sentence says what to change.
         RunError: storage or the workers failed.
     """
-    if config.model.path is None:
+    if config.model.path is None and config.objective.name != "translation":
         raise ConfigError(
             "model.path is empty, and fine-tuning starts from a backbone: a folder, an s3:// prefix or a hub name; "
             "jobs/pretrain.py trains from nothing"
@@ -35,18 +38,18 @@ def finetune(config: RunConfig, *, plan_only: bool = False, merged: bool = False
     if merged and config.adapter.kind == "none":
         raise ConfigError("adapter.kind=none leaves no adapter to merge; the weights of the run are whole")
     # A test row that cannot be scored ends the job before it costs anything.
-    rows, _ = evaluate.check(config) if config.evaluation.sources else ({}, [])
+    checked = evaluate.check(config) if config.evaluation.sources else None
     prepared = prepare(config)
-    if rows:
-        evaluate.check_model(config, rows, prepared.tokens, fit.open_labels(prepared.config))
+    if checked:
+        evaluate.check_model(config, checked[0], prepared.tokens, fit.open_labels(prepared.config))
     if plan_only:
         return None
     trained = complete(prepared)
     if merged:
         print(f"merged      {merge(prepared.config, trained)}")
-    if not rows:
+    if not checked:
         return None
-    result, found = evaluate.evaluate(judged(config, trained))
+    result, found = evaluate.evaluate(judged(config, trained), checked)
     with storage.staging() as stage:
         output.tell(result, found, stage, as_json=False)
         place = storage.join(prepared.folders.root, "evaluation")

@@ -139,6 +139,25 @@ def test_scores_of_texts_are_those_of_scikit_learn() -> None:
     assert scores["accuracy"].high - scores["accuracy"].low == pytest.approx(
         392 * (p * (1 - p) / 90) ** 0.5, rel=0.25
     )
+    resampled = [(np.array(truth)[rows], np.array(found)[rows]) for rows in labels.draws(90, 200)]
+    for name, oracle in (
+        ("macro F1", lambda t, p: metrics.f1_score(t, p, average="macro")),
+        ("MCC", metrics.matthews_corrcoef),
+    ):
+        spread = [100 * oracle(t, p) for t, p in resampled]
+        low, high = np.percentile(spread, [2.5, 97.5])
+        assert (scores[name].low, scores[name].high) == pytest.approx((low, high))
+
+
+def test_scores_where_labels_are_missing_on_either_side() -> None:
+    truth, found = ["a", "a", "b", "c"], ["a", "d", "b", "b"]
+    scores = labels.score_texts(found, truth, resamples=50)
+    assert scores["macro F1"].value == pytest.approx(
+        100 * metrics.f1_score(truth, found, average="macro", zero_division=0.0)
+    )
+    assert scores["MCC"].value == pytest.approx(100 * metrics.matthews_corrcoef(truth, found))
+    alone = labels.score_texts(["a", "a"], ["a", "a"], resamples=50)
+    assert (alone["accuracy"].value, alone["macro F1"].value, alone["MCC"].value) == (100.0, 100.0, 0.0)
 
 
 def test_scores_of_spans_are_those_of_seqeval() -> None:
@@ -405,13 +424,14 @@ def test_an_empty_cell_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[st
             for language in ("de", "fr")
             for label in "ab"
         ),
+        {"language": "de-ba", "prediction": "a", "label": "a"},  # a dialect, which no translation lacks
         {"language": "en-de", "prediction": "warm", "reference": "warm"},
         {"task": "tagging", "language": "de", "prediction": "O", "reference": "O"},
     ]
     scored = predictions.score(write(tmp_path / "p.jsonl", rows_of_tasks), Evaluation(resamples=20))
     assert {task: list(reasons) for task, reasons in scored.empty.items()} == {
         "classification": [],
-        "tagging": ["fr"],
+        "tagging": ["de-ba", "fr"],
         "text": [],
     }
 

@@ -111,6 +111,12 @@ def test_labels_and_tags_beside_a_text_are_no_translations(tmp_path: Path) -> No
     test, training = [("de", "warm", "good")], [("de", "good", "warm"), ("de", "kalt", "good")]
     cell = leakage.check(configuration.load(None, overrides(tmp_path, test, training))).cells["de"]
     assert (cell.exact, cell.near, cell.translated, cell.leaked) == (0, 0, 0, 0)
+    # A dialect is spelled as a direction is; only the objective tells that its rows carry labels.
+    test, training = [("de-ba", "warm", "good")], [("de-ba", "good", "warm"), ("de-ba", "kalt", "good")]
+    for objective, leaks in (("classification", 0), ("translation", 1)):
+        settings = [*overrides(tmp_path, test, training), f"objective.name={objective}"]
+        cell = leakage.check(configuration.load(None, settings)).cells["de-ba"]
+        assert (cell.exact, cell.translated) == (leaks, leaks)  # the pair "warm" is the text of the test row
 
 
 def test_folding_keeps_what_tells_texts_apart() -> None:

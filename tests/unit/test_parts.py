@@ -205,6 +205,10 @@ def test_dotted_columns_look_inside_unless_a_key_has_that_name(tmp_path: Path) -
     rows = [{"text": {"de": "Wort", "en": ["a", "word"]}}, {"text.de": "flach"}, {"text": {"fr": "mot"}}]
     nested, flat, none = read({"uri": lines(tmp_path / "de.jsonl", rows), "text": "text.de"})
     assert (nested.text, flat.text, none.reason) == ("Wort", "flach", "no key 'text.de'")
+    one, *others = read({"uri": str(tmp_path / "de.jsonl"), "text": "text.en.1"})
+    assert (one.text, [other.reason for other in others]) == ("word", ["no key 'text.en.1'"] * 2)
+    beyond = read({"uri": str(tmp_path / "de.jsonl"), "text": "text.en.2"})
+    assert [record.reason for record in beyond] == ["no key 'text.en.2'"] * 3
     both = read({"uri": str(tmp_path / "de.jsonl"), "text": "text.de", "pair": "text.fr"})
     assert [record.reason for record in both] == ["no key 'text.fr'", "no key 'text.fr'", "no key 'text.de'"]
 

@@ -40,9 +40,14 @@ def metric_tokenizer(language: str) -> str:
     return "zh" if base == "zh" else "char" if base in _UNSPACED else "13a"
 
 
+def is_direction(tag: str) -> bool:
+    """Whether a tag has the form of a direction (`en-de`); so has the dialect `de-ba`, where rows carry labels."""
+    return _DIRECTION.fullmatch(tag) is not None
+
+
 def target(tag: str) -> str:
     """The language that is written: of a direction (`en-de`) the second, else the tag itself."""
-    return tag.split("-")[1] if _DIRECTION.fullmatch(tag) else tag
+    return tag.split("-")[1] if is_direction(tag) else tag
 
 
 def task(name: str) -> str:

@@ -190,8 +190,8 @@ class Index:
 
 def translation_of(language: str, pair: str, objective: Objective) -> str:
     """The translation that belongs to a text; empty if that is a label, also in a language called `de-ba`."""
-    is_label = OBJECTIVES[objective.name].labels_of is not None
-    return "" if is_label or languages.target(language) == language else pair
+    labelled = OBJECTIVES[objective.name].labels_of is not None
+    return pair if languages.is_direction(language) and not labelled else ""
 
 
 def check(config: RunConfig, *, show_progress: bool = True) -> Leakage:

@@ -23,9 +23,7 @@ from mlray import languages
 from mlray.config import ConfigError, Evaluation
 from mlray.evaluation import labels, significance, texts, translation
 from mlray.evaluation.report import Figure, Report
-
-_LABELLED = ("classification", "tagging", "answer")
-"""Kinds of task whose truth is no text."""
+from mlray.objectives.table import HEADS
 
 
 class Case(NamedTuple):
@@ -133,7 +131,7 @@ def score(path: Path, config: Evaluation) -> Report:
 
 def _is_direction(task: str, language: str) -> bool:
     """Whether a language of a task is a direction of translation; labels have none, and `de-ba` is a dialect there."""
-    return task.partition(" ")[0] not in _LABELLED and languages.target(language) != language
+    return languages.is_direction(language) and task.partition(" ")[0] not in HEADS
 
 
 def figures(task: str, language: str, rows: Sequence[Row], resamples: int) -> dict[str, Figure]:

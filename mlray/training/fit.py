@@ -224,10 +224,10 @@ def _prepare_process(config: RunConfig) -> None:
     backbone.quiet()
     if not config.cluster.gpus_per_worker:
         torch.set_num_threads(config.cluster.threads_per_worker)
-        _keep_freed_memory()
+        keep_freed_memory()
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Lets glibc keep what a step frees for the next one.
 
     By default each large tensor is mapped anew, and the kernel clears its pages again: a fifth of a step on a CPU.

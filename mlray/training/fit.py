@@ -230,7 +230,8 @@ def _prepare_process(config: RunConfig) -> None:
 def keep_freed_memory() -> None:
     """Lets glibc keep what a step frees for the next one.
 
-    By default each large tensor is mapped anew, and the kernel clears its pages again: a seventh of a step (`benchmarks/cpu_workers.py`).
+    By default each large tensor is mapped anew, and the kernel clears its pages again: a seventh of a step on a CPU
+    (`benchmarks/cpu_workers.py`).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -14,6 +14,8 @@ from mlray.corpus.sources import SourceFile
 
 OUTSIDE = "in another part of the source"
 _LABEL_CHARS = 60
+_LAST = 1.0 - 2.0**-48
+"""The share of a row that tells no other: it belongs to the part that ends at 1."""
 
 
 class Record(NamedTuple):
@@ -24,28 +26,45 @@ class Record(NamedTuple):
     text: str
     pair: str
     reason: str
+    key: str = ""
+    """The cell of `part_by`: rows that share it belong together, such as a text and its translations."""
 
 
 def record(row: int, cells: list[object], file: SourceFile, max_chars: int) -> Record:
-    """The record of a row whose cells are those of `columns`; `OUTSIDE` is the reason of one in another part."""
-    language = file.fallback
+    """The record of a row whose cells are those of `columns`; a `BadRecord` among them is why that one is missing.
+
+    `OUTSIDE` is the reason of one in another part, be the rest of it good or bad.
+    """
+    language, share = file.fallback, _LAST
     first, last = file.part
     try:
-        key = cells.pop() if file.part_by else None
-        if file.language_column:
-            tag = clean(cells.pop(), 64)
-            normal = languages.normalize(tag)
-            if normal is None:
-                raise BadRecord("no language tag in the language column")
-            language = file.name(normal)
-        pair = clean(_beside(cells), max_chars) if file.pair or file.pair_uri else ""
+        key = _known(cells.pop()) if file.part_by else None
+        if key is not None:
+            share = share_of(str(key))
+        named = _named(cells.pop(), file) if file.language_column else language
+        language = named if isinstance(named, str) else language
+        beside = cells.pop() if file.pair or file.pair_uri else None
+        words = cells[0] if len(cells) == 1 and isinstance(cells[0], list) and isinstance(beside, list) else None
+        if words is not None:  # tags belong to them, one to each
+            cells = [" ".join("".join(str(word).split()) for word in words)]
+        text = clean(_joined(cells), max_chars)
+        if key is None:
+            share = share_of(text)
+        if not first <= share < last:
+            return Record(row, language, "", "", OUTSIDE)
+        _known(named)
+        pair = clean(_beside(_known(beside), words), max_chars) if file.pair or file.pair_uri else ""
         if file.label_map:
             pair = _mapped(pair, file)
-        text = clean(cells[0] if len(cells) == 1 and isinstance(cells[0], str) else _joined(cells), max_chars)
-        inside = first <= share_of(text if key is None else str(key)) < last
     except BadRecord as error:
-        return Record(row, language, "", "", str(error))
-    return Record(row, language, text, pair, "") if inside else Record(row, language, "", "", OUTSIDE)
+        return bad(row, str(error), file, share, language)
+    return Record(row, language, text, pair, "", "" if key is None else str(key))
+
+
+def bad(row: int, reason: str, file: SourceFile, share: float = _LAST, language: str = "") -> Record:
+    """A record that cannot be used; one that tells nothing of its part belongs to the one that ends at 1."""
+    inside = file.part[0] <= share < file.part[1]
+    return Record(row, language or file.fallback, "", "", reason if inside else OUTSIDE)
 
 
 def share_of(key: str) -> float:
@@ -70,26 +89,40 @@ def _names(label_map: LabelMap) -> dict[str, str]:
     return dict(label_map)
 
 
-def _beside(cells: list[object]) -> object:
-    """Takes what belongs to the text: a text, the number of a label, or a list of tags beside a list of words.
+def _known(cell: object) -> object:
+    if isinstance(cell, BadRecord):
+        raise cell
+    return cell
+
+
+def _named(cell: object, file: SourceFile) -> str | BadRecord:
+    """The language that a cell names, or why it names none."""
+    try:
+        normal = languages.normalize(clean(_known(cell), 64))
+    except BadRecord as error:
+        return error
+    return BadRecord("no language tag in the language column") if normal is None else file.name(normal)
+
+
+def _beside(pair: object, words: list[object] | None) -> object:
+    """What belongs to a text: a text, the number of a label, or tags where the text is a list of words.
 
     Raises:
         BadRecord: words and tags are of different number.
     """
-    pair = cells.pop()
-    if isinstance(pair, list) and len(cells) == 1 and isinstance(cells[0], list):
-        words = cells[0]
+    if words is not None and isinstance(pair, list):
         if len(words) != len(pair):
             raise BadRecord(f"{len(words)} words and {len(pair)} tags")
-        cells[0] = " ".join("".join(str(word).split()) for word in words)
         return " ".join("".join(str(tag).split()) for tag in pair)
     return str(pair).lower() if isinstance(pair, int) else pair  # a label's number, or true and false
 
 
 def _joined(cells: Sequence[object]) -> object:
     """Several columns, or a list column, as one text with a line break between; anything else stays what it is."""
+    if len(cells) == 1 and isinstance(cells[0], str):
+        return cells[0]
     parts: list[str] = []
-    for cell in cells:
+    for cell in map(_known, cells):
         if isinstance(cell, bytes):
             parts.append(decode(cell))
         elif isinstance(cell, list) and all(isinstance(part, str | bytes) for part in cell):

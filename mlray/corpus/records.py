@@ -62,20 +62,10 @@ def read(chunk: Chunk, max_chars: int, settings: Storage, first_row: int = 0) ->
         if chunk.file.pair_uri:
             parse = _parse_aligned
         batches = _batched(parse(chunk, max_chars, settings), first_row)
-    return batches if chunk.file.part == (0.0, 1.0) else _inside(batches, chunk.file.part[1])
-
-
-def _inside(batches: Iterator[list[Record]], last: float) -> Iterator[list[Record]]:
-    """Without the records of other parts; the rest keep the rows that they have in the file.
-
-    A bad record has no part that its text could tell: it belongs to the one that ends at 1.
-    """
-    for batch in batches:
-        yield [
-            record
-            for record in batch
-            if not record.reason or (record.reason != fields.OUTSIDE and last == 1.0)
-        ]
+    if chunk.file.part == (0.0, 1.0):
+        return batches
+    # Records of other parts are left out; the rest keep the rows that they have in the file.
+    return ([record for record in batch if record.reason != fields.OUTSIDE] for batch in batches)
 
 
 def _read_parquet(chunk: Chunk, max_chars: int, settings: Storage, first_row: int) -> Iterator[list[Record]]:
@@ -154,7 +144,7 @@ def _parse_table(chunk: Chunk, max_chars: int, settings: Storage) -> Iterator[Re
     try:
         for row, cells in enumerate(rows):
             if isinstance(cells, BadRecord):
-                yield Record(row, file.fallback, "", "", str(cells))
+                yield fields.bad(row, str(cells), file)
             else:
                 yield fields.record(row, cells, file, max_chars)
     except BrokenChunk as error:
@@ -177,13 +167,16 @@ def _parse_aligned(chunk: Chunk, max_chars: int, settings: Storage) -> Iterator[
 def _parse_pair(
     row: int, halves: tuple[bytes, bytes], limit: int, file: SourceFile, max_chars: int
 ) -> Record:
+    return fields.record(row, [_half(half, limit, max_chars) for half in halves], file, max_chars)
+
+
+def _half(line: bytes, limit: int, max_chars: int) -> object:
     try:
-        if max(map(len, halves)) > limit:
+        if len(line) > limit:
             raise BadRecord(f"longer than {max_chars} characters")
-        cells: list[object] = [decode(half.rstrip(b"\r")).removeprefix("\ufeff") for half in halves]
+        return decode(line.rstrip(b"\r")).removeprefix("\ufeff")
     except BadRecord as error:
-        return Record(row, file.fallback, "", "", str(error))
-    return fields.record(row, cells, file, max_chars)
+        return error
 
 
 def _line_limit(file: SourceFile, max_chars: int) -> int:
@@ -192,7 +185,6 @@ def _line_limit(file: SourceFile, max_chars: int) -> int:
 
 
 def _parse_line(row: int, line: bytes, file: SourceFile, max_chars: int) -> Record:
-    language = file.fallback
     try:
         if len(line) > _line_limit(file, max_chars):
             raise BadRecord(f"longer than {max_chars} characters")
@@ -204,7 +196,7 @@ def _parse_line(row: int, line: bytes, file: SourceFile, max_chars: int) -> Reco
         else:
             cells = [text]
     except BadRecord as error:
-        return Record(row, language, "", "", str(error))
+        return fields.bad(row, str(error), file)
     return fields.record(row, cells, file, max_chars)
 
 
@@ -223,7 +215,8 @@ def _json_cells(text: str, file: SourceFile) -> list[object]:
 def _value(entry: object, name: str) -> object:
     """A key's value; `text.de` is the key `de` inside `text`, unless there is a key of that name.
 
-    In a list a key is a place, from 0: `names.de.0` is the first of the German names.
+    In a list a key is a place, from 0: `names.de.0` is the first of the German names. Without it, the `BadRecord` that
+    says so: its row may still have a text, and so a part.
     """
     key = name
     while isinstance(entry, dict | list):
@@ -233,7 +226,7 @@ def _value(entry: object, name: str) -> object:
             return entry[key]
         outer, _, key = key.partition(".")
         entry = entry.get(outer)
-    raise BadRecord(f"no key {name!r}")
+    return BadRecord(f"no key {name!r}")
 
 
 def _tab_cells(text: str) -> list[object]:

@@ -59,6 +59,37 @@ def test_parts_hold_each_row_once_with_its_raw_number(tmp_path: Path) -> None:
     assert {record.text for record in elsewhere} == {record.text for record in test}
 
 
+def test_a_bad_row_belongs_to_the_part_of_its_text(tmp_path: Path) -> None:
+    rows: list[Any] = [{"id": i % 7, "text": f"text {i}", "y": None if i % 2 else "a"} for i in range(300)]
+    rows[6] = {"id": 6, "text": "no label at all"}
+    uri = lines(tmp_path / "de.jsonl", rows)
+    source = {"uri": uri, "pair": "y"}
+    whole = read(source)
+    reasons = {record.row: record.reason for record in whole if record.reason}
+    assert len(reasons) == 151
+    assert reasons[6] == "no key 'y'"
+    halves = [read({**source, "part": part}) for part in ((0.0, 0.3), (0.3, 1.0))]
+    assert sorted(halves[0] + halves[1]) == sorted(whole)
+    for part, half in zip(((0.0, 0.3), (0.3, 1.0)), halves, strict=True):
+        inside = [row for row in reasons if part[0] <= fields.share_of(rows[row]["text"]) < part[1]]
+        assert [record.row for record in half if record.reason] == inside
+    by_id = read({**source, "part": (0.0, 0.3), "part_by": "id"})
+    share = {i: fields.share_of(str(i)) for i in range(7)}
+    assert {record.row % 7 for record in by_id} == {i for i in range(7) if share[i] < 0.3}
+    assert {record.key for record in by_id if not record.reason} <= {str(i) for i in range(7)}
+
+
+def test_half_a_pair_that_cannot_be_read_leaves_the_row_in_its_part(tmp_path: Path) -> None:
+    (tmp_path / "x.de").write_bytes(b"".join(b"Wort %d\n" % i for i in range(100)))
+    (tmp_path / "x.en").write_bytes(b"\xff\n" + b"".join(b"word %d\n" % i for i in range(1, 100)))
+    source = {"uri": f"{tmp_path}/x.de", "pair_uri": f"{tmp_path}/x.en", "language": "de-en", "format": "text"}
+    share = fields.share_of("Wort 0")
+    inside, outside = (read({**source, "part": part}) for part in ((share, 1.0), (0.0, share)))
+    assert [record.reason for record in inside if record.reason] == ["invalid UTF-8 at byte 0"]
+    assert not [record.reason for record in outside if record.reason]
+    assert len(inside) + len(outside) == 100
+
+
 def test_shares_are_even_over_the_unit_interval() -> None:
     shares = np.array([fields.share_of(str(i)) for i in range(4000)])
     counts = np.histogram(shares, bins=10, range=(0, 1))[0]

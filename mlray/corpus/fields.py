@@ -44,7 +44,9 @@ def record(row: int, cells: list[object], file: SourceFile, max_chars: int) -> R
         named = _named(cells.pop(), file) if file.language_column else language
         language = named if isinstance(named, str) else language
         beside = cells.pop() if file.pair or file.pair_uri else None
-        words = cells[0] if len(cells) == 1 and isinstance(cells[0], list) and isinstance(beside, list) else None
+        words = (
+            cells[0] if len(cells) == 1 and isinstance(cells[0], list) and isinstance(beside, list) else None
+        )
         if words is not None:  # tags belong to them, one to each
             cells = [" ".join("".join(str(word).split()) for word in words)]
         text = clean(_joined(cells), max_chars)

@@ -6,13 +6,11 @@ import contextlib
 import itertools
 import json
 import os
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import ray
-from ray.autoscaler import sdk as autoscaler
 from rich.console import Console
 
 from mlray import storage
@@ -25,11 +23,9 @@ from mlray.corpus.windows import WindowReader
 from mlray.models import backbone, tokenizer
 from mlray.objectives.table import OBJECTIVES
 from mlray.training import checkpoint as checkpoints
-from mlray.training import fit, plan, report, resume
+from mlray.training import fit, placement, plan, report, resume
 from mlray.training.folders import Folders
 from mlray.training.plan import Plan
-
-_POLL_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -67,7 +63,7 @@ def prepare(config: RunConfig) -> Prepared:
     """
     backbone.quiet()
     console = Console(width=None if os.environ.get("COLUMNS") else 110)
-    config = _placed(config)
+    config = placed(config)
     folders = Folders.of(config)
     corpus_sources = sources.import_datasets(config.corpus.sources, folders.imported, config.storage)
     files = sources.list_files(corpus_sources, config.storage)
@@ -76,7 +72,7 @@ def prepare(config: RunConfig) -> Prepared:
     found = checkpoints.newest(folders.checkpoints, config.storage)[0] if config.train.resume else None
     if found:
         resume.check(config, found)
-    connect(config)
+    placement.connect(config)
     manifest = _manifest(config, folders, files, resumes=found is not None)
     manifests.check_languages(manifest, config.corpus.languages)
     _check_early_stopping(config, manifest)
@@ -120,8 +116,8 @@ def complete(prepared: Prepared) -> dict[str, Any]:
     return result
 
 
-def _placed(config: RunConfig) -> RunConfig:
-    """The configuration with a run folder that means the same to every process."""
+def placed(config: RunConfig) -> RunConfig:
+    """The configuration with folders that mean the same to every process: workers have another working directory."""
     relative = not config.run.storage_uri.startswith(("/", "~", "s3://"))
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and relative:
         raise ConfigError(
@@ -129,11 +125,23 @@ def _placed(config: RunConfig) -> RunConfig:
             "last; give an absolute path or s3://bucket/prefix"
         )
     place = storage.absolute(config.run.storage_uri)
-    return config.model_copy(update={"run": config.run.model_copy(update={"storage_uri": place})})
+    adapter = {name: _here(getattr(config.adapter, name)) for name in ("path", "language_path")}
+    sections = {
+        "run": config.run.model_copy(update={"storage_uri": place}),
+        "tokenizer": config.tokenizer.model_copy(update={"path": _here(config.tokenizer.path)}),
+        "model": config.model.model_copy(update={"path": _here(config.model.path)}),
+        "adapter": config.adapter.model_copy(update=adapter),
+    }
+    return config.model_copy(update=sections)
+
+
+def _here(path: str | None) -> str | None:
+    """A folder that is here by its absolute path; anything else, such as the name of a model on a hub, as it is."""
+    return storage.absolute(path) if path and "://" not in path and Path(path).expanduser().is_dir() else path
 
 
 def _train(config: RunConfig, folders: Folders) -> checkpoints.Checkpoint:
-    check_placement(config)
+    placement.check(config)
     if not config.train.resume:  # not before all else is known to be right
         storage.delete_folder(folders.checkpoints, config.storage)
     fit.fit(config)
@@ -153,61 +161,6 @@ def _check_early_stopping(config: RunConfig, manifest: Manifest) -> None:
             f"train.early_stopping={config.train.early_stopping}: no held-out rows of {language!r}; there are some of "
             f"{', '.join(held_out) or 'no language'}"
         )
-
-
-def connect(config: RunConfig) -> None:
-    """Joins the job's cluster, or starts a local one."""
-    if not ray.is_initialized():
-        ray.init(address=config.cluster.address, logging_level="warning", log_to_driver=True)
-
-
-def check_placement(config: RunConfig) -> None:
-    """Waits `cluster.wait_s` for nodes that can hold the workers.
-
-    Raises:
-        ConfigError: the cluster cannot place them.
-    """
-    wanted = config.cluster
-    data = stream.least_cpus(config.corpus)
-    end = time.monotonic() + wanted.wait_s
-    bundle = {"CPU": wanted.cpus_per_worker, "GPU": wanted.gpus_per_worker}
-    asked = wanted.wait_s > 0
-    if asked:  # nodes that start from zero come only when someone asks for them
-        bundles = [{key: value for key, value in bundle.items() if value}] * wanted.num_workers
-        autoscaler.request_resources(bundles=bundles)
-    try:
-        while True:
-            fitting, offer = _places(config)
-            left = offer["CPU"] - wanted.num_workers * wanted.cpus_per_worker
-            if fitting >= wanted.num_workers and left >= data - 1e-9:
-                return
-            if time.monotonic() >= end:
-                break
-            time.sleep(_POLL_S)
-    finally:
-        if asked:  # the request would keep the nodes for ever; from here on the run's own demand does
-            autoscaler.request_resources(bundles=[])
-    raise ConfigError(
-        f"cluster.num_workers={wanted.num_workers} cannot be placed: each needs {wanted.cpus_per_worker:g} CPU and "
-        f"{wanted.gpus_per_worker:g} GPU, the input pipeline {data:g} CPU, and the cluster offers {offer['CPU']:g} CPU "
-        f"and {offer['GPU']:g} GPU, room for {fitting} workers; lower cluster.num_workers or cluster.cpus_per_worker, "
-        "or raise cluster.wait_s where nodes are still to come"
-    )
-
-
-def _places(config: RunConfig) -> tuple[int, dict[str, float]]:
-    offer = {"CPU": 0.0, "GPU": 0.0}
-    fitting = 0
-    for node in ray.nodes():
-        if not node["Alive"]:
-            continue
-        resources = {key: float(node["Resources"].get(key, 0.0)) for key in offer}
-        room = resources["CPU"] / config.cluster.cpus_per_worker
-        if config.cluster.gpus_per_worker:
-            room = min(room, resources["GPU"] / config.cluster.gpus_per_worker)
-        fitting += int(room + 1e-9)
-        offer = {key: offer[key] + resources[key] for key in offer}
-    return fitting, offer
 
 
 def _manifest(

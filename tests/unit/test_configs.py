@@ -8,6 +8,7 @@ import pytest
 
 from mlray import configuration
 from mlray.corpus import records, sources
+from mlray.training import pretrain
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "jobs" / "configs").glob("*.yaml"))
@@ -27,3 +28,24 @@ def test_a_ready_configuration_loads_and_its_sources_are_there(
         batch = next(batch for batch in records.read(chunk, 100_000, config.storage) if batch)
         good = [record for record in batch if not record.reason]
         assert len(good) > len(batch) / 4, f"{file.uri}: {batch[0].reason}"
+
+
+def test_tasks_start_where_the_encoder_ends() -> None:
+    encoder = configuration.load(ROOT / "jobs/configs/pretrain_shop.yaml")
+    last = f"{encoder.run.storage_uri}/{encoder.run.name}/checkpoints/step-{encoder.train.steps:08d}/weights"
+    paths = {configuration.load(path).model.path for path in CONFIGS} - {None}
+    assert {path for path in paths if "shop-encoder" in str(path)} == {last}
+
+
+def test_a_folder_beside_the_job_means_the_same_to_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/encoder").mkdir(parents=True)
+    config = configuration.load(
+        None, ["model.path=runs/encoder", "tokenizer.path=org/name", "adapter.language_path=s3://b/a"]
+    )
+    placed = pretrain.placed(config)
+    assert placed.model.path == str(tmp_path / "runs/encoder")
+    assert placed.run.storage_uri == str(tmp_path / "runs")
+    assert (placed.tokenizer.path, placed.adapter.language_path) == ("org/name", "s3://b/a")

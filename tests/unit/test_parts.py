@@ -82,7 +82,12 @@ def test_a_bad_row_belongs_to_the_part_of_its_text(tmp_path: Path) -> None:
 def test_half_a_pair_that_cannot_be_read_leaves_the_row_in_its_part(tmp_path: Path) -> None:
     (tmp_path / "x.de").write_bytes(b"".join(b"Wort %d\n" % i for i in range(100)))
     (tmp_path / "x.en").write_bytes(b"\xff\n" + b"".join(b"word %d\n" % i for i in range(1, 100)))
-    source = {"uri": f"{tmp_path}/x.de", "pair_uri": f"{tmp_path}/x.en", "language": "de-en", "format": "text"}
+    source = {
+        "uri": f"{tmp_path}/x.de",
+        "pair_uri": f"{tmp_path}/x.en",
+        "language": "de-en",
+        "format": "text",
+    }
     share = fields.share_of("Wort 0")
     inside, outside = (read({**source, "part": part}) for part in ((share, 1.0), (0.0, share)))
     assert [record.reason for record in inside if record.reason] == ["invalid UTF-8 at byte 0"]

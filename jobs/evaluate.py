@@ -21,23 +21,25 @@ def main() -> int:
         "--leakage", action="store_true", help="count test rows that stand in the training text"
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.add_argument("--output", type=Path, help="folder for the result (JSON, HTML) and the predictions")
+    parser.add_argument(
+        "--output", help="folder or s3:// prefix for the result (JSON, HTML) and the predictions"
+    )
     arguments = parser.parse_intermixed_args()
 
     def work() -> None:
         config = configuration.load(arguments.config, arguments.overrides)
         # Loads torch: not before the configuration is good.
-        from mlray.evaluation import evaluate, leakage, output, predictions
+        from mlray.evaluation import comparison, evaluate, leakage, output, predictions
 
         if arguments.compare:
-            found, rows = predictions.compare(*arguments.compare, config.evaluation.resamples), []
+            found, rows = comparison.compare(*arguments.compare), []
         elif arguments.predictions:
             found, rows = predictions.score(arguments.predictions, config.evaluation), []
         elif arguments.leakage:
             found, rows = leakage.check(config, show_progress=not arguments.json), []
         else:
             found, rows = evaluate.evaluate(config, show_progress=not arguments.json)
-        output.tell(found, rows, arguments.output, as_json=arguments.json)
+        output.tell(found, rows, arguments.output, config.storage, as_json=arguments.json)
 
     return configuration.exit_code(work)
 

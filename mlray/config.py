@@ -171,7 +171,7 @@ class Objective(_Section):
     mask_rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
     whole_word: bool = False
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Of translation (Szegedy et al. 2016): the share of a target's weight that all tokens divide."""
+    """Of translation and denoising (Szegedy et al. 2016): the share of a target's weight that all tokens divide."""
     noise_rate: Annotated[float, Field(gt=0, lt=1)] = 0.35
     """Share of the tokens that `denoising` hides in spans of Poisson lengths; it also shuffles sentences."""
     span_length: float = Field(3.5, ge=0.1)

@@ -10,9 +10,28 @@ import re
 import unicodedata
 
 UNKNOWN = "und"
-_UNSPACED = {"ja", "ko", "th", "lo", "km", "my", "yue"}
+_CHINESE = {"zh", "zho", "chi", "cmn"}
+_UNSPACED = {
+    "ja",
+    "jpn",
+    "ko",
+    "kor",
+    "th",
+    "tha",
+    "lo",
+    "lao",
+    "km",
+    "khm",
+    "my",
+    "mya",
+    "yue",
+    "wuu",
+    "nan",
+    "lzh",
+}
 
-_DIRECTION = re.compile(r"[a-z]{2,3}-[a-z]{2,3}")
+_LANGUAGE = "[a-z]{2,3}(?:-[A-Z][a-z]{3})?(?:-[A-Z]{2})?"
+_DIRECTION = re.compile(rf"{_LANGUAGE}-({_LANGUAGE})")
 _TAG = re.compile(r"[A-Za-z]{2,3}(?:[-_][A-Za-z0-9]{2,8})*")
 
 
@@ -37,17 +56,18 @@ def metric_tokenizer(language: str) -> str:
     With the default `13a` a perfect Chinese sentence that differs in one character would score 0.
     """
     base = language.split("-")[0]
-    return "zh" if base == "zh" else "char" if base in _UNSPACED else "13a"
+    return "zh" if base in _CHINESE else "char" if base in _UNSPACED else "13a"
 
 
 def is_direction(tag: str) -> bool:
-    """Whether a tag has the form of a direction (`en-de`); so has the dialect `de-ba`, where rows carry labels."""
+    """Whether a tag has the form of a direction (`en-de`, `zh-Hans-en`); so has `de-ba`, a dialect of labelled rows."""
     return _DIRECTION.fullmatch(tag) is not None
 
 
 def target(tag: str) -> str:
     """The language that is written: of a direction (`en-de`) the second, else the tag itself."""
-    return tag.split("-")[1] if is_direction(tag) else tag
+    found = _DIRECTION.fullmatch(tag)
+    return found[1] if found else tag
 
 
 def task(name: str) -> str:

@@ -109,12 +109,9 @@ def _named(cell: object, file: SourceFile) -> str | BadRecord:
 def _beside(pair: object, words: list[object] | None) -> object:
     """What belongs to a text: a text, the number of a label, or tags where the text is a list of words.
 
-    Raises:
-        BadRecord: words and tags are of different number.
+    Whether there are as many tags as words is for those to see who read them.
     """
     if words is not None and isinstance(pair, list):
-        if len(words) != len(pair):
-            raise BadRecord(f"{len(words)} words and {len(pair)} tags")
         return " ".join("".join(str(tag).split()) for tag in pair)
     return str(pair).lower() if isinstance(pair, int) else pair  # a label's number, or true and false
 

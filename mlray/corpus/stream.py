@@ -9,6 +9,7 @@ Guarantees, each held by a test:
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -115,6 +116,7 @@ class _PackWindows:
 
     def __init__(self, cutter: Cutter, corpus: Corpus, seed: int, start: Position) -> None:
         self._cutter, self._corpus, self._seed, self._start = cutter, corpus, seed, start
+        gc.freeze()  # a window is a hundred thousand small objects, and each collection would look at all imports too
 
     def __call__(self, table: pa.Table) -> pa.Table:
         values = table.to_pylist()[0]

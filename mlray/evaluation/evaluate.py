@@ -20,23 +20,26 @@ from mlray.corpus import lines, records, sources
 from mlray.corpus.fields import Record
 from mlray.evaluation import labelling
 from mlray.evaluation.labelling import Judge
-from mlray.evaluation.predictions import Case, Row, figures
+from mlray.evaluation.predictions import Case, Row, figures, fill_gaps
 from mlray.evaluation.report import Report
 from mlray.models import backbone, tokenizer
 from mlray.models.generation import Continuer, Writer
 from mlray.objectives import answers, translation
+from mlray.objectives.table import check_family
 
 _VERSIONS = ("torch", "transformers", "sacrebleu", "seqeval", "rouge-score", "nltk")
 _SLICE = 512
 """Rows that are predicted between two movements of the bar."""
 Rows = dict[str, list[Case]]
-"""Language -> rows of the test sets."""
+"""Language -> rows of the test sets; none where a file has no row that can be scored."""
+Checked = tuple[Rows, list[str]]
+"""The rows of the test sets, and why some are left out."""
 Folders = list[Any]
 """Of the model, its adapter, and the language adapter below; None for one that is not named."""
 
 
 def evaluate(
-    config: RunConfig, checked: tuple[Rows, list[str]] | None = None, *, show_progress: bool = True
+    config: RunConfig, checked: Checked | None = None, *, show_progress: bool = True
 ) -> tuple[Report, list[dict[str, Any]]]:
     """The report on `model.path` over `evaluation.sources`, and a row for each prediction.
 
@@ -53,12 +56,15 @@ def evaluate(
         raise ConfigError(
             "model.path is empty; name the folder of the weights, e.g. checkpoints/step-*/weights"
         )
-    rows, left_out = checked or check(config)
+    if config.adapter.language_path and not config.adapter.path:
+        raise ConfigError("adapter.language_path lies below the adapter of a task; name that in adapter.path")
+    found_rows, left_out = checked or check(config)
+    rows = {name: group for name, group in found_rows.items() if group}
     backbone.quiet()
     begin = time.monotonic()
     report = Report(_about(config, left_out))
     predictions: list[dict[str, Any]] = []
-    for name, reason in _without_rows(config, rows).items():
+    for name, reason in _without_rows(config, found_rows).items():
         report.empty.setdefault(_kind(config, name), {})[languages.alone(name)] = reason
     with contextlib.ExitStack() as stack:
         places = (config.model.path, config.adapter.path, config.adapter.language_path)
@@ -77,6 +83,7 @@ def evaluate(
             table = report.cells.setdefault(kind, {})
             table[language] = figures(kind, language, scored, config.evaluation.resamples)
             predictions += [_line(row, case.text) for row, case in zip(scored, group, strict=True)]
+    fill_gaps(report)
     report.about["seconds"] = round(time.monotonic() - begin, 1)
     return report, predictions
 
@@ -85,6 +92,8 @@ def _about(config: RunConfig, left_out: list[str]) -> dict[str, Any]:
     return {
         "model": config.model.path,
         "adapter": config.adapter.path,
+        "language_adapter": config.adapter.language_path,
+        "seed": config.run.seed,
         "evaluation": config.evaluation.model_dump(mode="json"),
         "left_out": left_out,
         "versions": {name: metadata.version(name) for name in _VERSIONS},
@@ -92,7 +101,7 @@ def _about(config: RunConfig, left_out: list[str]) -> dict[str, Any]:
     }
 
 
-def check(config: RunConfig) -> tuple[Rows, list[str]]:
+def check(config: RunConfig) -> Checked:
     """The rows of the test sets by language, in order, and what is left out, once it is known that they can be scored.
 
     Raises:
@@ -103,6 +112,7 @@ def check(config: RunConfig) -> tuple[Rows, list[str]]:
     task = config.objective.name
     if task not in _PREDICT:
         raise ConfigError(f"objective.name={task} has no test; take one of {', '.join(_PREDICT)}")
+    check_family(config.objective, config.model)
     groups, left_out = read(config)
     for name, group in groups.items():
         labelling.kind(config, name)
@@ -121,10 +131,11 @@ def check_model(config: RunConfig, rows: Rows, tokens: Any, labels: list[str]) -
     Raises:
         ConfigError: it names the file and the row whose labels do not fit, or the language without a token.
     """
+    asked = [name for name, group in rows.items() if group]
     if config.objective.name == "translation":
-        translation.pairs(tokenizer.encoder(tokens), list(rows), config.corpus.sequence_length)
+        translation.pairs(tokenizer.encoder(tokens), asked, config.corpus.sequence_length)
     elif labels:
-        labelling.Cuts(config, list(rows), tokens, labels).check(rows)
+        labelling.Cuts(config, asked, tokens, labels).check({name: rows[name] for name in asked})
 
 
 def _truth(kind: str, row: Case) -> str:
@@ -147,8 +158,8 @@ def _line(row: Row, text: str) -> dict[str, Any]:
 def _translate(config: RunConfig, folders: Folders, rows: Rows) -> Iterator[list[str]]:
     model, adapter, language = folders
     writer = Writer(model, adapter, language, _device())
-    for direction, group in rows.items():
-        source, _, target = direction.partition("-")
+    writer.check(translation.directions(list(rows)))  # before any is translated
+    for (source, target), group in zip(translation.directions(list(rows)), rows.values(), strict=True):
         for part in _slices(group):
             texts = [row.text for row in part]
             yield writer.translate(texts, source, target, config.evaluation, config.run.seed)
@@ -206,7 +217,7 @@ _PREDICT: dict[str, Callable[[RunConfig, Folders, Rows], Iterator[list[str]]]] =
 }
 
 
-def read(config: RunConfig) -> tuple[Rows, list[str]]:
+def read(config: RunConfig) -> Checked:
     """The rows of every test set by language, and what is left out: at most `evaluation.max_bad_rows` bad ones.
 
     Raises:
@@ -217,21 +228,27 @@ def read(config: RunConfig) -> tuple[Rows, list[str]]:
     found: Rows = {}
     bad: list[str] = []
     for file in files_of(config.evaluation.sources, config):
+        if not file.language_column:
+            found.setdefault(file.fallback, [])
         try:
-            for row, record in rows_of(file, config):
-                if record.reason:
-                    bad.append(f"{file.uri}: row {row} cannot be scored: {record.reason}")
-                    if len(bad) > config.evaluation.max_bad_rows:
-                        raise ConfigError(
-                            f"{bad[-1]} (evaluation.max_bad_rows={config.evaluation.max_bad_rows})"
-                        )
-                    continue
-                found.setdefault(record.language, []).append(Case(record.text, record.pair, file.uri, row))
+            _take(file, config, found, bad)
         except lines.BrokenChunk as error:
             raise ConfigError(f"{file.uri}: {error}") from error
-    if not found:
+    if not any(found.values()):
         raise ConfigError("evaluation.sources holds no row; name a test set with some")
     return found, bad
+
+
+def _take(file: sources.SourceFile, config: RunConfig, found: Rows, bad: list[str]) -> None:
+    """Adds the rows of a file."""
+    for row, record in rows_of(file, config):
+        if not record.reason:
+            case = Case(record.text, record.pair, file.uri, row, record.key)
+            found.setdefault(record.language, []).append(case)
+            continue
+        bad.append(f"{file.uri}: row {row} cannot be scored: {record.reason}")
+        if len(bad) > config.evaluation.max_bad_rows:
+            raise ConfigError(f"{bad[-1]} (evaluation.max_bad_rows={config.evaluation.max_bad_rows})")
 
 
 def files_of(wanted: tuple[Source, ...], config: RunConfig) -> list[sources.SourceFile]:
@@ -260,6 +277,8 @@ def rows_of(file: sources.SourceFile, config: RunConfig) -> Iterator[tuple[int, 
 
 
 def _without_rows(config: RunConfig, rows: Rows) -> dict[str, str]:
-    """Why a language of the corpus has no figure."""
+    """Why a language of the corpus, or of a test set, has no figure."""
     reason = "no test rows: corpus.languages names it, and evaluation.sources holds no row in it"
-    return {language: reason for language in sorted(config.corpus.languages) if language not in rows}
+    named = {language: reason for language in sorted(config.corpus.languages) if language not in rows}
+    barren = [name for name, group in rows.items() if not group]
+    return {**named, **dict.fromkeys(barren, "no test rows: its files hold none that can be scored")}

@@ -15,7 +15,7 @@ from mlray.corpus import packing, validation
 from mlray.corpus.packing import Piece
 from mlray.corpus.windows import Window
 from mlray.evaluation.predictions import Case
-from mlray.models import adapters, labeller, tokenizer
+from mlray.models import adapters, tokenizer
 from mlray.objectives import answers, multitask
 from mlray.objectives.table import OBJECTIVES, Task
 from mlray.schema import PackedBatch
@@ -101,10 +101,10 @@ class Judge:
         objective = OBJECTIVES[config.objective.name]
         self._config = config
         tokens = tokenizer.load(folder, objective.special_tokens)
-        self._labels = adapters.labels_of(adapter) if adapter else labeller.labels_of(folder)
+        self._labels = adapters.labels_of(adapter) if adapter else objective.labels_in(folder)
         self._model = objective.build(config.model, tokens, folder, self._labels)
         if adapter:
-            adapters.load(self._model, adapter, language)
+            adapters.load(self._model, adapter, language, objective=config.objective.name)
         self._device = device
         self._model.to(device).eval()
         self.cuts = Cuts(config, names, tokens, self._labels)

@@ -57,8 +57,9 @@ class Cell:
     """The same text but for case, punctuation and white space."""
     near: int
     """Not exact, but nearly the same text."""
-    translated: int
-    """Their translation is there, or they are the translation of a training row."""
+    translated: int | None
+    """Their translation is there: by its text, or by the id (`part_by`) that a row shares with its translations. None
+    where the test rows have neither a translation beside them nor an id."""
     leaked: int
     """Any of the three."""
     examples: tuple[Example, ...]
@@ -119,10 +120,13 @@ class Index:
         """Kind -> number of the test row -> where it was met first."""
         self._texts: dict[str, list[int]] = {}
         self._pairs: dict[str, list[int]] = {}
+        self._keys: dict[str, list[int]] = {}
         for number, (_, case) in enumerate(self.cases):
             self._texts.setdefault(fold(case.text), []).append(number)
             if case.pair:
                 self._pairs.setdefault(fold(case.pair), []).append(number)
+            if case.key:
+                self._keys.setdefault(case.key, []).append(number)
         self._shingles = {text: shingles(text) for text in self._texts}
         self._known = frozenset(chain.from_iterable(self._shingles.values()))
         self._empty = MinHash(_BANDS * _BAND_ROWS)
@@ -130,14 +134,15 @@ class Index:
         for text, own in self._shingles.items():
             self._lsh.insert(text, self._sketch(own))
 
-    def meet(self, text: str, file: str, row: int, *, is_translation: bool = False) -> None:
-        """Matches a training text, or the translation beside one, with every test row."""
+    def meet(self, text: str, file: str, row: int, *, key: str = "", is_translation: bool = False) -> None:
+        """Matches a training text with its id, or the translation beside one, with every test row."""
         folded = fold(text)
         same = self._texts.get(folded, [])
         self._note(EXACT, same, file, row)
         self._note(TRANSLATED, self._pairs.get(folded, []), file, row)
         if is_translation:
             self._note(TRANSLATED, same, file, row)
+        self._note(TRANSLATED, self._keys.get(key, []) if key else [], file, row)
         for other in self.near(folded):
             self._note(NEAR, self._texts[other], file, row)
 
@@ -167,11 +172,12 @@ class Index:
         ]
         examples = (example for turn in zip_longest(*met) for example in turn if example)
         leaked = len({*exact, *near, *translated})
+        checked = any(self.cases[number][1].pair or self.cases[number][1].key for number in numbers)
         return Cell(
             len(numbers),
             len(exact),
             len(near),
-            len(translated),
+            len(translated) if checked or translated else None,
             leaked,
             tuple(islice(examples, _EXAMPLES)),
         )
@@ -207,24 +213,26 @@ def check(config: RunConfig, *, show_progress: bool = True) -> Leakage:
         raise ConfigError(
             "corpus.sources is empty; name the training text that the test sets are to be kept out of"
         )
+    groups, left_out = evaluate.read(config)
     index = Index(
         {
             language: [
                 case._replace(pair=translation_of(language, case.pair, config.objective)) for case in group
             ]
-            for language, group in sorted(evaluate.read(config)[0].items())
+            for language, group in sorted(groups.items())
         }
     )
     counts = {"training_rows": 0, "skipped": 0}
     files = evaluate.files_of(config.corpus.sources, config)
     off = not (show_progress and sys.stderr.isatty())
     for file in track(files, "training files", console=Console(stderr=True), transient=True, disable=off):
-        for row, text, pair in _training(file, config, counts):
-            index.meet(text, file.uri, row)
+        for row, text, pair, key in _training(file, config, counts):
+            index.meet(text, file.uri, row, key=key)
             if pair:
                 index.meet(pair, file.pair_uri or file.uri, row, is_translation=True)
     about = {
         **counts,
+        "left_out": left_out,
         "training": [source.uri for source in config.corpus.sources],
         "test": [source.uri for source in config.evaluation.sources],
         "near": f"Jaccard >= {THRESHOLD} of {LETTERS} letters ({UNSPACED_LETTERS} in scripts without spaces)",
@@ -234,13 +242,14 @@ def check(config: RunConfig, *, show_progress: bool = True) -> Leakage:
 
 def _training(
     file: sources.SourceFile, config: RunConfig, counts: dict[str, int]
-) -> Iterator[tuple[int, str, str]]:
-    """(row, text, translation or nothing) of the good rows of a file; where the rest is damaged, that counts as one."""
+) -> Iterator[tuple[int, str, str, str]]:
+    """(row, text, translation or nothing, id or nothing) of the good rows; a damaged rest of a file counts as one."""
     try:
         for row, record in evaluate.rows_of(file, config):
             counts["skipped" if record.reason else "training_rows"] += 1
             if not record.reason:
-                yield row, record.text, translation_of(record.language, record.pair, config.objective)
+                pair = translation_of(record.language, record.pair, config.objective)
+                yield row, record.text, pair, record.key
     except lines.BrokenChunk:
         counts["skipped"] += 1
 
@@ -252,7 +261,8 @@ def show(leakage: Leakage, console: Console) -> None:
         table.add_column(heading, justify="left" if heading == "language" else "right")
     for language, cell in leakage.cells.items():
         counts = (cell.rows, cell.exact, cell.near, cell.translated, cell.leaked)
-        table.add_row(language, *(f"{count:,}" for count in counts), f"{cell.leaked / cell.rows:.1%}")
+        shown = ("-" if count is None else f"{count:,}" for count in counts)
+        table.add_row(language, *shown, f"{cell.leaked / cell.rows:.1%}")
     console.print(table)
     for language, cell in leakage.cells.items():
         for example in cell.examples:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from mlray.evaluation import leakage, predictions, report
+from mlray import storage
+from mlray.config import Storage
+from mlray.evaluation import comparison, leakage, report
+from mlray.evaluation.comparison import Comparison
 from mlray.evaluation.leakage import Leakage
-from mlray.evaluation.predictions import Comparison
 from mlray.evaluation.report import Figure, Report
 
 _STYLE = """
@@ -29,20 +30,25 @@ th,td{border-color:#30363d}td small,td.empty{color:#9198a1}}
 def tell(
     result: Report | Comparison | Leakage,
     rows: Sequence[dict[str, Any]],
-    folder: Path | None,
+    folder: str | None,
+    settings: Storage,
     *,
     as_json: bool,
 ) -> None:
-    """Prints a result as tables or JSON, and keeps it in a folder if one is named."""
+    """Prints a result as tables or JSON, and keeps it in a folder (also an `s3://` prefix) if one is named.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
     if folder:
-        folder.mkdir(parents=True, exist_ok=True)
-        name = "leakage.json" if isinstance(result, Leakage) else "report.json"
-        (folder / name).write_text(result.to_json() + "\n", encoding="utf-8")
+        name = {Leakage: "leakage.json", Comparison: "comparison.json"}.get(type(result), "report.json")
+        files = {name: result.to_json() + "\n"}
         if isinstance(result, Report):
-            (folder / "report.html").write_text(page(result), encoding="utf-8")
+            files["report.html"] = page(result)
         if rows:
-            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            (folder / "predictions.jsonl").write_text(text, encoding="utf-8")
+            files["predictions.jsonl"] = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        for name, text in files.items():
+            storage.write_bytes(storage.join(storage.absolute(folder), name), text.encode(), settings)
     if as_json:
         print(result.to_json())
     elif isinstance(result, Report):
@@ -50,7 +56,7 @@ def tell(
     elif isinstance(result, Leakage):
         leakage.show(result, Console())
     else:
-        predictions.show(result, Console())
+        comparison.show(result, Console())
 
 
 def page(result: Report) -> str:
@@ -81,9 +87,9 @@ def _overview(result: Report) -> str:
         for task, metric in metrics.items():
             table = result.cells[task]
             if language in table:
-                body += _cell(table[language][metric], metric, [row[metric].value for row in table.values()])
+                body += _cell(table[language][metric], metric)
             else:
-                reason = result.empty.get(task, {}).get(language, "no test rows")
+                reason = result.empty.get(task, {}).get(language, "not of this task")
                 body += f'<td class="empty">{html.escape(reason)}</td>'
         body += "</tr>"
     return (
@@ -98,10 +104,7 @@ def _heat_map(result: Report, task: str) -> str:
     head = "".join(f"<th>{html.escape(metric)}</th>" for metric in metrics)
     body = ""
     for language, figures in sorted(table.items()):
-        cells = "".join(
-            _cell(figures[metric], metric, [row[metric].value for row in table.values()])
-            for metric in metrics
-        )
+        cells = "".join(_cell(figures[metric], metric) for metric in metrics)
         body += f"<tr><td>{html.escape(language)}</td>{cells}<td>{figures[metrics[0]].n:,}</td></tr>"
     for language, reason in result.empty.get(task, {}).items():
         body += (
@@ -118,9 +121,9 @@ def _heat_map(result: Report, task: str) -> str:
     )
 
 
-def _cell(figure: Figure, metric: str, column: Sequence[float]) -> str:
-    low, high = min(column), max(column)
-    share = (figure.value - low) / (high - low) if high > low else 1.0
+def _cell(figure: Figure, metric: str) -> str:
+    """One scale for all cells, so that like figures have like colours: 0 is red and 100 green."""
+    share = min(max(figure.value / 100, 0.0), 1.0)
     share = 1.0 - share if metric in report.LOWER_IS_BETTER else share
     hue = 10 + 110 * share  # red to green; the figures say the same without colour
     return (

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 LOWER_IS_BETTER = {"TER"}
@@ -67,26 +68,32 @@ def show(report: Report, console: Console) -> None:
         console.print(_table(report, task, table))
     for task, reasons in report.empty.items():
         for language, reason in reasons.items():
-            console.print(f"{task}, {language}: {reason}")
+            console.print(f"{task}, {language}: {reason}", markup=False)
+    if left_out := report.about.get("left_out"):
+        console.print(f"{len(left_out):,} bad rows were left out, the first: {left_out[0]}", markup=False)
+
+
+def _shown(figure: Figure) -> str:
+    """One row has no spread, and so no interval."""
+    half = f" ± {(figure.high - figure.low) / 2:.1f}" if figure.n > 1 else ""
+    return f"{figure.value:.1f}{half}"
 
 
 def _table(report: Report, task: str, table: dict[str, dict[str, Figure]]) -> Table:
     metrics = list(next(iter(table.values())))
-    shown = Table(title=task, title_justify="left")
+    shown = Table(title=escape(task), title_justify="left")
     shown.add_column("language")
     for metric in metrics:
         shown.add_column(metric, justify="right")
     shown.add_column("n", justify="right")
     for language, figures in sorted(table.items()):
-        cells = [
-            f"{figures[name].value:.1f} ± {figures[name].high - figures[name].value:.1f}" for name in metrics
-        ]
-        shown.add_row(language, *cells, f"{figures[metrics[0]].n:,}")
+        cells = [_shown(figures[name]) for name in metrics]
+        shown.add_row(escape(language), *cells, f"{figures[metrics[0]].n:,}")
     for language in report.empty.get(task, {}):
-        shown.add_row(language, *("-" for _ in metrics), "0")
+        shown.add_row(escape(language), *("-" for _ in metrics), "0")
     summary = report.summary(task)
     shown.add_section()
     shown.add_row("mean", *(f"{summary[name]['macro']:.1f}" for name in metrics), "")
-    shown.add_row("worst", *(summary[name]["worst"] for name in metrics), "")
+    shown.add_row("worst", *(escape(summary[name]["worst"]) for name in metrics), "")
     shown.add_row("gap", *(f"{summary[name]['gap']:.1f}" for name in metrics), "")
     return shown

@@ -1,10 +1,12 @@
 """Scores of translations: sacreBLEU's BLEU (Papineni et al. 2002), chrF (Popovic 2015) and TER (Snover et al. 2006).
 
-The tokenizer follows the target language; every figure carries sacreBLEU's signature and a bootstrap interval.
+The tokenizer follows the target language; TER gets its tokens where words are not written apart, as TER's own know
+spaces only and a sentence would be one word. Every figure carries sacreBLEU's signature and a bootstrap interval.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,12 +41,16 @@ def score(
     metrics: dict[str, Any] = {
         "BLEU": BLEU(tokenize=languages.metric_tokenizer(language)),
         "chrF": CHRF(),
-        "TER": TER(asian_support=languages.metric_tokenizer(language) != "13a"),
     }
-    return {
-        name: _figure(metric, list(hypotheses), list(references), resamples)
-        for name, metric in metrics.items()
-    }
+    sides = list(hypotheses), list(references)
+    found = {name: _figure(metric, *sides, resamples) for name, metric in metrics.items()}
+    if languages.metric_tokenizer(language) == "13a":
+        return {**found, "TER": _figure(TER(), *sides, resamples)}
+    cut = metrics["BLEU"].tokenizer
+    words = tuple([cut(text) for text in side] for side in sides)
+    ter = _figure(TER(), words[0], words[1], resamples)
+    signature = f"{ter.signature}|words:{languages.metric_tokenizer(language)}"
+    return {**found, "TER": dataclasses.replace(ter, signature=signature)}
 
 
 def _figure(metric: Any, hypotheses: list[str], references: list[str], resamples: int) -> Figure:

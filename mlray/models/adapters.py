@@ -6,8 +6,10 @@ sha256 of the backbone that it was trained on, and is refused on another one.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +28,16 @@ _HEADS = ("classifier", "pooler", "head")
 _NOT_BACKBONE = r"(lm_head|cls|classifier|head|decoder)(\..*)?|.*\.pooler(\..*)?"
 """An adapter of one task or language must fit the backbone under another head."""
 _IA3_TARGETS = {
-    "bert": (["key", "value", "intermediate.dense"], ["intermediate.dense"]),
-    "xlm-roberta": (["key", "value", "intermediate.dense"], ["intermediate.dense"]),
-    "modernbert": (["Wqkv", "mlp.Wo"], ["mlp.Wo"]),
-    "m2m_100": (["k_proj", "v_proj", "fc2"], ["fc2"]),
-    "mbart": (["k_proj", "v_proj", "fc2"], ["fc2"]),
-    "gpt2": (["c_attn", "mlp.c_proj"], ["mlp.c_proj"]),
-    "llama": (["k_proj", "v_proj", "down_proj"], ["down_proj"]),
-    "qwen2": (["k_proj", "v_proj", "down_proj"], ["down_proj"]),
+    "bert": ("key|value", r"layer\.\d+\.output\.dense"),
+    "xlm-roberta": ("key|value", r"layer\.\d+\.output\.dense"),
+    "modernbert": ("Wqkv", r"mlp\.Wo"),
+    "m2m_100": ("k_proj|v_proj", "fc2"),
+    "mbart": ("k_proj|v_proj", "fc2"),
+    "gpt2": ("c_attn", r"mlp\.c_proj"),
+    "llama": ("k_proj|v_proj", "down_proj"),
+    "qwen2": ("k_proj|v_proj", "down_proj"),
 }
+"""Keys and values, and the second matrix of the feed-forward, whose input is scaled (Liu et al. 2022)."""
 
 
 def digest(model: Backbone) -> str:
@@ -56,39 +59,50 @@ def add(model: Backbone, config: Adapter, language: Path | None = None) -> Any:
         language: folder of a trained language adapter that stays as it is below the new one.
 
     Raises:
-        ConfigError: the language adapter belongs to another backbone, or is of another kind than LoRA and DoRA.
+        ConfigError: the targets are none of the model's, the language adapter belongs to another backbone, or the two
+            are not both of LoRA and DoRA.
     """
-    settings = _settings(model, config)
     if language is None:
-        wrapped = peft.get_peft_model(model.model, settings, adapter_name=TASK)
-    else:
-        wrapped = _open(model, language, LANGUAGE)
-        wrapped.add_adapter(TASK, settings)
-        _activate(wrapped, [LANGUAGE, TASK])
-        for name, parameter in wrapped.named_parameters():
-            parameter.requires_grad = f".{TASK}." in name
+        with _fitting():
+            return peft.get_peft_model(model.model, _settings(model, config), adapter_name=TASK)
+    wrapped = _open(model, language, LANGUAGE)
+    with _fitting():
+        wrapped.add_adapter(TASK, _settings(model, config))
+        wrapped.base_model.set_adapter([LANGUAGE, TASK])
+    for name, parameter in wrapped.named_parameters():
+        parameter.requires_grad = f".{TASK}." in name
     return wrapped
 
 
-def load(model: Backbone, folder: Path, language: Path | None = None) -> Any:
+def load(model: Backbone, folder: Path, language: Path | None = None, *, objective: str) -> Any:
     """Opens a trained adapter on its backbone, for use; `language` may be another one than in training.
 
     Raises:
-        ConfigError: there is no adapter, or it belongs to another backbone.
+        ConfigError: there is no adapter; it belongs to another backbone or another objective; or it was trained above
+            a language adapter and none is given, or the reverse.
     """
+    told = _read(folder)
+    if told["objective"] != objective:
+        raise ConfigError(f"the adapter at {folder} was trained for {told['objective']}, not for {objective}")
+    if told["above_language"] != (language is not None):
+        advice = "empty adapter.language_path" if language else "name one in adapter.language_path"
+        above = "above a language adapter" if told["above_language"] else "without a language adapter below"
+        raise ConfigError(f"the adapter at {folder} was trained {above}; {advice}")
     if language is None:
         return _open(model, folder, TASK)
     found = digest(model)
     wrapped = _open(model, language, LANGUAGE)
-    _check_backbone(folder, found)
-    wrapped.load_adapter(str(folder), adapter_name=TASK)
-    _activate(wrapped, [LANGUAGE, TASK])
+    check_backbone(folder, found)
+    with _fitting():
+        wrapped.load_adapter(str(folder), adapter_name=TASK)
+        wrapped.base_model.set_adapter([LANGUAGE, TASK])
     return wrapped.eval()
 
 
 def export(
     wrapped: Any,
     backbone_digest: str,
+    objective: str,
     tokenizer: transformers.PreTrainedTokenizerFast,
     weights: dict[str, torch.Tensor],
     folder: Path,
@@ -98,6 +112,7 @@ def export(
     Args:
         wrapped: what `add` returned.
         backbone_digest: of the model before `add`.
+        objective: that it was trained for.
         tokenizer: saved beside it.
         weights: whole trained tensors by the name that the packed model gives them.
         folder: where to.
@@ -125,7 +140,12 @@ def export(
     inner.rmdir()
     (folder / "README.md").unlink(missing_ok=True)  # a form for a model card that nobody has filled in
     names = wrapped.base_model.model.config.id2label
-    body = {"sha256": backbone_digest, "labels": [names[number] for number in range(len(names))]}
+    body = {
+        "sha256": backbone_digest,
+        "objective": objective,
+        "above_language": LANGUAGE in wrapped.peft_config,
+        "labels": [names[number] for number in range(len(names))],
+    }
     (folder / _BACKBONE_FILE).write_text(json.dumps(body, ensure_ascii=False) + "\n", encoding="utf-8")
     save_tokenizer(tokenizer, folder)
 
@@ -171,8 +191,8 @@ def _settings(model: Backbone, config: Adapter) -> Any:
     if config.kind == "ia3":
         targets, feedforward = _IA3_TARGETS[family]
         return peft.IA3Config(
-            target_modules=list(config.targets) or targets,
-            feedforward_modules=feedforward,
+            target_modules=list(config.targets) or rf".*\.({targets}|{feedforward})",
+            feedforward_modules=rf".*\.{feedforward}",
             fan_in_fan_out=transposed,
             exclude_modules=_NOT_BACKBONE,
             modules_to_save=saved,
@@ -190,11 +210,16 @@ def _settings(model: Backbone, config: Adapter) -> Any:
 
 
 def _open(model: Backbone, folder: Path, name: str) -> Any:
-    _check_backbone(folder, digest(model))
+    check_backbone(folder, digest(model))
     return peft.PeftModel.from_pretrained(model.model, str(folder), adapter_name=name).eval()
 
 
-def _check_backbone(folder: Path, found: str) -> None:
+def check_backbone(folder: Path, found: str) -> None:
+    """Refuses an adapter of another backbone than the one with this digest.
+
+    Raises:
+        ConfigError: it names the two.
+    """
     expected = str(_read(folder)["sha256"])
     if expected != found:
         raise ConfigError(
@@ -211,8 +236,13 @@ def _read(folder: Path) -> dict[str, Any]:
     return body
 
 
-def _activate(wrapped: Any, names: list[str]) -> None:
+@contextlib.contextmanager
+def _fitting() -> Iterator[None]:
+    """What `peft` refuses, as one line."""
     try:
-        wrapped.base_model.set_adapter(names)
+        yield
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"these adapters cannot be stacked, only LoRA and DoRA can: {error}") from None
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"the adapter does not fit; see adapter.kind and adapter.targets (only LoRA and DoRA stack): {reason}"
+        ) from None

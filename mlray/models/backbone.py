@@ -144,10 +144,8 @@ def build(
     """A fresh model from the configuration, or the checkpoint at `folder` (also a hub name).
 
     Raises:
-        ConfigError: the family is no encoder, or the checkpoint is of another one, is no safetensors file, or its
-            vocabulary does not fit.
+        ConfigError: the checkpoint is of another family, is no safetensors file, or its vocabulary does not fit.
     """
-    loading.check_family(config, FAMILIES)
     if folder is None:
         return MaskedEncoder(transformers.AutoModelForMaskedLM.from_config(settings(config, tokenizer)))
     return MaskedEncoder(loading.load(transformers.AutoModelForMaskedLM, config, tokenizer, folder))

@@ -98,10 +98,9 @@ def build(
     """A fresh model from the configuration, or the checkpoint at `folder` (also a hub name).
 
     Raises:
-        ConfigError: the family is no decoder, or the checkpoint is of another one, is no safetensors file, or its
-            vocabulary does not fit; or a fresh model could not be opened with the tokenizer.
+        ConfigError: the checkpoint is of another family, is no safetensors file, or its vocabulary does not fit; or
+            a fresh model could not be opened with the tokenizer.
     """
-    loading.check_family(config, FAMILIES)
     if folder is None:
         _check_reopens(config, tokenizer)
         return Decoder(_fresh(config, tokenizer))

@@ -28,6 +28,8 @@ class _Model:
     _families: ClassVar[Collection[str]]
     _packed: ClassVar[Any]
     """The form of it that adapters fit."""
+    _objective: ClassVar[str]
+    """That its adapters were trained for."""
     _needed: ClassVar[tuple[str, ...]] = ("eos_token",)
     """What its tokenizer must have."""
 
@@ -49,7 +51,11 @@ class _Model:
                 known = ", ".join(self._families)
                 raise ConfigError(f"{folder} is a {settings.model_type} model, not one of {known}")
             model: Any = self._kind.from_pretrained(
-                folder, attn_implementation="sdpa", trust_remote_code=False, use_safetensors=True
+                folder,
+                attn_implementation="sdpa",
+                trust_remote_code=False,
+                use_safetensors=True,
+                dtype=torch.float32,  # as in training: an adapter knows its backbone by the bytes
             )
         except (OSError, ValueError, SafetensorError) as error:
             raise ConfigError(
@@ -59,7 +65,7 @@ class _Model:
             # A decoder's own habits, such as a penalty, would write beside `config.evaluation`.
             model.generation_config = transformers.GenerationConfig()
         if adapter:
-            adapters.load(self._packed(model), adapter, language)
+            adapters.load(self._packed(model), adapter, language, objective=self._objective)
         self._model = model.to(device).eval()
         self._tokens = tokenizers.load(folder, self._needed)
         self._encoder = tokenizers.encoder(self._tokens)
@@ -97,6 +103,7 @@ class Writer(_Model):
     """Translates with an encoder-decoder."""
 
     _kind, _families, _packed = transformers.AutoModelForSeq2SeqLM, translator.FAMILIES, translator.Translator
+    _objective = "translation"
     _needed = ("pad_token", "eos_token")
 
     def translate(
@@ -108,10 +115,7 @@ class Writer(_Model):
             ConfigError: the tokenizer knows one of the languages not.
         """
         encoder = self._encoder
-        missing = [language for language in (source, target) if language not in encoder.language_ids]
-        if missing:
-            known = ", ".join(sorted(encoder.language_ids))
-            raise ConfigError(f"the model has no token for the language {missing[0]!r}, only for {known}")
+        self.check([(source, target)])
         of, into = encoder.language_ids[source], encoder.language_ids[target]
         positions = self._positions
         rows = [[of, *ids[: positions - 2], encoder.end_id] for ids in encoder.encode(texts)]
@@ -119,11 +123,25 @@ class Writer(_Model):
         written = self._write(rows, config, seed, forced_bos_token_id=into, max_new_tokens=longest)
         return [text.strip() for text in written]
 
+    def check(self, directions: Collection[tuple[str, str]]) -> None:
+        """Refuses directions from or into a language that has no token.
+
+        Raises:
+            ConfigError: it names the language and those that have one.
+        """
+        known = self._encoder.language_ids
+        missing = [language for both in directions for language in both if language not in known]
+        if missing:
+            raise ConfigError(
+                f"the model has no token for the language {missing[0]!r}, only for {', '.join(sorted(known))}"
+            )
+
 
 class Continuer(_Model):
     """Continues prompts with a decoder that has learnt `<start> text <end> pair <end>`."""
 
     _kind, _families, _packed = transformers.AutoModelForCausalLM, decoder.FAMILIES, decoder.Decoder
+    _objective = "causal"
 
     def write(self, prompts: list[str], config: Evaluation, seed: int = 0) -> list[str]:
         """What follows each prompt up to the end, in order; a prompt's last tokens give way to `max_new_tokens`."""

@@ -52,17 +52,35 @@ class Labeller(PackedEncoder):
         return logits_NK if allowed_NK is None else logits_NK.masked_fill(~allowed_NK, -torch.inf)
 
 
-def labels_of(folder: Path | str) -> list[str]:
+FAMILIES = tuple(_WORD_HEADS)
+
+
+def word_labels(folder: Path | str) -> list[str]:
+    """The labels of a checkpoint that labels words. See `_labels`."""
+    return _labels(folder, "ForTokenClassification")
+
+
+def text_labels(folder: Path | str) -> list[str]:
+    """The labels of a checkpoint that labels texts. See `_labels`."""
+    return _labels(folder, "ForSequenceClassification")
+
+
+def _labels(folder: Path | str, kind: str) -> list[str]:
     """The labels of a checkpoint, in the order of their numbers.
 
     Raises:
-        ConfigError: there is no checkpoint.
+        ConfigError: there is no checkpoint, or it has another head.
     """
     try:
-        found = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False).id2label
+        settings = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ConfigError(f"no checkpoint at {folder}: {str(error).splitlines()[0]}") from error
-    return [str(found[number]) for number in range(len(found))]
+    found = (settings.architectures or ["a bare model"])[0]
+    if not found.endswith(kind):  # its head would be random
+        raise ConfigError(
+            f"{folder} holds {found} and not a model {kind}: it was not fine-tuned for these labels"
+        )
+    return [str(settings.id2label[number]) for number in range(len(settings.id2label))]
 
 
 def build_words(
@@ -76,9 +94,14 @@ def build_texts(
     config: ModelConfig, tokens: Any, folder: Path | str | None, labels: Sequence[str]
 ) -> Labeller:
     """A model that labels texts: `AutoModelForSequenceClassification`. See `_build`."""
-    return _build(
+    model = _build(
         config, tokens, folder, labels, transformers.AutoModelForSequenceClassification, _TEXT_HEADS
     )
+    if (
+        config.family == "modernbert"
+    ):  # a checkpoint's own may be the mean, and the head here reads the first token
+        model.model.config.classifier_pooling = "cls"
+    return model
 
 
 def _build(
@@ -92,9 +115,8 @@ def _build(
     """A fresh model, or the encoder at `folder` (also a hub name); a checkpoint's own head stays if it fits.
 
     Raises:
-        ConfigError: the family is no encoder, or the checkpoint does not fit.
+        ConfigError: the checkpoint does not fit.
     """
-    loading.check_family(config, heads)
     names = {
         "id2label": dict(enumerate(labels)),
         "label2id": {label: number for number, label in enumerate(labels)},

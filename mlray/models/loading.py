@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -65,18 +64,6 @@ def _set_dropout(settings: Any, config: ModelConfig) -> None:
             for name in names:
                 if hasattr(settings, name):
                     setattr(settings, name, wanted)
-
-
-def check_family(config: ModelConfig, families: Collection[str]) -> None:
-    """Refuses a family that the objective cannot train.
-
-    Raises:
-        ConfigError: it names those that it can.
-    """
-    if config.family not in families:
-        raise ConfigError(
-            f"model.family={config.family} does not fit the objective; take one of {', '.join(families)}"
-        )
 
 
 def check_loaded(

@@ -109,10 +109,8 @@ def build(
     """A fresh model from the configuration, or the checkpoint at `folder` (also a hub name).
 
     Raises:
-        ConfigError: the family is none of encoder-decoders, the checkpoint is of another one, is no safetensors file,
-            or its vocabulary does not fit.
+        ConfigError: the checkpoint is of another family, is no safetensors file, or its vocabulary does not fit.
     """
-    loading.check_family(config, FAMILIES)
     if folder is None:
         return Translator(_fresh(config, tokenizer))
     return Translator(loading.load(transformers.AutoModelForSeq2SeqLM, config, tokenizer, folder))

@@ -35,7 +35,9 @@ class Words:
         """The pieces of each sentence, in order."""
         places = range(len(window.text))
         sentences = [paired(window.text[i], window.pair[i], window.document[i]) for i in places]
-        encoded = iter(self.encoder.encode([word for words, _ in sentences for word in words]))
+        # With the space before it: byte-level tokenizers see another word without, the others the same.
+        told = [f" {word}" if k else word for words, _ in sentences for k, word in enumerate(words)]
+        encoded = iter(self.encoder.encode(told))
         pieces: list[Piece] = []
         for i, (words, tags) in enumerate(sentences):
             numbers = [number_of(tag, self.labels, window.document[i]) for tag in tags]

@@ -1,7 +1,8 @@
 """Masked language modelling: which tokens are hidden, and the loss on them.
 
 BERT's 80/10/10 rule (Devlin et al. 2019) with masks drawn anew each time a row is seen; whole-word option;
-with translation pairs as documents it is XLM's TLM (Conneau and Lample 2019). Shape letters: B rows, T
+with translation pairs as documents it is the TLM of XLM (Conneau and Lample 2019) as XLM-R types of model can read it:
+positions run on over both texts, and no embedding tells the language. Shape letters: B rows, T
 tokens, N masked positions, V vocabulary.
 """
 

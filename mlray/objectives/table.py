@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,11 @@ import numpy as np
 import torch
 
 from mlray import languages
+from mlray.config import ConfigError
 from mlray.config import Model as ModelConfig
 from mlray.config import Objective as ObjectiveConfig
 from mlray.corpus.packing import Cutter, Texts
+from mlray.corpus.sources import SourceFile
 from mlray.models import backbone, decoder, labeller, translator
 from mlray.models.tokenizer import Encoder, Vocabulary
 from mlray.objectives import answers, causal, denoising, labels, masked, multitask, translation
@@ -73,12 +75,52 @@ class Objective:
     collate: Callable[[PackedBatch, Task], Inputs]
     loss: Callable[[torch.Tensor, torch.Tensor, Task], torch.Tensor]
     """(logits_NV, targets_N, task) -> sum over N, in nats."""
+    families: Collection[str]
+    """Of models that it trains."""
     special_tokens: tuple[str, ...] = ("pad_token",)
     """What the tokenizer must have."""
     language_tokens: Callable[[list[str]], list[str]] = lambda _: []
     """Names of the language numbers -> languages that need a token of their own."""
     labels_of: Callable[[str, str, str, ObjectiveConfig], Iterable[str]] | None = None
     """(text, what belongs to it, its language, configuration) -> labels in it; None if the objective has none."""
+    labels_in: Callable[[Path | str], list[str]] = lambda _: []
+    """Folder of a checkpoint -> the labels of its head, which must be one of the objective."""
+    paired: bool = False
+    """Whether something must stand beside each text."""
+
+
+def check_family(objective: ObjectiveConfig, model: ModelConfig) -> None:
+    """Refuses a family of models that the objective cannot train.
+
+    Raises:
+        ConfigError: it names the two, and the families that fit.
+    """
+    families = OBJECTIVES[objective.name].families
+    if model.family not in families:
+        raise ConfigError(
+            f"model.family={model.family} does not fit objective.name={objective.name}; take one of "
+            f"{', '.join(families)}"
+        )
+
+
+def check_sources(objective: ObjectiveConfig, files: Iterable[SourceFile]) -> None:
+    """Refuses a training set with nothing beside its texts where the objective learns that, and a task without one.
+
+    Raises:
+        ConfigError: it names the file, or the task.
+    """
+    unfed = set(objective.heads)
+    for file in files:
+        unfed.discard(languages.task(file.fallback))
+        if OBJECTIVES[objective.name].paired and not (file.pair or file.pair_uri):
+            raise ConfigError(
+                f"objective.name={objective.name} learns what belongs to a text, and {file.uri} is read for texts "
+                "alone; name its column in corpus.sources[].pair, or its file in pair_uri"
+            )
+    if objective.name == "multitask" and unfed:
+        raise ConfigError(
+            f"the task {min(unfed)!r} of objective.tasks has no source; set corpus.sources[].task of one to it"
+        )
 
 
 def _collate_masked(batch: PackedBatch, task: Task) -> Inputs:
@@ -131,6 +173,7 @@ class Head:
     build: Callable[[ModelConfig, Any, Path | str | None, list[str]], Any]
     labels_of: Callable[[str, str], Iterable[str]]
     """(text, what belongs to it) -> labels in it; refuses what does not fit together, as the cutter does."""
+    labels_in: Callable[[Path | str], list[str]] = labeller.word_labels
 
     def alone(self) -> Objective:
         """The row of an objective with this head only."""
@@ -139,13 +182,18 @@ class Head:
             build=self.build,
             collate=_collate_labels,
             loss=lambda logits_NK, targets_N, _: labels.loss(logits_NK, targets_N),
+            families=labeller.FAMILIES,
             labels_of=lambda text, pair, _, __: self.labels_of(text, pair),
+            labels_in=self.labels_in,
+            paired=True,
         )
 
 
 HEADS = {
     "tagging": Head(labels.Words, labeller.build_words, lambda text, tags: labels.paired(text, tags, 0)[1]),
-    "classification": Head(labels.Texts, labeller.build_texts, lambda _, label: [label]),
+    "classification": Head(
+        labels.Texts, labeller.build_texts, lambda _, label: [label], labeller.text_labels
+    ),
     "answer": Head(answers.Answers, labeller.build_words, lambda _, pair: answers.labels_of(pair)),
 }
 
@@ -167,6 +215,7 @@ OBJECTIVES = {
         build=lambda config, tokens, folder, _: backbone.build(config, tokens, folder),
         collate=_collate_masked,
         loss=lambda logits_NV, targets_N, _: masked.loss(logits_NV, targets_N),
+        families=tuple(backbone.FAMILIES),
         special_tokens=("mask_token", "pad_token"),
     ),
     "causal": Objective(
@@ -174,6 +223,7 @@ OBJECTIVES = {
         build=lambda config, tokens, folder, _: decoder.build(config, tokens, folder),
         collate=_collate_continuations,
         loss=lambda logits_NV, targets_N, _: causal.loss(logits_NV, targets_N),
+        families=tuple(decoder.FAMILIES),
         special_tokens=("eos_token",),  # nobody reads padding, and GPT-2 has none
     ),
     "translation": Objective(
@@ -181,6 +231,8 @@ OBJECTIVES = {
         build=lambda config, tokens, folder, _: translator.build(config, tokens, folder),
         collate=_collate_pairs,
         loss=lambda logits_NV, targets_N, task: translation.loss(logits_NV, targets_N, task.objective),
+        families=tuple(translator.FAMILIES),
+        paired=True,
         special_tokens=("pad_token", "eos_token"),
         language_tokens=lambda names: sorted({one for both in translation.directions(names) for one in both}),
     ),
@@ -191,6 +243,7 @@ OBJECTIVES = {
         build=lambda config, tokens, folder, _: translator.build(config, tokens, folder),
         collate=_collate_pairs,
         loss=lambda logits_NV, targets_N, task: translation.loss(logits_NV, targets_N, task.objective),
+        families=tuple(translator.FAMILIES),
         special_tokens=("mask_token", "pad_token", "eos_token"),
         language_tokens=sorted,
     ),
@@ -202,6 +255,9 @@ OBJECTIVES = {
         loss=lambda logits_NK, targets_N, task: multitask.loss(
             logits_NK, targets_N, multitask.weights(task.labels, task.objective)
         ),
+        families=labeller.FAMILIES,
         labels_of=_labels_of_task,
+        labels_in=labeller.word_labels,
+        paired=True,
     ),
 }

@@ -53,6 +53,8 @@ class Pairs:
             number = window.language[i]
             of, into = self.languages[number]
             left, right = [of, *source[:room], end], [into, *target[:room], end]
+            if len(target) > room:
+                right[-1] = NO_TARGET  # the text does not end where it is cut
             columns = max(len(left), len(right))
             left += [self.encoder.pad_id] * (columns - len(left))
             right += [NO_TARGET] * (columns - len(right))

@@ -268,7 +268,7 @@ def open_export(
         place = config.adapter.language_path
         language = stack.enter_context(storage.local_copy(place, config.storage)) if place else None
         wrapped = adapters.add(model, config.adapter, language)
-    return functools.partial(adapters.export, wrapped, found, tokens)
+    return functools.partial(adapters.export, wrapped, found, config.objective.name, tokens)
 
 
 def _advance(progress: Progress, step: loop.Step, languages: list[str], log_every: int) -> None:

@@ -21,7 +21,7 @@ from mlray.corpus.fields import Record
 from mlray.corpus.manifest import Manifest
 from mlray.corpus.windows import WindowReader
 from mlray.models import backbone, tokenizer
-from mlray.objectives.table import OBJECTIVES
+from mlray.objectives.table import OBJECTIVES, check_family, check_sources
 from mlray.training import checkpoint as checkpoints
 from mlray.training import fit, placement, plan, report, resume
 from mlray.training.folders import Folders
@@ -62,11 +62,13 @@ def prepare(config: RunConfig) -> Prepared:
         RunError: storage failed.
     """
     backbone.quiet()
+    check_family(config.objective, config.model)
     console = Console(width=None if os.environ.get("COLUMNS") else 110)
     config = placed(config)
     folders = Folders.of(config)
     corpus_sources = sources.import_datasets(config.corpus.sources, folders.imported, config.storage)
     files = sources.list_files(corpus_sources, config.storage)
+    check_sources(config.objective, files)
     # Shows before anything costs time whether the run folder can be written.
     storage.write_bytes(storage.join(folders.root, "config.yaml"), config.to_yaml().encode(), config.storage)
     found = checkpoints.newest(folders.checkpoints, config.storage)[0] if config.train.resume else None
@@ -82,7 +84,9 @@ def prepare(config: RunConfig) -> Prepared:
     report.show_fertility(fertility, console)
     fit.open_cutter(config, tokens, manifest)  # refuses what is no corpus for the objective
     model = fit.open_model(config, tokens)
-    fit.open_export(config, model, tokens)
+    if found:
+        resume.check_backbone(config, found, model)
+    fit.open_export(config, model, tokens)  # refuses an adapter, or a part to freeze, that the model has not
     plan.check(config, backbone.positions(model))
     outline = plan.make(config, manifest, fertility, model)
     plan.show(outline, manifest.refused_counts(), console)
@@ -215,10 +219,6 @@ def _labels(config: RunConfig, folders: Folders, manifest: Manifest, resumes: bo
                 for record in batch:
                     if not record.reason:
                         found.update(_labels_of(record, entry.chunk, config))
-    if not found - {""}:
-        raise ConfigError(
-            f"objective.name={config.objective.name} needs labels; name their column in corpus.sources[].pair"
-        )
     body = json.dumps(sorted(found), ensure_ascii=False).encode()
     storage.write_bytes(folders.labels, body, config.storage)
 

@@ -11,6 +11,8 @@ import yaml
 from mlray import storage
 from mlray.config import ConfigError, RunConfig, Train
 from mlray.corpus.manifest import Manifest
+from mlray.models import adapters
+from mlray.models.backbone import Backbone
 from mlray.training.checkpoint import Checkpoint, Progress
 
 _FIXED = {
@@ -20,7 +22,7 @@ _FIXED = {
     "model": (),
     "objective": (),
     "adapter": (),
-    "train": ("freeze_layers", "freeze_embeddings"),
+    "train": ("freeze_layers", "freeze_embeddings", "early_stopping"),
 }
 """Section -> the settings (none named: all) that give the stream's position and the weights their meaning."""
 
@@ -42,6 +44,17 @@ def check(config: RunConfig, found: Checkpoint) -> None:
                     f"{section}.{key}={now[section][key]} but {found.uri} was trained with {old}; set it back, choose "
                     "another run.name, or start over with train.resume=false"
                 )
+
+
+def check_backbone(config: RunConfig, found: Checkpoint, model: Backbone) -> None:
+    """Refuses to go on with an adapter when the weights below it, at the same place, are others by now.
+
+    Raises:
+        ConfigError: it names the two.
+    """
+    if config.adapter.kind != "none":
+        with storage.local_copy(storage.join(found.uri, "weights"), config.storage) as folder:
+            adapters.check_backbone(folder, adapters.digest(model))
 
 
 def finished(progress: Progress, config: Train) -> bool:

@@ -8,6 +8,9 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
+import ray
+import torch
+
 from mlray import storage
 from mlray.config import ConfigError, RunConfig
 from mlray.evaluation import evaluate, output
@@ -49,13 +52,21 @@ def finetune(config: RunConfig, *, plan_only: bool = False, merged: bool = False
         print(f"merged      {merge(prepared.config, trained)}")
     if not checked:
         return None
-    result, found = evaluate.evaluate(judged(config, trained), checked)
-    with storage.staging() as stage:
-        output.tell(result, found, stage, as_json=False)
-        place = storage.join(prepared.folders.root, "evaluation")
-        storage.upload(stage, place, config.storage)
+    result, found = judge(judged(config, trained), checked)
+    place = storage.join(prepared.folders.root, "evaluation")
+    output.tell(result, found, place, config.storage, as_json=False)
     print(f"evaluation  {place}/report.json, report.html, predictions.jsonl")
     return result
+
+
+def judge(config: RunConfig, checked: evaluate.Checked) -> tuple[Report, list[dict[str, Any]]]:
+    """The evaluation, where the workers' hardware is: the node of the job often has no GPU."""
+    gpus = config.cluster.gpus_per_worker
+    if not gpus or torch.cuda.is_available():
+        return evaluate.evaluate(config, checked)
+    task = ray.remote(num_gpus=gpus, num_cpus=config.cluster.cpus_per_worker)(evaluate.evaluate)
+    found: tuple[Report, list[dict[str, Any]]] = ray.get(task.remote(config, checked, show_progress=False))
+    return found
 
 
 def merge(config: RunConfig, trained: dict[str, Any]) -> str:
@@ -73,7 +84,7 @@ def merge(config: RunConfig, trained: dict[str, Any]) -> str:
             stack.enter_context(storage.local_copy(uri, config.storage)) if uri else None for uri in places
         )
         assert adapter is not None
-        merged = adapters.merge(adapters.load(model, adapter, language))
+        merged = adapters.merge(adapters.load(model, adapter, language, objective=config.objective.name))
         stage = stack.enter_context(storage.staging())
         merged.save_pretrained(stage, safe_serialization=True)
         backbone.save_tokenizer(tokens, stage)

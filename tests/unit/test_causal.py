@@ -22,7 +22,7 @@ from mlray.evaluation import evaluate
 from mlray.models import adapters, backbone, decoder, freezing, tokenizer
 from mlray.models.generation import Continuer, Writer
 from mlray.objectives import causal
-from mlray.objectives.table import OBJECTIVES, Task
+from mlray.objectives.table import OBJECTIVES, Task, check_family
 from mlray.schema import NO_TARGET, PackedBatch
 from mlray.training import loop, plan
 from mlray.training.engine import Engine
@@ -182,8 +182,10 @@ def test_qwen2_is_refused_with_a_tokenizer_that_its_folder_would_not_open() -> N
 
 
 def test_another_family_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"model\.family=bert does not fit .* gpt2, llama, qwen2"):
-        decoder.build(Model(family="bert"), byte_tokens())
+    with pytest.raises(
+        ConfigError, match=r"family=bert does not fit objective\.name=causal; .* gpt2, llama, qwen2"
+    ):
+        check_family(Objective(name="causal"), Model(family="bert"))
     exported(model("gpt2"), byte_tokens(), tmp_path / "gpt2")
     with pytest.raises(ConfigError, match=r"is a gpt2 checkpoint; set model\.family to it"):
         decoder.build(Model(family="llama", path=str(tmp_path / "gpt2")), byte_tokens(), tmp_path / "gpt2")
@@ -409,9 +411,9 @@ def test_adapters_are_trained_saved_and_opened_by_the_writer(family: str, kind: 
     steps = run(network, tokens, table.slice(0, 8), steps=10, lr=3e-2, warmup_steps=0)
     assert steps[-1].loss < steps[0].loss
     weights = {name: one.detach() for name, one in network.named_parameters() if one.requires_grad}
-    adapters.export(wrapped, digest, tokens, weights, tmp_path / "adapter")
+    adapters.export(wrapped, digest, "causal", tokens, weights, tmp_path / "adapter")
     again = decoder.build(config, tokens, base)
-    adapters.load(again, tmp_path / "adapter")
+    adapters.load(again, tmp_path / "adapter", objective="causal")
     packed = packing.unpack(table.slice(0, 4))
     inputs, _ = causal.collate(packed)
     with torch.no_grad():
@@ -420,6 +422,17 @@ def test_adapters_are_trained_saved_and_opened_by_the_writer(family: str, kind: 
         written = decoder.Decoder(Continuer(base, tmp_path / "adapter")._model)(**inputs)
         assert torch.equal(written, expected)
         assert float((decoder.build(config, tokens, base).eval()(**inputs) - expected).abs().max()) > 1e-2
+
+
+def test_a_backbone_in_half_precision_is_one_to_training_and_to_the_writer(tmp_path: Path) -> None:
+    tokens = byte_tokens()
+    base = exported(model("qwen2"), tokens, tmp_path / "base")
+    half = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    half.save_pretrained(base)
+    config = Model(family="qwen2", path=str(base))
+    written = decoder.Decoder(Continuer(base)._model)
+    assert written.model.dtype == torch.float32
+    assert adapters.digest(decoder.build(config, tokens, base)) == adapters.digest(written)
 
 
 def test_a_tokenizer_without_padding_or_start_is_enough(tmp_path: Path) -> None:

@@ -19,8 +19,18 @@ from seqeval.metrics import f1_score, precision_score, recall_score
 from sklearn import metrics
 
 from mlray import configuration, languages
-from mlray.config import ConfigError, Evaluation
-from mlray.evaluation import evaluate, labels, output, predictions, report, significance, texts, translation
+from mlray.config import ConfigError, Evaluation, Storage
+from mlray.evaluation import (
+    comparison,
+    evaluate,
+    labels,
+    output,
+    predictions,
+    report,
+    significance,
+    texts,
+    translation,
+)
 from mlray.evaluation.predictions import Case
 from mlray.evaluation.report import Figure, Report
 from mlray.models import backbone
@@ -63,6 +73,42 @@ def test_one_changed_word_does_not_cost_everything(language: str, reference: str
     )  # the default tokenizer sees one word
     assert translation.score([hypothesis], [reference], language, 10)["BLEU"].value > 50
     assert translation.score([reference], [reference], language, 10)["BLEU"].value == pytest.approx(100)
+    ter = translation.score([hypothesis], [reference], language, 10)["TER"]
+    assert 0 < ter.value < 30  # of one word it would be 100
+    assert ter.signature.endswith(f"|words:{languages.metric_tokenizer(language)}")
+    assert translation.score([reference], [reference], language, 10)["TER"].value == 0
+
+
+def test_known_answers_keep_their_values_and_signatures() -> None:
+    # Frozen from the sacrebleu 2.6.0 command line; TER by hand: 4 edits (insert the, insert you, 2 for "are coming")
+    # of the 16 words of the references.
+    found = translation.score(HYPOTHESES, REFERENCES, "en", resamples=1000)
+    version = sacrebleu.__version__
+    assert found["TER"].value == pytest.approx(100 * 4 / 16)
+    assert [found[name].signature for name in ("BLEU", "chrF", "TER")] == [
+        f"nrefs:1|bs:1000|seed:12345|case:mixed|eff:no|tok:13a|smooth:exp|version:{version}",
+        f"nrefs:1|bs:1000|seed:12345|case:mixed|eff:yes|nc:6|nw:0|space:no|version:{version}",
+        f"nrefs:1|bs:1000|seed:12345|case:lc|tok:tercom|norm:no|punct:yes|asian:no|version:{version}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tag", "tokenizer"),
+    [
+        ("zh", "zh"),
+        ("zh-Hant", "zh"),
+        ("zho", "zh"),
+        ("eng-zho", "zh"),
+        ("en-zh-Hans", "zh"),
+        ("zh-Hans-en", "13a"),
+        ("jpn", "char"),
+        ("de-ja", "char"),
+        ("pt-BR", "13a"),
+        ("de", "13a"),
+    ],
+)
+def test_the_tokenizer_is_that_of_the_language_that_is_written(tag: str, tokenizer: str) -> None:
+    assert languages.metric_tokenizer(languages.target(tag)) == tokenizer
 
 
 def test_what_cannot_be_scored_is_named() -> None:
@@ -94,6 +140,17 @@ def test_summary_tells_the_mean_the_worst_and_the_gap() -> None:
     console = Console(file=io.StringIO(), width=100)
     report.show(found, console)
     assert "30.0 ± 1.0" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_hostile_name_is_shown_as_it_is() -> None:
+    name = "[/red]<b>x"
+    found = Report({"left_out": [f"{name}: row 0"]}, {name: {name: figures(30, 50)}}, {name: {"de": name}})
+    console = Console(file=io.StringIO(), width=100)
+    report.show(found, console)
+    assert console.file.getvalue().count(name) == 7  # type: ignore[attr-defined]
+    page = output.page(found)
+    assert "<b>" not in page
+    assert page.count("[/red]&lt;b&gt;x") >= 4
 
 
 def test_rows_of_a_test_set_are_all_read_or_the_bad_one_is_named(tmp_path: Path) -> None:
@@ -289,19 +346,69 @@ def test_ready_predictions_are_scored_without_a_model(tmp_path: Path) -> None:
     overview = html.split("</table>")[0]
     assert "classification<br>accuracy" in overview
     assert "text<br>BLEU" in overview
-    assert overview.count('<td class="empty">no test rows</td>') == 2
+    assert overview.count('<td class="empty">not of this task</td>') == 2
     assert "66.7" in html
     assert "http" not in html  # nothing is fetched
     (tmp_path / "bad.jsonl").write_text(
         '{"language": "de", "prediction": "x", "reference": "y"}\n{"prediction": 1}\n'
     )
-    with pytest.raises(
-        ConfigError, match=r"bad\.jsonl: line 2 needs prediction, language, and reference or label"
-    ):
+    with pytest.raises(ConfigError, match=r"bad\.jsonl: line 2 is no object with prediction, language, and"):
         predictions.read(tmp_path / "bad.jsonl")
+    (tmp_path / "none.jsonl").write_text("")
+    with pytest.raises(ConfigError, match=r"none\.jsonl: line 1 is not JSON"):
+        predictions.read(tmp_path / "none.jsonl")
     tags = [{"task": "tagging", "language": "de", "prediction": "O", "reference": "O O"}]
     with pytest.raises(ConfigError, match=r"t\.jsonl: line 1 has 1 predicted tags and 2 true ones"):
         predictions.score(write(tmp_path / "t.jsonl", tags), Evaluation(resamples=20))
+
+
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    [
+        ([], "is no object"),
+        (
+            {"prediction": "a", "language": "de"},
+            "is no object with prediction, language, and reference or label",
+        ),
+        (
+            {"prediction": None, "language": "de", "label": "a"},
+            "has a prediction that is no text but NoneType",
+        ),
+        (
+            {"prediction": "a", "language": "de", "reference": None},
+            "has a reference that is no text but NoneType",
+        ),
+        ({"prediction": ["a"], "language": "de", "label": "a"}, "has a prediction that is no text but list"),
+        ({"prediction": "a", "language": None, "label": "a"}, "has the language None, which is no tag"),
+        (
+            {"prediction": "a", "language": "German!", "label": "a"},
+            "has the language 'German!', which is no tag",
+        ),
+        (
+            {"task": "NER", "prediction": "O", "language": "de", "reference": "O"},
+            "is of the task 'NER'; take one of",
+        ),
+    ],
+)
+def test_a_prediction_that_is_none_is_named(tmp_path: Path, row: object, complaint: str) -> None:
+    (tmp_path / "p.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=rf"p\.jsonl: line 1 {complaint}"):
+        predictions.read(tmp_path / "p.jsonl")
+
+
+def test_predictions_are_read_as_they_are_meant(tmp_path: Path) -> None:
+    rows = [
+        {"language": "zh_CN", "prediction": True, "label": "true"},
+        {"task": "intent", "language": "de", "prediction": 3, "label": "3"},
+        {"task": "tagging ner", "language": "de", "prediction": ["O", "B-LOC"], "reference": "O B-LOC"},
+    ]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    found = predictions.read(tmp_path / "p.jsonl")
+    assert [(row.task, row.language, row.prediction == row.truth) for row in found] == [
+        ("classification", "zh-CN", True),
+        ("classification intent", "de", True),
+        ("tagging ner", "de", True),
+    ]
 
 
 def test_two_models_are_compared_on_the_same_rows(tmp_path: Path) -> None:
@@ -316,27 +423,37 @@ def test_two_models_are_compared_on_the_same_rows(tmp_path: Path) -> None:
             for i, (p, t) in enumerate(zip(labels_of, truth, strict=True))
         ]
         files.append(write(tmp_path / f"{name}.jsonl", rows))
-    found = predictions.compare(files[0], files[1], 500)
+    found = comparison.compare(files[0], files[1], 500)
     assert set(found.cells) == {"classification de", "classification fr"}
     for cell in found.cells.values():
         assert cell.n == 100
         assert cell.first > cell.second
         assert cell.p < 0.05
-    assert all(cell.p == 1.0 for cell in predictions.compare(files[0], files[2], 50).cells.values())
+    assert all(cell.p == 1.0 for cell in comparison.compare(files[0], files[2], 50).cells.values())
     other = write(tmp_path / "other.jsonl", [{"language": "de", "prediction": "a", "label": "z"}])
     with pytest.raises(ConfigError, match=r"has 200 rows and .* 1; a paired test needs the same"):
-        predictions.compare(files[0], other, 50)
+        comparison.compare(files[0], other, 50)
     texts_a = [
         {"language": "en", "prediction": h, "reference": r}
         for h, r in zip(HYPOTHESES, REFERENCES, strict=True)
     ]
     texts_b = [{**row, "prediction": row["reference"]} for row in texts_a]
-    cell = predictions.compare(
+    cell = comparison.compare(
         write(tmp_path / "a.jsonl", texts_a), write(tmp_path / "b.jsonl", texts_b), 100
     ).cells["text en"]
     assert cell.first == pytest.approx(sacrebleu.corpus_bleu(HYPOTHESES, [REFERENCES]).score)
     assert cell.second == pytest.approx(100)
-    assert 0 < cell.p <= 1
+    # Of the 8 assignments of 3 sentences only all swapped and none swapped are as far apart.
+    assert cell.p == pytest.approx(2 / 8, abs=0.1)
+    same = comparison.compare(tmp_path / "a.jsonl", tmp_path / "a.jsonl", 100).cells["text en"]
+    assert same.p == 1.0
+    one_changed = [texts_b[0], *texts_a[1:]]
+    nearly = comparison.compare(tmp_path / "a.jsonl", write(tmp_path / "c.jsonl", one_changed), 100)
+    assert nearly.cells["text en"].p == 1.0  # every swap gives the same difference, or its negative
+    asked = [{**row, "text": f"question {i}"} for i, row in enumerate(texts_a)]
+    other = [{**row, "text": f"question {i + 1}"} for i, row in enumerate(texts_a)]
+    with pytest.raises(ConfigError, match=r"line 1 of .*x\.jsonl and of .*y\.jsonl are different rows"):
+        comparison.compare(write(tmp_path / "x.jsonl", asked), write(tmp_path / "y.jsonl", other), 100)
 
 
 def tagged(tmp_path: Path, sentences: list[tuple[str, str]]) -> list[str]:
@@ -415,7 +532,7 @@ def test_an_empty_cell_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[st
     body = json.loads(found.to_json())
     assert body["empty"] == {"tagging": {"cs": reason, "fr": reason}}
     assert f'<td>fr</td><td class="empty" colspan="3">{reason}</td><td>0</td>' in output.page(found)
-    output.tell(found, rows, tmp_path / "out", as_json=False)
+    output.tell(found, rows, str(tmp_path / "out"), Storage(), as_json=False)
     printed = capsys.readouterr().out
     assert "fr: no test rows" in printed
     rows_of_tasks = [
@@ -434,6 +551,36 @@ def test_an_empty_cell_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[st
         "tagging": ["de-ba", "fr"],
         "text": [],
     }
+
+
+def test_a_test_set_of_bad_rows_alone_has_an_empty_cell(tmp_path: Path) -> None:
+    settings = tagged(tmp_path, [("der Alltag", "O B-LOC")])
+    (tmp_path / "fr.jsonl").write_text('{"text": "", "tags": "O"}\n', encoding="utf-8")
+    settings[3] = f"evaluation.sources=[{{uri: {tmp_path}, files: '*.jsonl', pair: tags}}]"
+    found, _ = evaluate.evaluate(configuration.load(None, [*settings, "evaluation.max_bad_rows=1"]))
+    assert found.empty["tagging"] == {"fr": "no test rows: its files hold none that can be scored"}
+    console = Console(file=io.StringIO(), width=200)
+    report.show(found, console)
+    assert "1 bad rows were left out, the first: " in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_model_without_the_head_is_refused(tmp_path: Path) -> None:
+    settings = tagged(tmp_path, [("der Alltag", "O B-LOC")])
+    masked = tiny.encoder()
+    backbone.export(masked, tiny.tokens(), dict(masked.named_parameters()), tmp_path / "masked")
+    for folder, objective, holds in (
+        ("masked", "tagging", "BertForMaskedLM"),
+        ("weights", "classification", "BertForTokenClassification"),
+    ):
+        told = [*settings, f"model.path={tmp_path}/{folder}", f"objective.name={objective}"]
+        with pytest.raises(ConfigError, match=f"holds {holds} and not a model For.*: it was not fine-tuned"):
+            evaluate.evaluate(configuration.load(None, told))
+    with pytest.raises(
+        ConfigError, match=r"model\.family=gpt2 does not fit objective\.name=tagging; take one of bert"
+    ):
+        evaluate.evaluate(configuration.load(None, [*settings, "model.family=gpt2"]))
+    with pytest.raises(ConfigError, match=r"adapter\.language_path lies below the adapter of a task"):
+        evaluate.evaluate(configuration.load(None, [*settings, "adapter.language_path=x"]))
 
 
 def test_the_bar_counts_rows_and_leaves_nothing_behind(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from mlray.config import ConfigError, Model, Objective
-from mlray.corpus import packing
+from mlray.config import ConfigError, Model, Objective, Source, Storage, Tokenizer
+from mlray.corpus import packing, sources
 from mlray.corpus.windows import Window
 from mlray.models import backbone, labeller, tokenizer
 from mlray.objectives import labels
-from mlray.objectives.table import Task
+from mlray.objectives.table import Task, check_family, check_sources
 from mlray.schema import NO_TARGET
 from mlray.training import loop
 from mlray.training.engine import Engine
@@ -77,8 +78,58 @@ def test_what_does_not_fit_is_named() -> None:
         words(Window(0, ["im Alltag"], ["O O O"], [0], [9]))
     with pytest.raises(ConfigError, match="document 9: the label 'B-PER' is none of the 2"):
         words(Window(0, ["im Alltag"], ["O B-PER"], [0], [9]))
-    with pytest.raises(ConfigError, match=r"model\.family=mbart does not fit the objective"):
-        model("words", TAGS, family="mbart")
+    with pytest.raises(
+        ConfigError, match=r"model\.family=mbart does not fit objective\.name=tagging; take one of"
+    ):
+        check_family(Objective(name="tagging"), Model(family="mbart"))
+
+
+def test_a_source_without_labels_or_a_task_without_a_source_is_named(tmp_path: Path) -> None:
+    (tmp_path / "de.jsonl").write_text('{"text": "a", "y": "b"}\n', encoding="utf-8")
+
+    def files(**values: str) -> list[sources.SourceFile]:
+        source = Source.model_validate({"uri": f"{tmp_path}/de.jsonl", **values})
+        return sources.list_files((source,), Storage())
+
+    alone, beside = files(), files(pair="y")
+    for name in ("classification", "tagging", "translation"):
+        objective = Objective.model_validate({"name": name})
+        check_sources(objective, beside)
+        with pytest.raises(
+            ConfigError, match=rf"objective\.name={name} learns what belongs .*de\.jsonl is read for"
+        ):
+            check_sources(objective, [*beside, *alone])
+    check_sources(Objective(name="masked"), alone)
+    tasks = [{"name": name, "objective": "classification"} for name in ("intent", "topic")]
+    several = Objective.model_validate({"name": "multitask", "tasks": tasks})
+    check_sources(several, [*files(pair="y", task="intent"), *files(pair="y", task="topic")])
+    with pytest.raises(ConfigError, match=r"the task 'topic' of objective\.tasks has no source"):
+        check_sources(several, files(pair="y", task="intent"))
+
+
+@pytest.mark.parametrize(("algorithm", "size"), [("unigram", 38), ("bpe", 80), ("byte_bpe", 330)])
+def test_words_are_the_same_tokens_alone_and_in_their_sentence(algorithm: str, size: int) -> None:
+    texts = tiny.texts("de", 300, seed=1)
+    config = Tokenizer.model_validate({"algorithm": algorithm, "vocab_size": size})
+    own = tokenizer.encoder(tokenizer.train(iter(texts), config))
+    for text in texts[:20]:
+        tags = " ".join("O" for _ in text.split())
+        (piece,) = labels.Words(own, labels.numbered(["O"]), 512)(Window(0, [text], [tags], [0], [0]))
+        assert piece.tokens[1:-1] == own.encode([text])[0]
+
+
+def test_texts_are_classified_by_their_first_token_as_the_export_says(tmp_path: Path) -> None:
+    masked = tiny.encoder("modernbert")
+    backbone.export(masked, tiny.tokens(), dict(masked.named_parameters()), tmp_path / "base")
+    path = tmp_path / "base" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "classifier_pooling": "mean"}))
+    network = model("texts", TAGS, "modernbert", tmp_path / "base").eval()
+    backbone.export(network, tiny.tokens(), dict(network.named_parameters()), tmp_path / "trained")
+    plain = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "trained").eval()
+    ids = torch.tensor([[2, 9, 11, 30, 3]])
+    with torch.no_grad():
+        ours = network(ids, torch.ones_like(ids), torch.arange(5)[None], torch.tensor([0]))
+        assert torch.allclose(plain(input_ids=ids).logits, ours, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["bert", "xlm-roberta", "modernbert"])

@@ -76,11 +76,11 @@ def test_each_kind_is_found_in_its_language_and_placed(tmp_path: Path) -> None:
         for language, cell in found.cells.items()
     }
     assert counts == {
-        "de": (2, 1, 0, 0, 1),
-        "en": (2, 0, 1, 0, 1),
+        "de": (2, 1, 0, None, 1),
+        "en": (2, 0, 1, None, 1),
         "en-de": (3, 1, 0, 2, 2),
-        "ru": (1, 0, 0, 0, 0),
-        "zh": (2, 0, 1, 0, 1),
+        "ru": (1, 0, 0, None, 0),
+        "zh": (2, 0, 1, None, 1),
     }
     places = {
         language: [(example.kind, example.test_row, example.training_row) for example in cell.examples]
@@ -110,13 +110,36 @@ def test_each_kind_is_found_in_its_language_and_placed(tmp_path: Path) -> None:
 def test_labels_and_tags_beside_a_text_are_no_translations(tmp_path: Path) -> None:
     test, training = [("de", "warm", "good")], [("de", "good", "warm"), ("de", "kalt", "good")]
     cell = leakage.check(configuration.load(None, overrides(tmp_path, test, training))).cells["de"]
-    assert (cell.exact, cell.near, cell.translated, cell.leaked) == (0, 0, 0, 0)
+    assert (cell.exact, cell.near, cell.translated, cell.leaked) == (0, 0, None, 0)
     # A dialect is spelled as a direction is; only the objective tells that its rows carry labels.
     test, training = [("de-ba", "warm", "good")], [("de-ba", "good", "warm"), ("de-ba", "kalt", "good")]
     for objective, leaks in (("classification", 0), ("translation", 1)):
         settings = [*overrides(tmp_path, test, training), f"objective.name={objective}"]
         cell = leakage.check(configuration.load(None, settings)).cells["de-ba"]
-        assert (cell.exact, cell.translated) == (leaks, leaks)  # the pair "warm" is the text of the test row
+        assert (cell.exact, cell.translated or 0) == (
+            leaks,
+            leaks,
+        )  # the pair "warm" is the text of the test row
+
+
+def test_a_translation_is_found_by_the_id_that_it_shares(tmp_path: Path) -> None:
+    for name, rows in (
+        ("training", [("7", "fr", "une couverture chaude"), ("8", "fr", "la bouilloire")]),
+        ("test", [("7", "de", "eine warme Decke"), ("9", "de", "der Kessel"), ("8", "sw", "birika")]),
+    ):
+        lines = [json.dumps({"id": key, "l": language, "text": text}) + "\n" for key, language, text in rows]
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    source = "{{uri: {}/{}.jsonl, language: 'column:l', part_by: id}}"
+    settings = [
+        f"corpus.sources=[{source.format(tmp_path, 'training')}]",
+        f"evaluation.sources=[{source.format(tmp_path, 'test')}]",
+        "objective.name=classification",
+    ]
+    cells = leakage.check(configuration.load(None, settings)).cells
+    assert {name: (cell.rows, cell.exact, cell.translated, cell.leaked) for name, cell in cells.items()} == {
+        "de": (2, 0, 1, 1),
+        "sw": (1, 0, 1, 1),
+    }
 
 
 def test_folding_keeps_what_tells_texts_apart() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from mlray import configuration
 from mlray.config import ConfigError, RunConfig
+from mlray.models import adapters
 from mlray.training import resume
 from mlray.training.checkpoint import Checkpoint, Progress
 from tests.unit import tiny
@@ -41,6 +43,7 @@ def test_what_does_not_move_the_stream_may_change(found: Checkpoint, change: str
         ("model.path", "s3://bucket/xlm-r", "None"),
         ("model.num_layers", "2", "4"),
         ("objective.whole_word", "True", "False"),
+        ("train.early_stopping", "macro.loss", "None"),
     ],
 )
 def test_what_gives_the_position_its_meaning_may_not(
@@ -49,6 +52,20 @@ def test_what_gives_the_position_its_meaning_may_not(
     with pytest.raises(ConfigError) as caught:
         resume.check(configuration.load(None, [f"{key}={value}"]), found)
     assert str(caught.value).startswith(f"{key}={value} but {found.uri} was trained with {before}; ")
+
+
+def test_an_adapter_does_not_go_on_above_other_weights(tmp_path: Path) -> None:
+    config = configuration.load(None, ["adapter.kind=lora", "model.path=base"])
+    model = tiny.encoder()
+    found = Checkpoint(str(tmp_path), Progress(step=5))
+    place = tmp_path / "weights" / "backbone.json"
+    place.parent.mkdir()
+    place.write_text(json.dumps({"sha256": adapters.digest(model)}))
+    resume.check_backbone(config, found, model)
+    place.write_text(json.dumps({"sha256": "0" * 64}))
+    with pytest.raises(ConfigError, match="was trained on the backbone 000000000000 and this one is"):
+        resume.check_backbone(config, found, model)
+    resume.check_backbone(RunConfig(), found, model)  # no adapter: the checkpoint holds all of the model
 
 
 def test_a_run_is_over_after_its_steps_or_when_it_was_stopped() -> None:

@@ -17,7 +17,7 @@ from mlray.corpus.windows import Window
 from mlray.models import backbone, tokenizer, translator
 from mlray.models.generation import Writer, _by_length
 from mlray.objectives import translation
-from mlray.objectives.table import Task
+from mlray.objectives.table import Task, check_family
 from mlray.schema import NO_TARGET, PackedBatch
 from mlray.training import loop
 from mlray.training.engine import Engine
@@ -74,6 +74,10 @@ def test_a_pair_shares_its_columns_and_begins_with_its_languages() -> None:
     long = cutter()(Window(0, ["der " * 99], ["der"], [0], [0]))[0]
     assert len(long.tokens) == len(long.targets or []) == LENGTH
     assert (long.targets or [])[3:] == [NO_TARGET] * (LENGTH - 3)
+    cut = cutter()(Window(0, ["der"], ["der " * 99], [0], [0]))[0].targets or []
+    assert len(cut) == LENGTH
+    assert cut[-1] == NO_TARGET  # the model must not learn to stop where the row ends
+    assert encoder.end_id not in cut
 
 
 def test_the_decoder_is_told_the_language_and_predicts_the_rest() -> None:
@@ -133,12 +137,15 @@ def test_what_is_no_direction_or_has_no_token_is_refused() -> None:
         translation.pairs(encoder, ["en-de", "de"], LENGTH)
     with pytest.raises(ConfigError, match="no token for the language 'fr', only for de, en"):
         translation.pairs(encoder, ["de-fr"], LENGTH)
-    with pytest.raises(ConfigError, match=r"model\.family=bert does not fit .* m2m_100, mbart"):
-        translator.build(Model(family="bert"), tokens())
-    with pytest.raises(
-        ConfigError, match=r"model\.family=mbart does not fit .* bert, xlm-roberta, modernbert"
+    for name, family, fitting in (
+        ("translation", "bert", "m2m_100, mbart"),
+        ("denoising", "gpt2", "m2m_100, mbart"),
+        ("masked", "mbart", "bert, xlm-roberta, modernbert"),
     ):
-        backbone.build(Model(family="mbart"), tiny.tokens())
+        with pytest.raises(
+            ConfigError, match=f"family={family} does not fit objective.name={name}; .* {fitting}"
+        ):
+            check_family(Objective.model_validate({"name": name}), Model.model_validate({"family": family}))
 
 
 @pytest.fixture(scope="module")

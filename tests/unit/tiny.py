@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -152,3 +152,12 @@ def train(**values: Any) -> Train:
 def export(model: backbone.MaskedEncoder) -> Callable[[dict[str, torch.Tensor], Path], None]:
     """Writes the weights of the encoder and the tokenizer, as the run does."""
     return functools.partial(backbone.export, model, tokens())
+
+
+def gathered(model: Any, names: Collection[str]) -> dict[str, torch.Tensor]:
+    """Parameters of a model as they are now, whole, though ZeRO-3 may have cut them up."""
+    import deepspeed
+
+    parameters = dict(model.named_parameters())
+    with deepspeed.zero.GatheredParameters([parameters[name] for name in names]):
+        return {name: parameters[name].detach().clone() for name in names}

@@ -1,0 +1,137 @@
+"""Two models on the same rows: paired tests, corrected over languages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from sacrebleu.metrics.bleu import BLEU
+
+from mlray import languages
+from mlray.config import ConfigError
+from mlray.evaluation import labels, significance
+from mlray.evaluation.predictions import Row, by_language, read, tags
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Two models on the rows of one language; `p` is corrected for the number of languages (Holm)."""
+
+    metric: str
+    first: float
+    second: float
+    p: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Task and language -> difference."""
+
+    about: dict[str, Any]
+    cells: dict[str, Difference]
+
+    def to_json(self) -> str:
+        """The whole comparison."""
+        cells = {name: asdict(cell) for name, cell in self.cells.items()}
+        return json.dumps({"about": self.about, "cells": cells}, ensure_ascii=False, indent=1)
+
+
+def compare(first: Path, second: Path, trials: int = significance.TRIALS) -> Comparison:
+    """Tests on each language whether the second file's model is another than the first's.
+
+    Raises:
+        ConfigError: as `read`, or the two do not hold the same rows.
+    """
+    a, b = read(first), read(second)
+    if len(a) != len(b):
+        raise ConfigError(f"{first} has {len(a)} rows and {second} {len(b)}; a paired test needs the same")
+    for number, (one, other) in enumerate(zip(a, b, strict=True), start=1):
+        asked = not (one.text and other.text) or one.text == other.text
+        if not asked or (one.task, one.language, one.truth) != (other.task, other.language, other.truth):
+            raise ConfigError(f"line {number} of {first} and of {second} are different rows")
+    groups_a, groups_b = by_language(a), by_language(b)
+    found = {
+        f"{task} {language}": _difference(task, language, group, groups_b[task, language], trials)
+        for (task, language), group in groups_a.items()
+    }
+    corrected = significance.holm({name: cell.p for name, cell in found.items()})
+    cells = {name: Difference(**{**asdict(cell), "p": corrected[name]}) for name, cell in found.items()}
+    about = {"first": str(first), "second": str(second), "trials": trials, "correction": "Holm"}
+    return Comparison(about, cells)
+
+
+def _difference(
+    task: str, language: str, first: Sequence[Row], second: Sequence[Row], trials: int
+) -> Difference:
+    kind = task.partition(" ")[0]
+    if kind == "answer":
+        a, b = (
+            np.array([[labels.reciprocal_rank(row.prediction, row.truth), 1.0] for row in side])
+            for side in (first, second)
+        )
+        p = significance.paired(a, b, lambda sums: sums[..., 0] / sums[..., 1], trials)
+        return Difference("MRR", 100 * a[:, 0].mean(), 100 * b[:, 0].mean(), p, len(a))
+    if kind == "classification":
+        a, b = (np.array([[row.prediction == row.truth, 1.0] for row in side]) for side in (first, second))
+        p = significance.paired(a, b, lambda sums: sums[..., 0] / sums[..., 1], trials)
+        return Difference("accuracy", 100 * a[:, 0].mean(), 100 * b[:, 0].mean(), p, len(a))
+    if kind == "tagging":
+        a, b = (labels.span_counts(*tags(side)) for side in (first, second))
+        p = significance.paired(a, b, _f1, trials)
+        return Difference("span F1", 100 * _f1(a.sum(axis=0)), 100 * _f1(b.sum(axis=0)), p, len(a))
+    return _bleu(languages.target(language), first, second, trials)
+
+
+def _f1(sums: np.ndarray) -> Any:
+    return 2 * sums[..., 0] / np.maximum(sums[..., 1] + sums[..., 2], 1.0)
+
+
+def _bleu(language: str, first: Sequence[Row], second: Sequence[Row], trials: int) -> Difference:
+    """sacreBLEU's BLEU of swapped sentences.
+
+    Its own paired test counts only trials that are beyond the real difference: it calls two equal systems different.
+    """
+    metric: Any = BLEU(
+        tokenize=languages.metric_tokenizer(language), references=[[row.truth for row in first]]
+    )
+    a, b = (
+        np.array(metric._extract_corpus_statistics([row.prediction for row in side], None), dtype=np.float64)
+        for side in (first, second)
+    )
+
+    def score(sums: np.ndarray) -> np.ndarray:
+        rows = np.rint(sums).astype(int).reshape(-1, sums.shape[-1])
+        scores = [metric._compute_score_from_stats(row.tolist()).score for row in rows]
+        return np.array(scores).reshape(sums.shape[:-1])
+
+    p = significance.paired(a, b, score, trials)
+    return Difference("BLEU", float(score(a.sum(axis=0))), float(score(b.sum(axis=0))), p, len(first))
+
+
+def show(comparison: Comparison, console: Console) -> None:
+    """Prints a row for each language."""
+    table = Table(
+        title=escape(f"{comparison.about['first']} and {comparison.about['second']}"), title_justify="left"
+    )
+    for heading in ("language", "metric", "first", "second", "difference", "p (Holm)", "n"):
+        table.add_column(heading, justify="left" if heading in {"language", "metric"} else "right")
+    for name, cell in comparison.cells.items():
+        difference = f"{cell.second - cell.first:+.2f}"
+        table.add_row(
+            escape(name),
+            cell.metric,
+            f"{cell.first:.2f}",
+            f"{cell.second:.2f}",
+            difference,
+            f"{cell.p:.4f}",
+            f"{cell.n:,}",
+        )
+    console.print(table)

@@ -50,9 +50,11 @@ def bucket(s3: str) -> str:
 
 @pytest.fixture(scope="session")
 def cluster(s3: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of the dashboard of a local cluster with four logical CPUs; it knows the S3 server."""
+    """Address of the dashboard of a local cluster with four logical CPUs and a GPU; it knows the S3 server."""
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "60"
-    context = ray.init(num_cpus=4, include_dashboard=True, logging_level="warning", log_to_driver=False)
+    context = ray.init(
+        num_cpus=4, num_gpus=1, include_dashboard=True, logging_level="warning", log_to_driver=False
+    )
     yield f"http://{context.dashboard_url}"
     ray.shutdown()
 

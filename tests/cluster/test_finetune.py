@@ -11,7 +11,8 @@ import transformers
 
 from mlray import storage
 from mlray.models import adapters
-from mlray.tuning.finetune import finetune
+from mlray.evaluation import evaluate
+from mlray.tuning.finetune import finetune, judge
 from tests.cluster import corpus as sample
 from tests.cluster.conftest import ROOT
 
@@ -58,3 +59,12 @@ def test_an_adapter_is_trained_and_judged_in_every_language(undisturbed: dict[st
         assert not any("lora" in name for name, _ in plain.named_parameters())
     with storage.local_copy(kept["about"]["adapter"], config.storage) as folder:
         assert adapters.labels_of(folder) == sorted({row["label"] for row in map(json.loads, lines)})
+    # Where the workers have GPUs and the job's own node has none, one of them judges: with the same result.
+    elsewhere = config.model_copy(
+        update={
+            "adapter": config.adapter.model_copy(update={"path": kept["about"]["adapter"]}),
+            "cluster": config.cluster.model_copy(update={"gpus_per_worker": 1.0}),
+        }
+    )
+    again, _ = judge(elsewhere, evaluate.check(elsewhere))
+    assert again.cells == report.cells

@@ -22,6 +22,7 @@ from mlray.objectives.table import Task, check_family, check_sources
 from mlray.schema import NO_TARGET
 from mlray.training import loop
 from mlray.training.engine import Engine
+from tests.cluster.corpus import sentences
 from tests.unit import tiny
 
 pytestmark = tiny.DEEPSPEED_WARNINGS
@@ -107,10 +108,10 @@ def test_a_source_without_labels_or_a_task_without_a_source_is_named(tmp_path: P
         check_sources(several, files(pair="y", task="intent"))
 
 
-@pytest.mark.parametrize(("algorithm", "size"), [("unigram", 38), ("bpe", 80), ("byte_bpe", 330)])
-def test_words_are_the_same_tokens_alone_and_in_their_sentence(algorithm: str, size: int) -> None:
-    texts = tiny.texts("de", 300, seed=1)
-    config = Tokenizer.model_validate({"algorithm": algorithm, "vocab_size": size})
+@pytest.mark.parametrize("algorithm", ["unigram", "bpe", "byte_bpe"])
+def test_words_are_the_same_tokens_alone_and_in_their_sentence(algorithm: str) -> None:
+    texts = sentences("de")
+    config = Tokenizer.model_validate({"algorithm": algorithm, "vocab_size": 400})
     own = tokenizer.encoder(tokenizer.train(iter(texts), config))
     for text in texts[:20]:
         tags = " ".join("O" for _ in text.split())

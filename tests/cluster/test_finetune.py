@@ -10,8 +10,8 @@ import pytest
 import transformers
 
 from mlray import storage
-from mlray.models import adapters
 from mlray.evaluation import evaluate
+from mlray.models import adapters
 from mlray.tuning.finetune import finetune, judge
 from tests.cluster import corpus as sample
 from tests.cluster.conftest import ROOT

@@ -42,7 +42,9 @@ def test_without_a_backbone_there_is_nothing_to_tune() -> None:
 def test_a_translator_may_start_from_nothing() -> None:
     nowhere = {"sources": [{"uri": "nowhere/test.jsonl", "language": "en-de"}]}
     with pytest.raises(RunError, match=r"nowhere/test\.jsonl"):  # it has come as far as the test set
-        finetune.finetune(config(model={}, evaluation=nowhere, objective={"name": "translation"}))
+        finetune.finetune(
+            config(model={"family": "m2m_100"}, evaluation=nowhere, objective={"name": "translation"})
+        )
 
 
 def test_a_test_set_that_is_not_there_ends_the_job_first() -> None:

@@ -78,6 +78,10 @@ def _check_model(config: RunConfig) -> None:
         raise ConfigError(
             f"adapter.kind={config.adapter.kind} needs model.path: a backbone that is trained already"
         )
+    if config.adapter.kind != "none" and config.tokenizer.path:
+        raise ConfigError(
+            f"adapter.kind={config.adapter.kind} is read with the tokenizer of model.path; leave tokenizer.path empty"
+        )
     if model.hidden_size % model.num_heads:
         raise ConfigError(
             f"model.hidden_size={model.hidden_size} is no multiple of model.num_heads={model.num_heads}"

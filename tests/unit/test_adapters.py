@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from mlray.corpus.windows import Window
 from mlray.models import adapters, backbone, tokenizer
 from mlray.objectives import labels
 from mlray.objectives.table import Task
-from mlray.training import loop
+from mlray.training import checkpoint, loop
+from mlray.training.checkpoint import Progress
 from mlray.training.engine import Engine
 from tests.unit import test_labels, tiny
 
@@ -105,6 +107,35 @@ def test_only_the_adapter_and_the_head_move_and_what_is_saved_is_what_was_traine
         segments, offsets = torch.ones_like(ids), torch.arange(4)[None]
         ours = again(ids, segments, offsets, torch.arange(4))
         assert torch.allclose(opened(input_ids=ids).logits[0], ours, atol=1e-5)
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_a_run_of_an_adapter_goes_on_from_its_checkpoint(base: Path, tmp_path: Path, stage: int) -> None:
+    config = tiny.train(steps=6, lr=2e-2, zero_stage=stage)
+    batches = tiny.deal(tagged(0), 8) * 6
+    task = Task(Objective(name="tagging"), tokenizer.vocabulary(tiny.tokens()), ["de"], 0)
+
+    def fresh() -> tuple[Engine, Any]:
+        model = test_labels.model("words", TAGS, folder=base)
+        digest = adapters.digest(model)
+        wrapped = adapters.add(model, Adapter(kind="lora"))
+        return Engine(model, config, 1), functools.partial(
+            adapters.export, wrapped, digest, "tagging", tiny.tokens()
+        )
+
+    engine, export = fresh()
+    losses = []
+    for step in loop.steps(engine, batches, task, config, start=0, seed=0):
+        losses.append(step.loss)
+        if step.number == 3:
+            checkpoint.save(engine, Progress(step=3), "", export, str(tmp_path), tiny.STORAGE)
+    again, _ = fresh()
+    found, _ = checkpoint.newest(str(tmp_path), tiny.STORAGE)
+    assert found is not None
+    checkpoint.load(again, found, tiny.STORAGE)
+    rest = [step.loss for step in loop.steps(again, batches[3:], task, config, start=3, seed=0)]
+    assert rest == losses[3:]
+    assert peft.PeftConfig.from_pretrained(f"{found.uri}/weights").peft_type == "LORA"
 
 
 @pytest.mark.parametrize(

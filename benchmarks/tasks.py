@@ -1,0 +1,88 @@
+"""A fine-tuning's figures beside the peers of its data set: `python benchmarks/tasks.py runs/ner-wikiann6`.
+
+Keeps `report.json` and the evaluation of a finished run as `results/<run>.json`, without the places of this machine,
+and prints the table that `benchmarks/README.md` shows.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+PEERS: dict[str, tuple[str, str, dict[str, float]]] = {
+    "ner-wikiann6": (
+        "span F1",
+        "CRF of one language",
+        {"de": 78.7, "en": 70.8, "es": 84.7, "nl": 83.4, "pl": 82.2, "ru": 80.8},
+    ),
+    "ner-wikineural9": (
+        "span F1",
+        "CRF of one language",
+        {
+            "de": 85.7,
+            "en": 75.7,
+            "es": 89.4,
+            "fr": 86.8,
+            "it": 80.8,
+            "nl": 87.3,
+            "pl": 85.8,
+            "pt": 86.3,
+            "ru": 73.2,
+        },
+    ),
+    "intent-banking77": ("accuracy", "TF-IDF + SVC (ar: MSA alone)", {"en": 91.2, "ar": 88.1}),
+    "reviews-amcd": ("MCC", "TF-IDF + SVC", {"en": 74.4, "de": 80.4, "ja": 56.7}),
+}
+"""Run -> metric, and the figures of the data set's own description."""
+_EVERY = 20
+"""Of the losses one in so many is kept."""
+
+
+def main(folder: Path) -> None:
+    """Writes the JSON and prints the table."""
+    training = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    judged = folder / "evaluation" / "report.json"
+    evaluation = json.loads(judged.read_text(encoding="utf-8")) if judged.exists() else {"cells": {}}
+    training["losses"] = training["losses"][::_EVERY]
+    name = training["run"]
+    body = {
+        "command": f"python jobs/{'finetune' if judged.exists() else 'pretrain'}.py --config jobs/configs/{config_of(name)}",
+        "date": date.today().isoformat(),
+        "training": training,
+        "evaluation": evaluation,
+    }
+    text = json.dumps(body, ensure_ascii=False, indent=1)
+    text = text.replace(f"{folder.resolve().parent}/", "runs/").replace(f"{Path.cwd()}/", "")
+    (RESULTS / f"{name.replace('-', '_')}.json").write_text(text + "\n", encoding="utf-8")
+    for task, cells in evaluation["cells"].items():
+        print(table(name, task, cells))
+
+
+def config_of(name: str) -> str:
+    """The ready configuration whose run has this name."""
+    configs = (RESULTS.parents[1] / "jobs" / "configs").glob("*.yaml")
+    return next((path.name for path in sorted(configs) if f"  name: {name}\n" in path.read_text()), "?")
+
+
+def table(name: str, task: str, cells: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """A row a language: the figure with its interval, and the peer's."""
+    first = next(iter(next(iter(cells.values()))))
+    metric, peer, known = PEERS.get(name, (first, "", {}))
+    lines = [f"| {task} | {metric} | {peer} | n |", "|---|---|---|---|"]
+    for language, figures in sorted(cells.items()):
+        figure = figures[metric]
+        shown = f"{figure['value']:.1f} ({figure['low']:.1f} to {figure['high']:.1f})"
+        if language in known and figure["value"] > known[language]:
+            shown = f"**{shown}**"
+        lines.append(f"| {language} | {shown} | {known.get(language, '-')} | {figure['n']:,} |")
+    values = [figures[metric]["value"] for figures in cells.values()]
+    lines.append(f"| mean | {sum(values) / len(values):.1f} | | |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -49,8 +49,9 @@ def main(folder: Path) -> None:
     evaluation = json.loads(judged.read_text(encoding="utf-8")) if judged.exists() else {"cells": {}}
     training["losses"] = training["losses"][::_EVERY]
     name = training["run"]
+    job = "finetune" if judged.exists() else "pretrain"
     body = {
-        "command": f"python jobs/{'finetune' if judged.exists() else 'pretrain'}.py --config jobs/configs/{config_of(name)}",
+        "command": f"python jobs/{job}.py --config jobs/configs/{config_of(name)}",
         "date": date.today().isoformat(),
         "training": training,
         "evaluation": evaluation,

@@ -82,8 +82,8 @@ def _overview(result: Report) -> str:
     metrics = {task: next(iter(next(iter(table.values())))) for task, table in result.cells.items()}
     head = "".join(f"<th>{html.escape(task)}<br>{html.escape(metrics[task])}</th>" for task in metrics)
     body = ""
-    cells = (*result.cells.values(), *result.empty.values())
-    for language in sorted({name for table in cells for name in table}):
+    names = {name for table in result.cells.values() for name in table}
+    for language in sorted(names.union(*result.empty.values())):
         body += f"<tr><td>{html.escape(language)}</td>"
         for task, metric in metrics.items():
             table = result.cells[task]

@@ -57,7 +57,7 @@ def main(folder: Path) -> None:
         "evaluation": evaluation,
     }
     text = json.dumps(body, ensure_ascii=False, indent=1)
-    text = text.replace(f"{folder.resolve().parent}/", "runs/").replace(f"{Path.cwd()}/", "")
+    text = text.replace(str(folder.resolve().parent), "runs").replace(f"{Path.cwd()}/", "")
     (RESULTS / f"{name.replace('-', '_')}.json").write_text(text + "\n", encoding="utf-8")
     for task, cells in evaluation["cells"].items():
         print(table(name, task, cells))

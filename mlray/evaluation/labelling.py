@@ -16,7 +16,7 @@ from mlray.corpus.packing import Piece
 from mlray.corpus.windows import Window
 from mlray.evaluation.predictions import Case
 from mlray.models import adapters, tokenizer
-from mlray.objectives import answers, multitask
+from mlray.objectives import answers, labels, multitask
 from mlray.objectives.table import OBJECTIVES, Task
 from mlray.schema import PackedBatch
 
@@ -131,10 +131,12 @@ class Judge:
             result[piece.document] += found.get(number, [])
         if kind(self._config, name) == "answer":
             return [self._ranked(np.array(logits_NK), name) for logits_NK in result]
-        return [
-            " ".join(self._labels[int(logits_K.argmax())].removeprefix(_prefix(name)) for logits_K in row)
-            for row in result
-        ]
+        prefix = _prefix(name)
+        own = [k for k, label in enumerate(self._labels) if label.startswith(prefix)]
+        names = [self._labels[k].removeprefix(prefix) for k in own]
+        if kind(self._config, name) == "tagging":
+            return [" ".join(names[k] for k in labels.tags(np.array(row)[:, own], names)) for row in result]
+        return [names[int(logits_K[own].argmax())] for (logits_K,) in result]
 
     def _ranked(self, logits_NK: np.ndarray, name: str) -> str:
         answer, other = (

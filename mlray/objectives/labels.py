@@ -6,6 +6,7 @@ Shape letters: B rows, T tokens, N labelled positions, K labels.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,12 +37,13 @@ class Words:
         places = range(len(window.text))
         sentences = [paired(window.text[i], window.pair[i], window.document[i]) for i in places]
         # With the space before it: byte-level tokenizers see another word without, the others the same.
-        told = [f" {word}" if k else word for words, _ in sentences for k, word in enumerate(words)]
-        encoded = iter(self.encoder.encode(told))
+        told = [[f" {word}" if k else word for k, word in enumerate(words)] for words, _ in sentences]
+        once = list(dict.fromkeys(word for words in told for word in words))  # most words come many times
+        encoded = dict(zip(once, self.encoder.encode(once), strict=True))
         pieces: list[Piece] = []
-        for i, (words, tags) in enumerate(sentences):
+        for i, (_, tags) in enumerate(sentences):
             numbers = [number_of(tag, self.labels, window.document[i]) for tag in tags]
-            parts = [next(encoded) or [self.encoder.pad_id] for _ in words]
+            parts = [encoded[word] or [self.encoder.pad_id] for word in told[i]]
             for tokens, targets in self._rows(parts, numbers):
                 pieces.append(Piece(tokens, window.language[i], window.document[i], targets))
         return pieces
@@ -105,6 +107,36 @@ def number_of(label: str, labels: dict[str, int], document: int) -> int:
             f"document {document}: the label {label!r} is none of the {len(labels)} of the training"
         )
     return labels[label]
+
+
+def tags(logits_NK: np.ndarray, names: Sequence[str]) -> list[int]:
+    """The likeliest tags of the N words of a sentence, of all sequences in which spans begin with their B- tag.
+
+    Word by word the likeliest tag may be `I-X` after `O`, which counts as a span, and as a wrong one. Where the names
+    are not of the B-, I-, O kind every sequence is allowed. Viterbi's algorithm on log-probabilities.
+    """
+    scores_NK = logits_NK - np.logaddexp.reduce(logits_NK, axis=1, keepdims=True)
+    forbidden_K, forbidden_KK = _forbidden(tuple(names))
+    best_K = np.where(forbidden_K, -np.inf, scores_NK[0])
+    came_from = []
+    for word_K in scores_NK[1:]:
+        through_KK = np.where(forbidden_KK, -np.inf, best_K[:, None])
+        came_from.append(through_KK.argmax(axis=0))
+        best_K = through_KK.max(axis=0) + word_K
+    path = [int(best_K.argmax())]
+    for before_K in reversed(came_from):
+        path.append(int(before_K[path[-1]]))
+    return path[::-1]
+
+
+@functools.lru_cache(maxsize=16)
+def _forbidden(names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Which tags cannot begin a sentence, and which cannot follow which: `I-X` follows `B-X` or `I-X` alone."""
+    inside_K = np.array([name.startswith("I-") and f"B-{name[2:]}" in names for name in names])
+    of_a_kind_KK = np.array(
+        [[before[1:2] == "-" and before[2:] == name[2:] for name in names] for before in names]
+    )
+    return inside_K, inside_K & ~of_a_kind_KK
 
 
 def numbered(labels: Sequence[str]) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,29 @@ def test_a_text_has_one_label_at_its_start_and_is_cut_off() -> None:
     short, long = cut(Window(0, ["warm", "kettle " * 20], ["good", "bad"], [0, 0], [0, 1]))
     assert short.targets == [1, *[NO_TARGET] * (len(short.tokens) - 1)]
     assert (len(long.tokens), long.tokens[-1], (long.targets or [])[0]) == (8, encoder().end_id, 0)
+
+
+def test_tags_are_the_likeliest_of_the_sequences_that_mark_spans() -> None:
+    names = ["B-LOC", "B-PER", "I-LOC", "I-PER", "O"]
+    draw = np.random.default_rng(4)
+    repaired = 0
+    for _ in range(40):
+        logits_NK = draw.normal(size=(4, len(names))) * 2
+        sequences = [
+            path
+            for path in itertools.product(range(len(names)), repeat=4)
+            if all(
+                not names[k].startswith("I-")
+                or (i > 0 and names[path[i - 1]] in {names[k], f"B-{names[k][2:]}"})
+                for i, k in enumerate(path)
+            )
+        ]
+        expected = max(sequences, key=lambda path: sum(logits_NK[i, k] for i, k in enumerate(path)))
+        assert labels.tags(logits_NK, names) == list(expected)
+        repaired += list(expected) != logits_NK.argmax(axis=1).tolist()
+    assert repaired > 10
+    free = draw.normal(size=(5, 3))
+    assert labels.tags(free, ["NOUN", "VERB", "I-X"]) == free.argmax(axis=1).tolist()
 
 
 def test_what_does_not_fit_is_named() -> None:

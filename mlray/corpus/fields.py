@@ -36,7 +36,6 @@ def record(row: int, cells: list[object], file: SourceFile, max_chars: int) -> R
     `OUTSIDE` is the reason of one in another part, be the rest of it good or bad.
     """
     language, share = file.fallback, _LAST
-    first, last = file.part
     try:
         key = _known(cells.pop()) if file.part_by else None
         if key is not None:
@@ -52,8 +51,8 @@ def record(row: int, cells: list[object], file: SourceFile, max_chars: int) -> R
         text = clean(_joined(cells), max_chars)
         if key is None:
             share = share_of(text)
-        if not first <= share < last:
-            return Record(row, language, "", "", OUTSIDE)
+        if not _inside(file, share):
+            raise BadRecord(OUTSIDE)
         _known(named)
         pair = clean(_beside(_known(beside), words), max_chars) if file.pair or file.pair_uri else ""
         if file.label_map:
@@ -65,8 +64,11 @@ def record(row: int, cells: list[object], file: SourceFile, max_chars: int) -> R
 
 def bad(row: int, reason: str, file: SourceFile, share: float = _LAST, language: str = "") -> Record:
     """A record that cannot be used; one that tells nothing of its part belongs to the one that ends at 1."""
-    inside = file.part[0] <= share < file.part[1]
-    return Record(row, language or file.fallback, "", "", reason if inside else OUTSIDE)
+    return Record(row, language or file.fallback, "", "", reason if _inside(file, share) else OUTSIDE)
+
+
+def _inside(file: SourceFile, share: float) -> bool:
+    return file.part[0] <= share < file.part[1]
 
 
 def share_of(key: str) -> float:

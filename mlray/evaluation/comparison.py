@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,12 @@ from mlray import languages
 from mlray.config import ConfigError
 from mlray.evaluation import labels, significance
 from mlray.evaluation.predictions import Row, by_language, read, tags
+
+_MEANS: dict[str, tuple[str, Callable[[str, str], float]]] = {
+    "answer": ("MRR", labels.reciprocal_rank),
+    "classification": ("accuracy", operator.eq),
+}
+"""Kind of task -> metric that is a mean over the rows, and what a row is worth (prediction, truth)."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +61,8 @@ def compare(first: Path, second: Path, trials: int = significance.TRIALS) -> Com
     if len(a) != len(b):
         raise ConfigError(f"{first} has {len(a)} rows and {second} {len(b)}; a paired test needs the same")
     for number, (one, other) in enumerate(zip(a, b, strict=True), start=1):
-        asked = not (one.text and other.text) or one.text == other.text
-        if not asked or (one.task, one.language, one.truth) != (other.task, other.language, other.truth):
+        other_text = one.text and other.text and one.text != other.text
+        if other_text or (one.task, one.language, one.truth) != (other.task, other.language, other.truth):
             raise ConfigError(f"line {number} of {first} and of {second} are different rows")
     groups_a, groups_b = by_language(a), by_language(b)
     found = {
@@ -72,17 +79,13 @@ def _difference(
     task: str, language: str, first: Sequence[Row], second: Sequence[Row], trials: int
 ) -> Difference:
     kind = task.partition(" ")[0]
-    if kind == "answer":
+    if kind in _MEANS:
+        metric, worth = _MEANS[kind]
         a, b = (
-            np.array([[labels.reciprocal_rank(row.prediction, row.truth), 1.0] for row in side])
-            for side in (first, second)
+            np.array([[worth(row.prediction, row.truth), 1.0] for row in side]) for side in (first, second)
         )
         p = significance.paired(a, b, lambda sums: sums[..., 0] / sums[..., 1], trials)
-        return Difference("MRR", 100 * a[:, 0].mean(), 100 * b[:, 0].mean(), p, len(a))
-    if kind == "classification":
-        a, b = (np.array([[row.prediction == row.truth, 1.0] for row in side]) for side in (first, second))
-        p = significance.paired(a, b, lambda sums: sums[..., 0] / sums[..., 1], trials)
-        return Difference("accuracy", 100 * a[:, 0].mean(), 100 * b[:, 0].mean(), p, len(a))
+        return Difference(metric, 100 * a[:, 0].mean(), 100 * b[:, 0].mean(), p, len(a))
     if kind == "tagging":
         a, b = (labels.span_counts(*tags(side)) for side in (first, second))
         p = significance.paired(a, b, _f1, trials)

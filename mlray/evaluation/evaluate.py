@@ -158,8 +158,9 @@ def _line(row: Row, text: str) -> dict[str, Any]:
 def _translate(config: RunConfig, folders: Folders, rows: Rows) -> Iterator[list[str]]:
     model, adapter, language = folders
     writer = Writer(model, adapter, language, _device())
-    writer.check(translation.directions(list(rows)))  # before any is translated
-    for (source, target), group in zip(translation.directions(list(rows)), rows.values(), strict=True):
+    directions = translation.directions(list(rows))
+    writer.check(directions)  # before any is translated
+    for (source, target), group in zip(directions, rows.values(), strict=True):
         for part in _slices(group):
             texts = [row.text for row in part]
             yield writer.translate(texts, source, target, config.evaluation, config.run.seed)

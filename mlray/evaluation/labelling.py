@@ -67,10 +67,9 @@ class Cuts:
         """
         if self._config.evaluation.unknown_labels == "error" or kind(self._config, name) == "answer":
             return pair
-        prefix = _prefix(name)
-        own = [label.removeprefix(prefix) for label in self._labels if label.startswith(prefix)]
+        own = multitask.own_labels(self._labels, languages.task(name))
         parts = pair.split(" ") if kind(self._config, name) == "tagging" else [pair]
-        return " ".join(part if part in own else own[0] for part in parts)
+        return " ".join(part if part in own else next(iter(own), part) for part in parts)
 
 
 class Judge:
@@ -129,21 +128,15 @@ class Judge:
         result: list[list[np.ndarray]] = [[] for _ in rows]
         for number, piece in enumerate(pieces):
             result[piece.document] += found.get(number, [])
+        own = multitask.own_labels(self._labels, languages.task(name))
         if kind(self._config, name) == "answer":
-            return [self._ranked(np.array(logits_NK), name) for logits_NK in result]
-        prefix = _prefix(name)
-        own = [k for k, label in enumerate(self._labels) if label.startswith(prefix)]
-        names = [self._labels[k].removeprefix(prefix) for k in own]
+            return [_ranked(np.array(logits_NK), own) for logits_NK in result]
+        names, places = list(own), list(own.values())
         if kind(self._config, name) == "tagging":
-            return [" ".join(names[k] for k in labels.tags(np.array(row)[:, own], names)) for row in result]
-        return [names[int(logits_K[own].argmax())] for (logits_K,) in result]
-
-    def _ranked(self, logits_NK: np.ndarray, name: str) -> str:
-        answer, other = (
-            self._labels.index(_prefix(name) + label) for label in (answers.ANSWER, answers.OTHER)
-        )
-        order = np.argsort(logits_NK[:, other] - logits_NK[:, answer], kind="stable")
-        return " ".join(map(str, order))
+            return [
+                " ".join(names[k] for k in labels.tags(np.array(row)[:, places], names)) for row in result
+            ]
+        return [names[int(logits_K[places].argmax())] for (logits_K,) in result]
 
     @torch.inference_mode()
     def _forward(self, batch: PackedBatch) -> list[tuple[int, np.ndarray]]:
@@ -170,6 +163,7 @@ def kind(config: RunConfig, name: str) -> str:
     return config.objective.heads[languages.task(name)].objective
 
 
-def _prefix(name: str) -> str:
-    task = languages.task(name)
-    return f"{task}:" if task else ""
+def _ranked(logits_NK: np.ndarray, own: Mapping[str, int]) -> str:
+    """The numbers of the N sentences, the likeliest answer first."""
+    margins_N = logits_NK[:, own[answers.OTHER]] - logits_NK[:, own[answers.ANSWER]]
+    return " ".join(map(str, np.argsort(margins_N, kind="stable")))

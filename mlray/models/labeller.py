@@ -97,9 +97,8 @@ def build_texts(
     model = _build(
         config, tokens, folder, labels, transformers.AutoModelForSequenceClassification, _TEXT_HEADS
     )
-    if (
-        config.family == "modernbert"
-    ):  # a checkpoint's own may be the mean, and the head here reads the first token
+    if config.family == "modernbert":
+        # A checkpoint's own may be the mean, and the head here reads the first token.
         model.model.config.classifier_pooling = "cls"
     return model
 

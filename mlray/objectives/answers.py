@@ -13,6 +13,7 @@ from mlray.config import ConfigError
 from mlray.corpus.packing import Piece
 from mlray.corpus.windows import Window
 from mlray.models.tokenizer import Encoder
+from mlray.objectives import labels
 from mlray.schema import NO_TARGET
 
 ANSWER, OTHER = "answer", "other"
@@ -25,7 +26,7 @@ class Answers:
     A question takes half a row at most and a sentence what that leaves; what is longer is cut off.
 
     Raises:
-        ConfigError: a row that is no question with sentences.
+        ConfigError: a row that is no question with sentences, or labels that are not those of answers.
     """
 
     encoder: Encoder
@@ -39,7 +40,8 @@ class Answers:
         encoded = iter(self.encoder.encode([sentence for _, sentences in found for sentence in sentences]))
         pieces: list[Piece] = []
         for i, (right, sentences) in enumerate(found):
-            numbers = [self.labels[ANSWER if place == right else OTHER] for place in range(len(sentences))]
+            told = [ANSWER if place == right else OTHER for place in range(len(sentences))]
+            numbers = [labels.number_of(label, self.labels, window.document[i]) for label in told]
             parts = [next(encoded) for _ in sentences]
             for tokens, targets in self._rows(questions[i], parts, numbers):
                 pieces.append(Piece(tokens, window.language[i], window.document[i], targets))

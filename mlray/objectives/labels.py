@@ -113,13 +113,13 @@ def tags(logits_NK: np.ndarray, names: Sequence[str]) -> list[int]:
     """The likeliest tags of the N words of a sentence, of all sequences in which spans begin with their B- tag.
 
     Word by word the likeliest tag may be `I-X` after `O`, which counts as a span, and as a wrong one. Where the names
-    are not of the B-, I-, O kind every sequence is allowed. Viterbi's algorithm on log-probabilities.
+    are not of the B-, I-, O kind every sequence is allowed. Viterbi's algorithm; logits will do, as what they lack to
+    log-probabilities is the same for all tags of a word.
     """
-    scores_NK = logits_NK - np.logaddexp.reduce(logits_NK, axis=1, keepdims=True)
     forbidden_K, forbidden_KK = _forbidden(tuple(names))
-    best_K = np.where(forbidden_K, -np.inf, scores_NK[0])
+    best_K = np.where(forbidden_K, -np.inf, logits_NK[0])
     came_from = []
-    for word_K in scores_NK[1:]:
+    for word_K in logits_NK[1:]:
         through_KK = np.where(forbidden_KK, -np.inf, best_K[:, None])
         came_from.append(through_KK.argmax(axis=0))
         best_K = through_KK.max(axis=0) + word_K
@@ -133,10 +133,8 @@ def tags(logits_NK: np.ndarray, names: Sequence[str]) -> list[int]:
 def _forbidden(names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Which tags cannot begin a sentence, and which cannot follow which: `I-X` follows `B-X` or `I-X` alone."""
     inside_K = np.array([name.startswith("I-") and f"B-{name[2:]}" in names for name in names])
-    of_a_kind_KK = np.array(
-        [[before[1:2] == "-" and before[2:] == name[2:] for name in names] for before in names]
-    )
-    return inside_K, inside_K & ~of_a_kind_KK
+    goes_on_KK = np.array([[before in {name, f"B-{name[2:]}"} for name in names] for before in names])
+    return inside_K, inside_K & ~goes_on_KK
 
 
 def numbered(labels: Sequence[str]) -> dict[str, int]:

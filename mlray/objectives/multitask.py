@@ -69,9 +69,14 @@ def cutter(
     check(names, makers)
     cutters = {}
     for task, make in makers.items():
-        own = {label.partition(":")[2]: k for k, label in enumerate(labels) if languages.task(label) == task}
-        cutters[task] = make(encoder, own, sequence_length)
+        cutters[task] = make(encoder, own_labels(labels, task), sequence_length)
     return Tasks(encoder, tuple(languages.task(name) for name in names), cutters)
+
+
+def own_labels(labels: Sequence[str], task: str) -> dict[str, int]:
+    """Label of a task, without the task's name -> its number; without a task all labels are its own."""
+    prefix = f"{task}:" if task else ""
+    return {label.removeprefix(prefix): k for k, label in enumerate(labels) if label.startswith(prefix)}
 
 
 def check(names: Sequence[str], tasks: Mapping[str, object]) -> None:

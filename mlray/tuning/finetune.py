@@ -52,7 +52,7 @@ def finetune(config: RunConfig, *, plan_only: bool = False, merged: bool = False
         print(f"merged      {merge(prepared.config, trained)}")
     if not checked:
         return None
-    result, found = judge(judged(config, trained), checked)
+    result, found = judge(judged(prepared.config, trained), checked)  # with folders that other nodes find too
     place = storage.join(prepared.folders.root, "evaluation")
     output.tell(result, found, place, config.storage, as_json=False)
     print(f"evaluation  {place}/report.json, report.html, predictions.jsonl")

@@ -61,6 +61,11 @@ def test_what_is_no_question_with_sentences_is_named(pair: str) -> None:
         Answers(encoder(), LABELS, 32)(Window(0, ["why"], [pair], [0], [4]))
 
 
+def test_labels_of_another_task_are_named() -> None:
+    with pytest.raises(ConfigError, match="document 4: the label 'other' is none of the 2 of the training"):
+        Answers(encoder(), {"O": 0, "B-LOC": 1}, 32)(Window(0, ["why"], ["1\nsoft\nwarm"], [0], [4]))
+
+
 def test_scores_of_ranked_sentences() -> None:
     found = labels.score_answers(["2 0 1", "0 1 2", "1 2 0", ""], ["2", "1", "0", "0"], 50)
     assert found["accuracy"].value == pytest.approx(25)

@@ -1,7 +1,4 @@
-"""Every knob of a run, on one page.
-
-The sections are frozen; `mlray/configuration.py` fills them from a YAML file and the command line.
-"""
+"""Every knob of a run, on one page; `mlray/configuration.py` fills it from a YAML file and the command line."""
 
 from __future__ import annotations
 
@@ -137,6 +134,8 @@ class Model(_Section):
     """None: 0.1 in a fresh model, and a loaded one keeps its own."""
     attention_dropout: Probability | None = None
     """Of attention weights; None: as `dropout`. On a CPU it costs two fifths of a step."""
+    token_dropout: Probability = 0.0
+    """Share of the tokens that a model with a head for labels reads as `<mask>` while it learns."""
 
     @property
     def hidden_dropout(self) -> float:

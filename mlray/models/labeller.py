@@ -6,6 +6,7 @@ Shape letters: B rows, T tokens, N labelled positions, K labels, H hidden size.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,31 @@ _TEXT_HEADS: dict[str, _Head] = {
 }
 
 
-class Labeller(PackedEncoder):
-    """An encoder and one of `transformers`' heads for labels."""
+@dataclass(frozen=True)
+class TokenDropout:
+    """Reads a share of the tokens as `<mask>` (word dropout of Gal and Ghahramani 2016): what is hidden must be told
+    from what stands around it, as an unseen name must."""
 
-    def __init__(self, model: transformers.PreTrainedModel, head: _Head) -> None:
+    share: float
+    mask_id: int
+    special_ids: tuple[int, ...]
+
+    def __call__(self, tokens_BT: torch.Tensor) -> torch.Tensor:
+        """A copy with `<mask>` in place of the tokens drawn."""
+        special_BT = torch.isin(tokens_BT, torch.tensor(self.special_ids, device=tokens_BT.device))
+        hidden_BT = (torch.rand(tokens_BT.shape, device=tokens_BT.device) < self.share) & ~special_BT
+        return tokens_BT.masked_fill(hidden_BT, self.mask_id)
+
+
+class Labeller(PackedEncoder):
+    """An encoder and one of `transformers`' heads for labels; `dropout` hides tokens in training mode alone."""
+
+    def __init__(
+        self, model: transformers.PreTrainedModel, head: _Head, dropout: TokenDropout | None = None
+    ) -> None:
         super().__init__(model)
         self._head = head
+        self._dropout = dropout
 
     def forward(
         self,
@@ -47,6 +67,8 @@ class Labeller(PackedEncoder):
         allowed_NK: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Logits (N, K) at the flat positions `labelled_N` (row x T + column); -inf where a label is not allowed."""
+        if self._dropout and self.training:
+            tokens_BT = self._dropout(tokens_BT)
         hidden_BTH = self.read(tokens_BT, segments_BT, offsets_BT)
         logits_NK = self._head(self.model, hidden_BTH.flatten(0, 1).index_select(0, labelled_N))
         return logits_NK if allowed_NK is None else logits_NK.masked_fill(~allowed_NK, -torch.inf)
@@ -114,7 +136,7 @@ def _build(
     """A fresh model, or the encoder at `folder` (also a hub name); a checkpoint's own head stays if it fits.
 
     Raises:
-        ConfigError: the checkpoint does not fit.
+        ConfigError: the checkpoint does not fit, or tokens cannot be hidden.
     """
     names = {
         "id2label": dict(enumerate(labels)),
@@ -126,4 +148,12 @@ def _build(
         model = kind.from_config(settings)
     else:
         model = loading.load(kind, config, tokens, folder, **names)
-    return Labeller(model, heads[config.family])
+    return Labeller(model, heads[config.family], _dropout(config, tokens))
+
+
+def _dropout(config: ModelConfig, tokens: Any) -> TokenDropout | None:
+    if not config.token_dropout:
+        return None
+    if tokens.mask_token_id is None:
+        raise ConfigError("model.token_dropout needs a tokenizer with a mask token; leave it 0")
+    return TokenDropout(config.token_dropout, tokens.mask_token_id, tuple(tokens.all_special_ids))

@@ -20,7 +20,7 @@ from mlray.corpus.windows import Window
 from mlray.models import backbone, labeller, tokenizer
 from mlray.objectives import labels
 from mlray.objectives.table import Task, check_family, check_sources
-from mlray.schema import NO_TARGET
+from mlray.schema import NO_TARGET, PackedBatch
 from mlray.training import loop
 from mlray.training.engine import Engine
 from tests.cluster.corpus import sentences
@@ -213,6 +213,44 @@ def test_tags_are_learnt_and_a_checkpoint_goes_on(tmp_path: Path) -> None:
         assert torch.allclose(again(**inputs), network.eval()(**inputs), atol=1e-6)
     with pytest.raises(ConfigError, match="no safetensors checkpoint for 3 labels"):
         model("words", [*TAGS, "B-PER"], folder=tmp_path)
+
+
+def test_token_dropout_hides_a_share_of_the_ordinary_tokens_while_it_learns() -> None:
+    tokens = tiny.tokens()
+    ids_BT = torch.arange(len(tokens)).repeat(400, 1)
+    special_V = torch.isin(torch.arange(len(tokens)), torch.tensor(tokens.all_special_ids))
+    hide = labeller.TokenDropout(0.25, tokens.mask_token_id, tuple(tokens.all_special_ids))
+    torch.manual_seed(0)
+    read_BT = hide(ids_BT)
+    hidden_BT = read_BT != ids_BT
+    assert (read_BT[hidden_BT] == tokens.mask_token_id).all()
+    assert not hidden_BT[:, special_V].any()
+    drawn = 400 * int((~special_V).sum())
+    deviation = (0.25 * 0.75 / drawn) ** 0.5
+    assert abs(hidden_BT[:, ~special_V].float().mean() - 0.25) < 5 * deviation
+    assert (hide(ids_BT) != read_BT).any()
+
+
+def test_token_dropout_leaves_the_judging_alone() -> None:
+    whole = model("words", TAGS)
+    hidden = model("words", TAGS, token_dropout=1.0)
+    batch = labelled_batch()
+    inputs, _ = labels.collate(batch)
+    with torch.no_grad():
+        assert torch.equal(hidden.eval()(**inputs), whole.eval()(**inputs))
+        special = torch.isin(inputs["tokens_BT"], torch.tensor(tiny.tokens().all_special_ids))
+        inputs["tokens_BT"] = inputs["tokens_BT"].masked_fill(~special, tiny.tokens().mask_token_id)
+        assert torch.equal(hidden.train()(**inputs), whole(**inputs))
+
+
+def labelled_batch() -> PackedBatch:
+    texts = tiny.texts("de", 40, seed=1)
+    tags = [" ".join("O" for _ in text.split()) for text in texts]
+    cut = labels.Words(encoder(), labels.numbered(TAGS), LENGTH)
+    (batch, *_) = tiny.deal(
+        packing.pack(Window(0, texts, tags, [0] * 40, list(range(40))), cut, LENGTH, 0), 4
+    )
+    return batch
 
 
 def test_a_masked_encoder_becomes_a_labeller(tmp_path: Path) -> None:

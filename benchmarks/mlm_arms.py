@@ -34,7 +34,8 @@ from mlm_work import Job
 
 from mlray.corpus.packing import Piece
 from mlray.training import loop
-from mlray.training.engine import Engine, settle
+from mlray.training.engine import Engine
+from mlray.training.precision import settle
 
 
 class Rounds:

@@ -27,7 +27,8 @@ from mlray.corpus import packing, validation
 from mlray.corpus.packing import Piece
 from mlray.corpus.windows import Window
 from mlray.models import backbone, tokenizer
-from mlray.objectives.table import Inputs, Task
+from mlray.objectives.collation import Inputs
+from mlray.objectives.table import Task
 from mlray.schema import PackedBatch
 
 FLAGS = {

@@ -16,25 +16,26 @@ def main() -> int:
     """Parses, runs, and says in one line why it failed: 0 done, 1 failed, 2 bad configuration."""
     parser = configuration.parser("Judge a model on test sets, per language.")
     parser.add_argument("--predictions", type=Path, help="score these predictions instead of a model")
+    parser.add_argument("--trec", type=Path, nargs=2, help="score a run file by a qrels file of trec_eval")
     parser.add_argument("--compare", type=Path, nargs=2, help="compare two files of predictions, paired")
     parser.add_argument(
         "--leakage", action="store_true", help="count test rows that stand in the training text"
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.add_argument(
-        "--output", help="folder or s3:// prefix for the result (JSON, HTML) and the predictions"
-    )
+    parser.add_argument("--output", help="folder or s3:// prefix for the result and the predictions")
     arguments = parser.parse_intermixed_args()
 
     def work() -> None:
         config = configuration.load(arguments.config, arguments.overrides)
         # Loads torch: not before the configuration is good.
-        from mlray.evaluation import comparison, evaluate, leakage, output, predictions
+        from mlray.evaluation import comparison, evaluate, leakage, output, predictions, trec
 
         if arguments.compare:
             found, rows = comparison.compare(*arguments.compare), []
         elif arguments.predictions:
             found, rows = predictions.score(arguments.predictions, config.evaluation), []
+        elif arguments.trec:
+            found, rows = trec.score(*arguments.trec, config.evaluation), []
         elif arguments.leakage:
             found, rows = leakage.check(config, show_progress=not arguments.json), []
         else:

@@ -40,12 +40,14 @@ class Source(_Section):
     pair: str | None = None
     """Column with what belongs to `text`: its translation, its label, or the tags of its words; in text files any
     value means tab-separated pairs."""
+    negatives: str | None = None
+    """Column (a list, or lines of a text) with texts that must not be taken for `pair`; `others` in `squad`."""
     language: str = "filename"
     """`column:<name>`, `partition[:<key>]` (hive), `folder`, `filename` (`de.txt.gz`), or a fixed tag such as `de`."""
     part: tuple[Probability, Probability] = (0.0, 1.0)
     """Only the rows whose text's hash lies in this share: train on (0.1, 1), test on (0, 0.1) of the same files."""
     part_by: str | None = None
-    """Column whose hash decides instead, such as an id that all translations of a row share; `id` in `squad`."""
+    """Column whose hash decides instead, such as an id that translations share; `id` in `squad`, `pair` in lines."""
     label_map: str | None = None
     """`uri:from:to`: a CSV or TSV file whose column `from` holds the labels and `to` the names to use for them."""
     task: str | None = None
@@ -78,6 +80,8 @@ class Corpus(_Section):
     sources: tuple[Source, ...] = ()
     alpha: Probability = 0.3
     """Temperature of the mixture: a language with n rows is drawn with p ~ n^alpha."""
+    same_language: bool = False
+    """Each global batch of pairs is of one source language, so that all negatives are of its two languages."""
     task_alpha: Probability = 0.5
     """The same over the tasks of a multi-task run; `alpha` then mixes the languages inside each."""
     curriculum: Literal["none", "length", "language"] = "none"
@@ -89,6 +93,8 @@ class Corpus(_Section):
     """Documents that are shuffled and packed together; files in the order of their labels want all of theirs in one."""
     sequence_length: int = Field(128, ge=8)
     """Tokens of a packed row."""
+    without_tests: bool = False
+    """Refuse training rows that hold a text of `evaluation.sources`, whatever its case and punctuation."""
     validation_rows: int = Field(200, ge=0)
     """Documents held out for each language, at most a tenth of them."""
     max_chars: int = Field(1_000_000, ge=1)
@@ -160,11 +166,21 @@ class Objective(_Section):
     """What is learnt.
 
     `masked` language modelling (BERT; with pairs XLM's TLM), `causal` (GPT), `denoising` (mBART), `translation`,
-    `tagging` of words, `classification` of texts, `answer`: which sentence answers, `multitask`: several of these.
+    `tagging` of words, `classification` of texts, `answer`: which sentence answers, `multitask`: several of these,
+    `contrastive`: texts that belong together have vectors that lie together, `distillation`: as a teacher's lie.
     """
 
     name: Literal[
-        "masked", "causal", "denoising", "translation", "tagging", "classification", "answer", "multitask"
+        "masked",
+        "causal",
+        "denoising",
+        "translation",
+        "tagging",
+        "classification",
+        "answer",
+        "multitask",
+        "contrastive",
+        "distillation",
     ] = "masked"
     tasks: tuple[ObjectiveTask, ...] = ()
     mask_rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
@@ -180,6 +196,37 @@ class Objective(_Section):
     def heads(self) -> dict[str, ObjectiveTask]:
         """The tasks by name."""
         return {task.name: task for task in self.tasks}
+
+
+class Contrastive(_Section):
+    """The loss of `contrastive`: InfoNCE over pairs (translations, queries and products, questions and answers)."""
+
+    temperature: float = Field(0.05, gt=0)
+    learn_temperature: bool = False
+    margin: float = Field(0.0, ge=0)
+    """The right text must be so much nearer (cosine) than the others."""
+    symmetric: bool = True
+    """The text is also looked for from what belongs to it."""
+    negatives: Literal["targets", "all"] = "targets"
+    """`all` also tells a text from those of its own side, and so of its own language."""
+    language_quota: int = Field(0, ge=0)
+    """The negatives of one language count as so many at most; 0: each counts."""
+    dimensions: tuple[int, ...] = ()
+    """Prefixes of the vector that shall serve alone (Matryoshka)."""
+    pooling: Literal["mean", "cls", "last"] = "mean"
+    cache: Literal["auto", "always", "never"] = "auto"
+    """Whether a batch of several micro-batches is read twice (GradCache): `auto` does so with what does not fit."""
+
+
+class Distillation(_Section):
+    """Whom the student of `distillation` learns from: an encoder that is good in one language."""
+
+    teacher: str | None = None
+    """Folder, `s3://` prefix or hub name of an encoder."""
+    language: str = "en"
+    """Of the half of each pair that the teacher reads; the student learns to give both halves its vector."""
+    loss: Literal["mse", "similarity"] = "mse"
+    """`similarity` only matches how alike texts are, and so takes a teacher with another number of dimensions."""
 
 
 class Adapter(_Section):
@@ -206,6 +253,8 @@ class Evaluation(_Section):
     """Test sets, mapped as `corpus.sources` are."""
     max_bad_rows: int = Field(0, ge=0)
     """Rows that cannot be scored and may be left out; the report names them. One more ends the job."""
+    max_rows: int = Field(0, ge=0)
+    """Of each language so many at most, those with the smallest hashes (of `part_by`, else the text); 0: all."""
     unknown_labels: Literal["error", "wrong"] = "error"
     """A label in a test set that the training did not know ends the job, or counts as one that nobody can find."""
     num_beams: int = Field(4, ge=1)
@@ -284,6 +333,8 @@ class RunConfig(_Section):
     tokenizer: Tokenizer = Tokenizer()
     model: Model = Model()
     objective: Objective = Objective()
+    contrastive: Contrastive = Contrastive()
+    distillation: Distillation = Distillation()
     adapter: Adapter = Adapter()
     evaluation: Evaluation = Evaluation()
     train: Train = Train()

@@ -31,7 +31,7 @@ _UNSPACED = {
 }
 
 _LANGUAGE = "[a-z]{2,3}(?:-[A-Z][a-z]{3})?(?:-[A-Z]{2})?"
-_DIRECTION = re.compile(rf"{_LANGUAGE}-({_LANGUAGE})")
+_DIRECTION = re.compile(rf"({_LANGUAGE})-({_LANGUAGE})")
 _TAG = re.compile(r"[A-Za-z]{2,3}(?:[-_][A-Za-z0-9]{2,8})*")
 
 
@@ -67,7 +67,13 @@ def is_direction(tag: str) -> bool:
 def target(tag: str) -> str:
     """The language that is written: of a direction (`en-de`) the second, else the tag itself."""
     found = _DIRECTION.fullmatch(tag)
-    return found[1] if found else tag
+    return found[2] if found else tag
+
+
+def halves(tag: str) -> tuple[str, str]:
+    """The languages of a pair's two halves: of a direction its two, else the tag itself twice."""
+    found = _DIRECTION.fullmatch(tag)
+    return (found[1], found[2]) if found else (tag, tag)
 
 
 def task(name: str) -> str:

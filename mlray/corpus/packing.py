@@ -49,6 +49,8 @@ class Piece(NamedTuple):
     document: int
     targets: list[int] | None = None
     """As long as `tokens`."""
+    texts: tuple[tuple[int, int], ...] = ()
+    """Of a piece with a row of its own, as a pair has it: length and name of each text in `tokens`."""
 
 
 class Cutter(Protocol):
@@ -145,6 +147,13 @@ def best_fit(lengths: Sequence[int], sequence_length: int) -> list[list[int]]:
     return rows
 
 
+def _rows(items: list[Piece], sequence_length: int) -> list[list[int]]:
+    """The items of each row: alone where they are to be, else as tight as they fit."""
+    if any(item.texts for item in items):
+        return [[number] for number in range(len(items))]
+    return best_fit([len(item.tokens) for item in items], sequence_length)
+
+
 def pack(window: Window, cutter: Cutter, sequence_length: int, seed: int) -> pa.Table:
     """Packed rows of a window in a seeded order (schema: `schema.packed_schema`)."""
     return pack_pieces(cutter(window), cutter.encoder.pad_id, sequence_length, window.number, seed)
@@ -152,11 +161,14 @@ def pack(window: Window, cutter: Cutter, sequence_length: int, seed: int) -> pa.
 
 def pack_pieces(items: list[Piece], pad_id: int, sequence_length: int, window: int, seed: int) -> pa.Table:
     """As `pack`, from pieces."""
-    rows = best_fit([len(item.tokens) for item in items], sequence_length)
+    rows = _rows(items, sequence_length)
     order = np.random.default_rng([seed, 3, window]).permutation(len(rows))
     placed = [items[i] for number in order for i in rows[number]]
-    counts = np.array([len(rows[number]) for number in order], dtype=np.int64)
-    lengths = np.fromiter((len(item.tokens) for item in placed), np.int32, len(placed))
+    texts = [item.texts or ((len(item.tokens), item.document),) for item in placed]
+    texts_of = np.array([len(own) for own in texts], dtype=np.int64)
+    rows_of_pieces = np.repeat(np.arange(len(rows)), [len(rows[number]) for number in order])
+    counts = np.bincount(rows_of_pieces, weights=texts_of, minlength=len(rows)).astype(np.int64)
+    lengths = np.array([length for own in texts for length, _ in own], dtype=np.int32)
     row_of = np.repeat(np.arange(len(rows)), counts)
     filled = np.bincount(row_of, weights=lengths, minlength=len(rows)).astype(np.int64)
     first = np.cumsum(filled) - filled
@@ -182,8 +194,8 @@ def pack_pieces(items: list[Piece], pad_id: int, sequence_length: int, window: i
             np.arange(len(rows), dtype=np.int32),
             spread((item.tokens for item in placed), pad_id),
             per_row(lengths, pa.int32()),
-            per_row(np.array([item.language for item in placed]), pa.int16()),
-            per_row(np.array([item.document for item in placed]), pa.int64()),
+            per_row(np.repeat([item.language for item in placed], texts_of), pa.int16()),
+            per_row(np.array([name for own in texts for _, name in own]), pa.int64()),
             *([spread(targets, NO_TARGET)] if targets else []),
         ],
         schema=packed_schema(sequence_length, targets=bool(targets)),

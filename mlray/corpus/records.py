@@ -7,10 +7,13 @@ are stable whatever is bad.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -21,6 +24,7 @@ from mlray.corpus.cleaning import BadRecord, decode
 from mlray.corpus.fields import Record
 from mlray.corpus.lines import BrokenChunk, Chunk, first_line
 from mlray.corpus.sources import SourceFile
+from mlray.schema import SEPARATOR
 
 _BATCH_ROWS = 2048
 _MARGIN_BYTES = 1 << 16  # keys and other columns of a JSON line
@@ -62,10 +66,37 @@ def read(chunk: Chunk, max_chars: int, settings: Storage, first_row: int = 0) ->
         if chunk.file.pair_uri:
             parse = _parse_aligned
         batches = _batched(parse(chunk, max_chars, settings), first_row)
+    if chunk.file.without:
+        batches = (_permitted(batch, chunk.file.without, settings) for batch in batches)
     if chunk.file.part == (0.0, 1.0):
         return batches
     # Records of other parts are left out; the rest keep the rows that they have in the file.
     return ([record for record in batch if record.reason != fields.OUTSIDE] for batch in batches)
+
+
+def forbid(texts: Iterable[str], folder: str, settings: Storage) -> str:
+    """Writes the hashes of texts that may stand in no row, for `SourceFile.without`; returns the file's place."""
+    hashes = np.unique(np.array([fields.digest_of(text) for text in texts], dtype=np.int64))
+    place = storage.join(folder, f"forbidden-{hashlib.sha256(hashes.tobytes()).hexdigest()[:16]}.i64")
+    storage.write_bytes(place, hashes.tobytes(), settings)
+    return place
+
+
+@functools.lru_cache(maxsize=4)
+def _forbidden(place: str, settings: Storage) -> frozenset[int]:
+    return frozenset(np.frombuffer(storage.read_bytes(place, settings), np.int64).tolist())
+
+
+def _permitted(batch: list[Record], place: str, settings: Storage) -> list[Record]:
+    """The records of a batch; one with a forbidden text is refused."""
+    known = _forbidden(place, settings)
+    return [
+        record._replace(text="", pair="", reason="stands in a test set")
+        if not record.reason
+        and any(fields.digest_of(text) in known for text in (record.text, *record.pair.split(SEPARATOR)))
+        else record
+        for record in batch
+    ]
 
 
 def _read_parquet(chunk: Chunk, max_chars: int, settings: Storage, first_row: int) -> Iterator[list[Record]]:
@@ -167,7 +198,14 @@ def _parse_aligned(chunk: Chunk, max_chars: int, settings: Storage) -> Iterator[
 def _parse_pair(
     row: int, halves: tuple[bytes, bytes], limit: int, file: SourceFile, max_chars: int
 ) -> Record:
-    return fields.record(row, [_half(half, limit, max_chars) for half in halves], file, max_chars)
+    cells = [_half(half, limit, max_chars) for half in halves]
+    return fields.record(row, _keyed(cells, file), file, max_chars)
+
+
+def _keyed(halves: list[object], file: SourceFile) -> list[object]:
+    """Of a line with two halves the cells, with the second once more where it decides on the part."""
+    second = halves[1]
+    return [*halves, second.strip() if isinstance(second, str) else second] if file.part_by else halves
 
 
 def _half(line: bytes, limit: int, max_chars: int) -> object:
@@ -192,7 +230,7 @@ def _parse_line(row: int, line: bytes, file: SourceFile, max_chars: int) -> Reco
         if file.format == "jsonl":
             cells = _json_cells(text, file)
         elif file.pair:
-            cells = _tab_cells(text)
+            cells = _keyed(_tab_cells(text), file)
         else:
             cells = [text]
     except BadRecord as error:

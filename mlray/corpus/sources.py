@@ -33,9 +33,9 @@ _WHOLE: dict[str, tuple[tuple[str, ...], str | None]] = {
 }
 """Formats without columns of their own -> text, and what stands beside it."""
 _NO_COLUMNS: dict[str, set[str]] = {
-    "text": set(),
+    "text": {"pair"},
     "file": set(),
-    "squad": {"id", "paragraph", "question", "sentences"},
+    "squad": {"id", "paragraph", "question", "sentences", "answer", "others"},
 }
 """Formats whose rows have no columns -> what else `part_by` may name."""
 _SHARD_BYTES = 256 << 20
@@ -67,6 +67,12 @@ class SourceFile:
     label_map: LabelMap = ()
     task: str | None = None
     """What stands before the language of every row of a multi-task run."""
+    negatives: str | None = None
+    """Column of the hard negatives."""
+    distinct: bool = False
+    """Whether a row whose halves are the same is refused."""
+    without: str | None = None
+    """File with the hashes of texts that may stand in no row; see `records.forbid`."""
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> SourceFile:
@@ -134,14 +140,21 @@ def _check(source: Source) -> None:
         raise ConfigError(
             f"corpus.sources[].part=[{first}, {last}] holds no row; the first must be below the last"
         )
+    if source.negatives and not source.pair:
+        raise ConfigError(
+            f"corpus.sources[].negatives={source.negatives!r} needs corpus.sources[].pair, what is to be told from them"
+        )
     if source.label_map and not source.pair:
         raise ConfigError(
             f"corpus.sources[].label_map={source.label_map!r} needs corpus.sources[].pair, the column of the labels"
         )
 
 
-def _check_columns(uri: str, kind: str, language: str | None, part_by: str | None) -> None:
+def _check_columns(uri: str, kind: str, language: str | None, source: Source) -> None:
     """Refuses settings that name a column of a format without any."""
+    part_by, halves = source.part_by, source.pair or source.pair_uri
+    if kind == "text" and part_by == "pair" and not halves:
+        raise ConfigError(f"{uri}: corpus.sources[].part_by=pair needs corpus.sources[].pair")
     if language:
         raise ConfigError(
             f"{uri}: format={kind} has no columns; set corpus.sources[].language to a tag or filename"
@@ -215,12 +228,19 @@ def _describe(file: storage.File, root: str, source: Source) -> SourceFile:
     if kind == "parquet" and codec:
         raise ConfigError(f"{file.uri}: parquet compresses inside; a compressed parquet file cannot be read")
     language, column = _language(file.uri, root, stem, source)
+    if source.negatives and kind in {"text", "file"}:
+        raise ConfigError(f"{file.uri}: format={kind} has no column for corpus.sources[].negatives")
     if kind in _NO_COLUMNS:
-        _check_columns(file.uri, kind, column, source.part_by)
+        _check_columns(file.uri, kind, column, source)
     columns = (source.text,) if isinstance(source.text, str) else source.text
-    columns, pair = _WHOLE.get(kind, (columns, source.pair))
+    if kind in _WHOLE:
+        columns, whole = _WHOLE[kind]
+        pair = source.pair if kind == "squad" and source.pair else whole
+    else:
+        pair = source.pair
     described = SourceFile(file.uri, file.size, file.etag, kind, codec, columns, pair, language, column)
     described = replace(described, part=source.part, part_by=source.part_by, task=source.task)
+    described = replace(described, negatives=source.negatives)
     return replace(described, language=described.name(language)) if language else described
 
 

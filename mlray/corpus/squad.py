@@ -20,9 +20,9 @@ _Spans = Sequence[tuple[int, int]]
 
 
 def rows(text: str) -> Iterator[dict[str, object] | BadRecord]:
-    """Of each question its `question`, `id`, number of its `paragraph`, and `sentences`.
+    """Of each question its `question`, `id`, number of its `paragraph`, `sentences`, `answer` and `others`.
 
-    These are the number of the right one, then they, a line each.
+    `sentences` are the number of the right one, then they, a line each; `answer` is that one, `others` have no answer.
 
     Raises:
         BrokenChunk: the text is no JSON in SQuAD's form.
@@ -78,4 +78,11 @@ def _row(question: Any, spans: _Spans, lines: Sequence[str]) -> dict[str, object
         return BadRecord("a question without an answer")
     if not right:
         return BadRecord("the answer lies in none of the sentences")
-    return {"question": text, "id": question.get("id"), "sentences": "\n".join([str(right[0]), *lines])}
+    others = [line for number, line in enumerate(lines) if number not in right and line]
+    return {
+        "question": text,
+        "id": question.get("id"),
+        "sentences": "\n".join([str(right[0]), *lines]),
+        "answer": lines[right[0]],
+        "others": "\n".join(others),
+    }

@@ -114,8 +114,9 @@ class _ReadWindows:
 class _PackWindows:
     """The actor that tokenises and packs; it keeps its process and its tokenizer."""
 
-    def __init__(self, cutter: Cutter, corpus: Corpus, seed: int, start: Position) -> None:
-        self._cutter, self._corpus, self._seed, self._start = cutter, corpus, seed, start
+    def __init__(self, cutter: Cutter, corpus: Corpus, seed: int, start: Position, batch_rows: int) -> None:
+        self._cutter, self._corpus, self._seed = cutter, corpus, seed
+        self._start, self._batch_rows = start, batch_rows
         gc.freeze()  # a window is a hundred thousand small objects, and each collection would look at all imports too
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -123,7 +124,7 @@ class _PackWindows:
         window = Window(
             values["window"], values["text"], values["pair"], values["language"], values["document"]
         )
-        packed = curriculum.pack(window, self._cutter, self._corpus, self._seed)
+        packed = curriculum.pack(window, self._cutter, self._corpus, self._seed, self._batch_rows)
         return packed.slice(self._start.row) if window.number == self._start.window else packed
 
 
@@ -145,14 +146,16 @@ def dataset(
     start: Position,
     num_windows: int,
     deal: Deal,
+    batch_rows: int = 0,
 ) -> ray.data.Dataset:
     """Packed rows from `start` on, over `num_windows` windows, in blocks as `deal` says.
 
-    What does not fill a round of `deal` at the end of the stream is in no defined order.
+    Batches of one language (`corpus.same_language`) have `batch_rows`. What does not fill a round of `deal` at the end
+    of the stream is in no defined order.
     """
     ids = np.arange(start.window, start.window + num_windows)
-    # Ready blocks, and a share of a CPU for every stage: a read task of Ray's own would ask for a whole one, which
-    # a small machine whose workers hold the rest never has.
+    # Ready blocks, and a share of a CPU for every stage: a read task of Ray's own would ask for a whole one, which a
+    # small machine whose workers hold the rest never has.
     numbers = ray.data.from_arrow(
         [pa.table({"window": part}) for part in np.array_split(ids, -(-num_windows // _IDS_PER_BLOCK))]
     )
@@ -168,7 +171,7 @@ def dataset(
     )
     packed = windows.map_batches(
         _PackWindows,
-        fn_constructor_args=(cutter, corpus, reader.mixture.seed, start),
+        fn_constructor_args=(cutter, corpus, reader.mixture.seed, start, batch_rows),
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=corpus.tokenize_cpus,

@@ -11,7 +11,7 @@ from mlray.corpus import packing
 from mlray.corpus.manifest import Manifest
 from mlray.corpus.packing import Cutter
 from mlray.corpus.windows import Window
-from mlray.schema import PackedBatch, packed_schema
+from mlray.schema import SEPARATOR, PackedBatch, packed_schema
 
 _FIRST_WINDOW = 1 << 40
 """Windows of validation are numbered from here, so that their masks never are those of a training row."""
@@ -21,7 +21,8 @@ def texts(manifest: Manifest) -> dict[str, list[str]]:
     """Held-out texts per language; a pair gives both sides."""
     result: dict[str, list[str]] = {}
     for held in manifest.held_out:
-        result.setdefault(held.language, []).extend(text for text in (held.text, held.pair) if text)
+        texts = (held.text, *held.pair.split(SEPARATOR))
+        result.setdefault(held.language, []).extend(text for text in texts if text)
     return result
 
 

@@ -15,25 +15,23 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mlray import languages, storage
-from mlray.config import ConfigError, RunConfig, Source
-from mlray.corpus import lines, records, sources
-from mlray.corpus.fields import Record
-from mlray.evaluation import labelling
+from mlray.config import ConfigError, RunConfig
+from mlray.corpus import testsets
+from mlray.corpus.testsets import Case, Checked, Rows
+from mlray.evaluation import labelling, retrieval
 from mlray.evaluation.labelling import Judge
-from mlray.evaluation.predictions import Case, Row, figures, fill_gaps
+from mlray.evaluation.predictions import Row, figures, fill_gaps
 from mlray.evaluation.report import Report
+from mlray.evaluation.retrieval import Finder
 from mlray.models import backbone, tokenizer
 from mlray.models.generation import Continuer, Writer
 from mlray.objectives import answers, translation
-from mlray.objectives.table import check_family
+from mlray.objectives.checks import check_family
+from mlray.objectives.embedding import TextEmbedder
 
 _VERSIONS = ("torch", "transformers", "sacrebleu", "seqeval", "rouge-score", "nltk")
 _SLICE = 512
 """Rows that are predicted between two movements of the bar."""
-Rows = dict[str, list[Case]]
-"""Language -> rows of the test sets; none where a file has no row that can be scored."""
-Checked = tuple[Rows, list[str]]
-"""The rows of the test sets, and why some are left out."""
 Folders = list[Any]
 """Of the model, its adapter, and the language adapter below; None for one that is not named."""
 
@@ -71,14 +69,14 @@ def evaluate(
         folders = [
             stack.enter_context(storage.local_copy(uri, config.storage)) if uri else None for uri in places
         ]
-        predicted = _PREDICT[config.objective.name](config, folders, rows)
+        predicted = _PREDICT[config.objective.name](config, folders, rows, report)
         found_by_group = _watched(predicted, rows, show=show_progress)
         stack.enter_context(contextlib.closing(found_by_group))  # an error takes the bar away
         for (name, group), found in zip(rows.items(), found_by_group, strict=True):
             kind, language = _kind(config, name), languages.alone(name)
             scored = [
-                Row(kind, language, prediction, _truth(kind, row), row.place)
-                for row, prediction in zip(group, found, strict=True)
+                Row(kind, language, prediction, truth, row.place)
+                for row, prediction, truth in zip(group, found, _truths(kind, group), strict=True)
             ]
             table = report.cells.setdefault(kind, {})
             table[language] = figures(kind, language, scored, config.evaluation.resamples)
@@ -113,7 +111,7 @@ def check(config: RunConfig) -> Checked:
     if task not in _PREDICT:
         raise ConfigError(f"objective.name={task} has no test; take one of {', '.join(_PREDICT)}")
     check_family(config.objective, config.model)
-    groups, left_out = read(config)
+    groups, left_out = testsets.read(config)
     for name, group in groups.items():
         labelling.kind(config, name)
         for case in group:
@@ -122,6 +120,8 @@ def check(config: RunConfig) -> Checked:
                     f"{case.place} has no reference or label; name its column in evaluation.sources[].pair, or "
                     "its file in pair_uri"
                 )
+    if _PREDICT[task] is _find:
+        groups = retrieval.both_ways(groups)
     return dict(sorted(groups.items())), left_out
 
 
@@ -138,14 +138,19 @@ def check_model(config: RunConfig, rows: Rows, tokens: Any, labels: list[str]) -
         labelling.Cuts(config, asked, tokens, labels).check({name: rows[name] for name in asked})
 
 
-def _truth(kind: str, row: Case) -> str:
-    """What a prediction is held against: of an answer the number of the right sentence."""
-    return str(answers.parse(row.pair, row.row)[0]) if kind.startswith("answer") else row.pair
+def _truths(kind: str, group: list[Case]) -> list[str]:
+    """What predictions are held against: of an answer the number of the right sentence, of a text that of its pair."""
+    if kind == "retrieval":
+        return retrieval.truths(group)
+    answer = kind.startswith("answer")
+    return [str(answers.parse(row.pair, row.row)[0]) if answer else row.pair for row in group]
 
 
 def _kind(config: RunConfig, name: str) -> str:
     """The task of the rows of a language as a report calls it; of a multi-task run with its name: `tagging ner`."""
     found = labelling.kind(config, name)
+    if _PREDICT[found] is _find:
+        return "retrieval"
     return f"{found} {languages.task(name)}" if languages.task(name) else found
 
 
@@ -155,7 +160,7 @@ def _line(row: Row, text: str) -> dict[str, Any]:
     return {**shared, "prediction": row.prediction, truth: row.truth}
 
 
-def _translate(config: RunConfig, folders: Folders, rows: Rows) -> Iterator[list[str]]:
+def _translate(config: RunConfig, folders: Folders, rows: Rows, _: Report) -> Iterator[list[str]]:
     model, adapter, language = folders
     writer = Writer(model, adapter, language, _device())
     directions = translation.directions(list(rows))
@@ -166,7 +171,7 @@ def _translate(config: RunConfig, folders: Folders, rows: Rows) -> Iterator[list
             yield writer.translate(texts, source, target, config.evaluation, config.run.seed)
 
 
-def _continue(config: RunConfig, folders: Folders, rows: Rows) -> Iterator[list[str]]:
+def _continue(config: RunConfig, folders: Folders, rows: Rows, _: Report) -> Iterator[list[str]]:
     model, adapter, language = folders
     continuer = Continuer(model, adapter, language, _device())
     for group in rows.values():
@@ -174,13 +179,22 @@ def _continue(config: RunConfig, folders: Folders, rows: Rows) -> Iterator[list[
             yield continuer.write([row.text for row in part], config.evaluation, config.run.seed)
 
 
-def _label(config: RunConfig, folders: Folders, rows: Rows) -> Iterator[list[str]]:
+def _label(config: RunConfig, folders: Folders, rows: Rows, _: Report) -> Iterator[list[str]]:
     model, adapter, language = folders
     judge = Judge(config, list(rows), model, adapter, language, _device())
     judge.cuts.check(rows)  # a bad row is told before the model reads any
     for name, group in rows.items():
         for part in _slices(group):
             yield judge.label(part, name)
+
+
+def _find(config: RunConfig, folders: Folders, rows: Rows, report: Report) -> Iterator[list[str]]:
+    model, adapter, language = folders
+    finder = Finder(TextEmbedder(config, model, adapter, language, _device()), rows)
+    if mixed := finder.mixed(config.evaluation.resamples):
+        report.cells["mixed pool"] = mixed
+    for name in rows:
+        yield from finder.find(name)
 
 
 def _device() -> str:
@@ -208,73 +222,16 @@ def _watched(parts: Iterator[list[str]], rows: Rows, *, show: bool) -> Generator
             yield found
 
 
-_PREDICT: dict[str, Callable[[RunConfig, Folders, Rows], Iterator[list[str]]]] = {
+_PREDICT: dict[str, Callable[[RunConfig, Folders, Rows, Report], Iterator[list[str]]]] = {
     "translation": _translate,
     "causal": _continue,
     "tagging": _label,
     "classification": _label,
     "answer": _label,
     "multitask": _label,
+    "contrastive": _find,
+    "distillation": _find,
 }
-
-
-def read(config: RunConfig) -> Checked:
-    """The rows of every test set by language, and what is left out: at most `evaluation.max_bad_rows` bad ones.
-
-    Raises:
-        ConfigError: it names the file, the row and the reason; or there are no rows.
-    """
-    if not config.evaluation.sources:
-        raise ConfigError("evaluation.sources is empty; name at least one test set")
-    found: Rows = {}
-    bad: list[str] = []
-    for file in files_of(config.evaluation.sources, config):
-        if not file.language_column:
-            found.setdefault(file.fallback, [])
-        try:
-            _take(file, config, found, bad)
-        except lines.BrokenChunk as error:
-            raise ConfigError(f"{file.uri}: {error}") from error
-    if not any(found.values()):
-        raise ConfigError("evaluation.sources holds no row; name a test set with some")
-    return found, bad
-
-
-def _take(file: sources.SourceFile, config: RunConfig, found: Rows, bad: list[str]) -> None:
-    """Adds the rows of a file."""
-    for row, record in rows_of(file, config):
-        if not record.reason:
-            case = Case(record.text, record.pair, file.uri, row, record.key)
-            found.setdefault(record.language, []).append(case)
-            continue
-        bad.append(f"{file.uri}: row {row} cannot be scored: {record.reason}")
-        if len(bad) > config.evaluation.max_bad_rows:
-            raise ConfigError(f"{bad[-1]} (evaluation.max_bad_rows={config.evaluation.max_bad_rows})")
-
-
-def files_of(wanted: tuple[Source, ...], config: RunConfig) -> list[sources.SourceFile]:
-    """The files of sources; what `datasets` loads lies beside the run, as that of the training.
-
-    Raises:
-        ConfigError: a source cannot be loaded or mapped.
-        StorageError: a source is empty or cannot be listed.
-    """
-    place = storage.join(storage.absolute(config.run.storage_uri), config.run.name, "imported")
-    return sources.list_files(sources.import_datasets(wanted, place, config.storage), config.storage)
-
-
-def rows_of(file: sources.SourceFile, config: RunConfig) -> Iterator[tuple[int, Record]]:
-    """The records of a file, good and bad, each with its row in the whole file.
-
-    Raises:
-        BrokenChunk: the rest of the file is damaged.
-        StorageError: it cannot be reached.
-    """
-    first = 0
-    for chunk in records.chunks(file, max(file.size, 1), config.storage):
-        for batch in records.read(chunk, config.corpus.max_chars, config.storage):
-            yield from ((first + record.row, record) for record in batch)
-        first += chunk.stop if file.format == "parquet" else 0
 
 
 def _without_rows(config: RunConfig, rows: Rows) -> dict[str, str]:

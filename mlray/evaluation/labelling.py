@@ -13,8 +13,8 @@ from mlray import languages
 from mlray.config import ConfigError, RunConfig
 from mlray.corpus import packing, validation
 from mlray.corpus.packing import Piece
+from mlray.corpus.testsets import Case
 from mlray.corpus.windows import Window
-from mlray.evaluation.predictions import Case
 from mlray.models import adapters, tokenizer
 from mlray.objectives import answers, labels, multitask
 from mlray.objectives.table import OBJECTIVES, Task
@@ -101,7 +101,7 @@ class Judge:
         self._config = config
         tokens = tokenizer.load(folder, objective.special_tokens)
         self._labels = adapters.labels_of(adapter) if adapter else objective.labels_in(folder)
-        self._model = objective.build(config.model, tokens, folder, self._labels)
+        self._model = objective.build(config, tokens, folder, self._labels)
         if adapter:
             adapters.load(self._model, adapter, language, objective=config.objective.name)
         self._device = device

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain, islice, zip_longest
@@ -21,9 +20,9 @@ from rich.table import Table
 
 from mlray import languages
 from mlray.config import ConfigError, Objective, RunConfig
-from mlray.corpus import lines, sources
-from mlray.evaluation import evaluate
-from mlray.evaluation.predictions import Case
+from mlray.corpus import lines, sources, testsets
+from mlray.corpus.cleaning import fold
+from mlray.corpus.testsets import Case
 from mlray.objectives.table import OBJECTIVES
 
 EXACT, NEAR, TRANSLATED = "exact", "near", "translated"
@@ -78,24 +77,6 @@ class Leakage:
         return json.dumps({"about": self.about, "cells": cells}, ensure_ascii=False, indent=1)
 
 
-class _Folding(dict[int, int | None]):
-    """For `str.translate`: drops punctuation, white space and control characters, and keeps all else."""
-
-    def __missing__(self, code: int) -> int | None:
-        dropped = unicodedata.category(chr(code))[0] in "PZC"
-        self[code] = None if dropped else code
-        return self[code]
-
-
-_FOLDING = _Folding()
-
-
-def fold(text: str) -> str:
-    """The letters, digits and symbols of a text in one case and one spelling (NFKC); of mere punctuation the text."""
-    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    return text.translate(_FOLDING) or text.strip()
-
-
 def shingles(folded: str) -> frozenset[str]:
     """The runs of `LETTERS` letters; of `UNSPACED_LETTERS` where one begins in a script without spaces."""
     sizes = [UNSPACED_LETTERS if languages.is_unspaced(letter) else LETTERS for letter in folded]
@@ -112,7 +93,7 @@ def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
 class Index:
     """The test rows as training texts are matched with them; the pair of a row is its translation, or empty."""
 
-    def __init__(self, rows: evaluate.Rows) -> None:
+    def __init__(self, rows: testsets.Rows) -> None:
         self.cases: list[tuple[str, Case]] = [
             (language, case) for language, group in rows.items() for case in group
         ]
@@ -213,7 +194,7 @@ def check(config: RunConfig, *, show_progress: bool = True) -> Leakage:
         raise ConfigError(
             "corpus.sources is empty; name the training text that the test sets are to be kept out of"
         )
-    groups, left_out = evaluate.read(config)
+    groups, left_out = testsets.read(config)
     index = Index(
         {
             language: [
@@ -223,7 +204,7 @@ def check(config: RunConfig, *, show_progress: bool = True) -> Leakage:
         }
     )
     counts = {"training_rows": 0, "skipped": 0}
-    files = evaluate.files_of(config.corpus.sources, config)
+    files = testsets.files_of(config.corpus.sources, config)
     off = not (show_progress and sys.stderr.isatty())
     for file in track(files, "training files", console=Console(stderr=True), transient=True, disable=off):
         for row, text, pair, key in _training(file, config, counts):
@@ -245,7 +226,7 @@ def _training(
 ) -> Iterator[tuple[int, str, str, str]]:
     """(row, text, translation or nothing, id or nothing) of the good rows; a damaged rest of a file counts as one."""
     try:
-        for row, record in evaluate.rows_of(file, config):
+        for row, record in testsets.rows_of(file, config):
             counts["skipped" if record.reason else "training_rows"] += 1
             if not record.reason:
                 pair = translation_of(record.language, record.pair, config.objective)

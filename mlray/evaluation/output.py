@@ -11,7 +11,7 @@ from rich.console import Console
 
 from mlray import storage
 from mlray.config import Storage
-from mlray.evaluation import comparison, leakage, report
+from mlray.evaluation import comparison, leakage, report, trec
 from mlray.evaluation.comparison import Comparison
 from mlray.evaluation.leakage import Leakage
 from mlray.evaluation.report import Figure, Report
@@ -45,6 +45,7 @@ def tell(
         files = {name: result.to_json() + "\n"}
         if isinstance(result, Report):
             files["report.html"] = page(result)
+        files |= trec.files(rows)
         if rows:
             files["predictions.jsonl"] = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         for name, text in files.items():

@@ -1,7 +1,8 @@
 """Scores of ready predictions.
 
 A file holds a JSON object a line: `prediction`, `language`, and `reference` (a text) or `label` (of a text); with
-`"task": "tagging"` both are tags with a space between (or a list), with `"task": "answer"` the numbers of sentences.
+`"task": "tagging"` both are tags with a space between (or a list), with `"task": "answer"` the numbers of sentences,
+with `"task": "retrieval"` those of candidates, the nearest first, and of all that are right.
 """
 
 from __future__ import annotations
@@ -10,33 +11,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 from mlray import languages
 from mlray.config import ConfigError, Evaluation
-from mlray.evaluation import labels, texts, translation
+from mlray.evaluation import labels, ranking, texts, translation
 from mlray.evaluation.report import Figure, Report
 from mlray.objectives.table import HEADS
 
-_KINDS = {*HEADS, "translation", "causal", "text"}
-
-
-class Case(NamedTuple):
-    """A row of a test set."""
-
-    text: str
-    pair: str
-    """The reference, the label, or the tags."""
-    file: str
-    row: int
-    """In the file, from 0."""
-    key: str = ""
-    """The cell of `part_by`: rows of several sets that share it are one row, such as a text and its translation."""
-
-    @property
-    def place(self) -> str:
-        """File and row, for an error's beginning."""
-        return f"{self.file}: row {self.row}"
+_KINDS = {*HEADS, "translation", "causal", "text", "retrieval"}
 
 
 @dataclass(frozen=True)
@@ -100,7 +83,7 @@ def _told(value: object, key: str, task: str) -> str:
     if kind == "classification" and isinstance(value, int):
         return str(value).lower()
     if (
-        kind in {"tagging", "answer"}
+        kind in {"tagging", "answer", "retrieval"}
         and isinstance(value, list)
         and all(isinstance(v, str | int) for v in value)
     ):
@@ -114,8 +97,17 @@ def score(path: Path, config: Evaluation) -> Report:
     Raises:
         ConfigError: as `read`, and for a row that cannot be scored.
     """
-    report = Report({"predictions": str(path), "resamples": config.resamples})
-    for (task, language), group in by_language(read(path)).items():
+    return report_of(read(path), {"predictions": str(path)}, config)
+
+
+def report_of(rows: Sequence[Row], about: dict[str, Any], config: Evaluation) -> Report:
+    """The report on rows.
+
+    Raises:
+        ConfigError: one cannot be scored.
+    """
+    report = Report({**about, "resamples": config.resamples})
+    for (task, language), group in by_language(rows).items():
         table = report.cells.setdefault(task, {})
         table[language] = figures(task, language, group, config.resamples)
     fill_gaps(report)
@@ -161,6 +153,8 @@ def figures(task: str, language: str, rows: Sequence[Row], resamples: int) -> di
         return labels.score_words(*tags(rows), resamples)
     if kind == "answer":
         return labels.score_answers(predicted, truth, resamples)
+    if kind == "retrieval":
+        return ranking.score(predicted, truth, resamples)
     written = languages.target(language)
     return {
         **translation.score(predicted, truth, written, resamples),

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-LOWER_IS_BETTER = {"TER"}
+LOWER_IS_BETTER = {"TER", "own above", "others above", "language bias"}
 
 
 @dataclass(frozen=True)

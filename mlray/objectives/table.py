@@ -7,32 +7,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from mlray import languages
-from mlray.config import ConfigError
+from mlray.config import Contrastive, Distillation, RunConfig
 from mlray.config import Model as ModelConfig
 from mlray.config import Objective as ObjectiveConfig
 from mlray.corpus.packing import Cutter, Texts
-from mlray.corpus.sources import SourceFile
-from mlray.models import backbone, decoder, labeller, translator
+from mlray.models import backbone, decoder, embedder, labeller, translator
 from mlray.models.tokenizer import Encoder, Vocabulary
-from mlray.objectives import answers, causal, denoising, labels, masked, multitask, translation
+from mlray.objectives import (
+    answers,
+    causal,
+    collation,
+    denoising,
+    distillation,
+    labels,
+    masked,
+    multitask,
+    pairing,
+    translation,
+)
+from mlray.objectives.collation import Inputs
 from mlray.schema import PackedBatch
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """One micro-batch as the loop sees it. N predictions over B rows."""
-
-    model: dict[str, torch.Tensor]
-    """Keyword arguments of the model's forward, which returns logits (N, V)."""
-    targets_N: torch.Tensor
-    rows_N: np.ndarray
-    """Row of the batch that a prediction belongs to."""
-    characters_N: np.ndarray
-    """Characters of text that a target stands for."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +43,15 @@ class Task:
     seed: int
     labels: list[str] = field(default_factory=list)
     """Names of the label numbers."""
+    contrastive: Contrastive = field(default_factory=Contrastive)
+    distillation: Distillation = field(default_factory=Distillation)
+    teacher: Encoder | None = None
+    """Tokenizer of the teacher, where there is one."""
+
+    @property
+    def over_batch(self) -> bool:
+        """Whether the loss looks at the whole global batch."""
+        return OBJECTIVES[self.objective.name].loss is None
 
     def cutter(self, encoder: Encoder, sequence_length: int) -> Cutter:
         """What cuts documents into pieces.
@@ -61,7 +67,19 @@ class Task:
 
     def loss(self, logits: torch.Tensor, inputs: Inputs) -> torch.Tensor:
         """Sum of the losses of a micro-batch, in nats."""
-        return OBJECTIVES[self.objective.name].loss(logits, inputs.targets_N.to(logits.device), self)
+        loss = OBJECTIVES[self.objective.name].loss
+        assert loss is not None, "the loss over a batch is no sum over micro-batches"
+        return loss(logits, inputs.targets_N.to(logits.device), self)
+
+    def scores(self, logits: torch.Tensor, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loss (nats) of each prediction, and whether it is right, for validation."""
+        scores = OBJECTIVES[self.objective.name].scores
+        return scores(logits.float(), inputs.targets_N.to(logits.device), self)
+
+
+def _scores(logits_NV: torch.Tensor, targets_N: torch.Tensor, _: Task) -> tuple[torch.Tensor, torch.Tensor]:
+    losses_N = torch.nn.functional.cross_entropy(logits_NV, targets_N, reduction="none")
+    return losses_N, logits_NV.argmax(-1) == targets_N
 
 
 @dataclass(frozen=True)
@@ -70,13 +88,15 @@ class Objective:
 
     cutter: Callable[[Encoder, Task, int], Cutter]
     """(tokenizer, task, sequence length) -> what cuts documents into pieces."""
-    build: Callable[[ModelConfig, Any, Path | str | None, list[str]], Any]
-    """(model configuration, tokenizer, folder or None, labels) -> model."""
+    build: Callable[[RunConfig, Any, Path | str | None, list[str]], Any]
+    """(configuration, tokenizer, folder or None, labels) -> model."""
     collate: Callable[[PackedBatch, Task], Inputs]
-    loss: Callable[[torch.Tensor, torch.Tensor, Task], torch.Tensor]
-    """(logits_NV, targets_N, task) -> sum over N, in nats."""
+    loss: Callable[[torch.Tensor, torch.Tensor, Task], torch.Tensor] | None
+    """(logits_NV, targets_N, task) -> sum over N, in nats; None for the contrastive one, over the global batch."""
     families: Collection[str]
     """Of models that it trains."""
+    teacher: Callable[[RunConfig], Encoder | None] = lambda _: None
+    """Opens the tokenizer of a teacher, for objectives that have one."""
     special_tokens: tuple[str, ...] = ("pad_token",)
     """What the tokenizer must have."""
     language_tokens: Callable[[list[str]], list[str]] = lambda _: []
@@ -87,82 +107,12 @@ class Objective:
     """Folder of a checkpoint -> the labels of its head, which must be one of the objective."""
     paired: bool = False
     """Whether something must stand beside each text."""
-
-
-def check_family(objective: ObjectiveConfig, model: ModelConfig) -> None:
-    """Refuses a family of models that the objective cannot train.
-
-    Raises:
-        ConfigError: it names the two, and the families that fit.
-    """
-    families = OBJECTIVES[objective.name].families
-    if model.family not in families:
-        raise ConfigError(
-            f"model.family={model.family} does not fit objective.name={objective.name}; take one of "
-            f"{', '.join(families)}"
-        )
-
-
-def check_sources(objective: ObjectiveConfig, files: Iterable[SourceFile]) -> None:
-    """Refuses a training set with nothing beside its texts where the objective learns that, and a task without one.
-
-    Raises:
-        ConfigError: it names the file, or the task.
-    """
-    unfed = set(objective.heads)
-    for file in files:
-        unfed.discard(languages.task(file.fallback))
-        if OBJECTIVES[objective.name].paired and not (file.pair or file.pair_uri):
-            raise ConfigError(
-                f"objective.name={objective.name} learns what belongs to a text, and {file.uri} is read for texts "
-                "alone; name its column in corpus.sources[].pair, or its file in pair_uri"
-            )
-    if objective.name == "multitask" and unfed:
-        raise ConfigError(
-            f"the task {min(unfed)!r} of objective.tasks has no source; set corpus.sources[].task of one to it"
-        )
-
-
-def _collate_masked(batch: PackedBatch, task: Task) -> Inputs:
-    tokens_BT, masked_N, targets_N = masked.mask(batch, task.vocabulary, task.objective, task.seed)
-    model = {
-        "tokens_BT": torch.from_numpy(tokens_BT),
-        "segments_BT": torch.from_numpy(batch.segments_BT),
-        "offsets_BT": torch.from_numpy(batch.offsets_BT).long(),
-        "masked_N": torch.from_numpy(masked_N),
-    }
-    return _of_text(batch, model, masked_N, targets_N, task)
-
-
-def _collate_pairs(batch: PackedBatch, task: Task) -> Inputs:
-    model, targets_N = translation.collate(batch, task.vocabulary)
-    return _of_text(batch, model, model["predicted_N"].numpy(), targets_N, task)
-
-
-def _collate_continuations(batch: PackedBatch, task: Task) -> Inputs:
-    model, targets_N = causal.collate(batch)
-    return _of_text(batch, model, model["predicted_N"].numpy(), targets_N, task)
-
-
-def _of_text(
-    batch: PackedBatch, model: dict[str, torch.Tensor], flat_N: np.ndarray, targets_N: np.ndarray, task: Task
-) -> Inputs:
-    """Inputs whose targets are tokens, at the flat positions of the batch."""
-    rows_N = flat_N // batch.tokens_BT.shape[1]
-    return Inputs(model, torch.from_numpy(targets_N), rows_N, task.vocabulary.characters_V[targets_N])
-
-
-def _collate_labels(batch: PackedBatch, _: Task) -> Inputs:
-    model, targets_N = labels.collate(batch)
-    rows_N = model["labelled_N"].numpy() // batch.tokens_BT.shape[1]
-    # A label stands for no character: bits per character mean nothing here.
-    return Inputs(model, torch.from_numpy(targets_N), rows_N, np.zeros(len(targets_N), np.int64))
-
-
-def _collate_tasks(batch: PackedBatch, task: Task) -> Inputs:
-    inputs = _collate_labels(batch, task)
-    inputs.model["allowed_NK"] = multitask.allowed(inputs.targets_N.numpy(), task.labels)
-    return inputs
+    scores: Callable[[torch.Tensor, torch.Tensor, Task], tuple[torch.Tensor, torch.Tensor]] = _scores
+    """(outputs, targets_N, task) -> loss and rightness of each prediction, without smoothing."""
+    distinct: bool = False
+    """Whether a pair of twice the same text teaches nothing."""
+    export: Callable[[Any, Any, dict[str, torch.Tensor], Path], None] = backbone.export
+    """(model, tokenizer, weights by name, folder) writes what is opened as any model of its kind."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +121,7 @@ class Head:
 
     cutter: multitask.MakeCutter
     build: Callable[[ModelConfig, Any, Path | str | None, list[str]], Any]
+    """(model configuration, tokenizer, folder or None, labels) -> model."""
     labels_of: Callable[[str, str], Iterable[str]]
     """(text, what belongs to it) -> labels in it; refuses what does not fit together, as the cutter does."""
     labels_in: Callable[[Path | str], list[str]] = labeller.word_labels
@@ -179,8 +130,8 @@ class Head:
         """The row of an objective with this head only."""
         return Objective(
             cutter=lambda encoder, task, length: self.cutter(encoder, labels.numbered(task.labels), length),
-            build=self.build,
-            collate=_collate_labels,
+            build=lambda config, tokens, folder, names: self.build(config.model, tokens, folder, names),
+            collate=lambda batch, _: collation.labels_of(batch),
             loss=lambda logits_NK, targets_N, _: labels.loss(logits_NK, targets_N),
             families=labeller.FAMILIES,
             labels_of=lambda text, pair, _, __: self.labels_of(text, pair),
@@ -212,24 +163,24 @@ def _labels_of_task(text: str, pair: str, language: str, config: ObjectiveConfig
 OBJECTIVES = {
     "masked": Objective(
         cutter=lambda encoder, _, sequence_length: Texts(encoder, sequence_length),
-        build=lambda config, tokens, folder, _: backbone.build(config, tokens, folder),
-        collate=_collate_masked,
+        build=lambda config, tokens, folder, _: backbone.build(config.model, tokens, folder),
+        collate=lambda batch, task: collation.masks(batch, task.vocabulary, task.objective, task.seed),
         loss=lambda logits_NV, targets_N, _: masked.loss(logits_NV, targets_N),
         families=tuple(backbone.FAMILIES),
         special_tokens=("mask_token", "pad_token"),
     ),
     "causal": Objective(
         cutter=lambda encoder, _, sequence_length: causal.Continuations(encoder, sequence_length),
-        build=lambda config, tokens, folder, _: decoder.build(config, tokens, folder),
-        collate=_collate_continuations,
+        build=lambda config, tokens, folder, _: decoder.build(config.model, tokens, folder),
+        collate=lambda batch, task: collation.continuations(batch, task.vocabulary),
         loss=lambda logits_NV, targets_N, _: causal.loss(logits_NV, targets_N),
         families=tuple(decoder.FAMILIES),
         special_tokens=("eos_token",),  # nobody reads padding, and GPT-2 has none
     ),
     "translation": Objective(
         cutter=lambda encoder, task, length: translation.pairs(encoder, task.languages, length),
-        build=lambda config, tokens, folder, _: translator.build(config, tokens, folder),
-        collate=_collate_pairs,
+        build=lambda config, tokens, folder, _: translator.build(config.model, tokens, folder),
+        collate=lambda batch, task: collation.translations(batch, task.vocabulary),
         loss=lambda logits_NV, targets_N, task: translation.loss(logits_NV, targets_N, task.objective),
         families=tuple(translator.FAMILIES),
         paired=True,
@@ -240,8 +191,8 @@ OBJECTIVES = {
         cutter=lambda encoder, task, length: denoising.noised(
             encoder, task.vocabulary, task.languages, length, task.objective, task.seed
         ),
-        build=lambda config, tokens, folder, _: translator.build(config, tokens, folder),
-        collate=_collate_pairs,
+        build=lambda config, tokens, folder, _: translator.build(config.model, tokens, folder),
+        collate=lambda batch, task: collation.translations(batch, task.vocabulary),
         loss=lambda logits_NV, targets_N, task: translation.loss(logits_NV, targets_N, task.objective),
         families=tuple(translator.FAMILIES),
         special_tokens=("mask_token", "pad_token", "eos_token"),
@@ -250,8 +201,8 @@ OBJECTIVES = {
     **{name: head.alone() for name, head in HEADS.items()},
     "multitask": Objective(
         cutter=_cut_tasks,
-        build=labeller.build_words,
-        collate=_collate_tasks,
+        build=lambda config, tokens, folder, names: labeller.build_words(config.model, tokens, folder, names),
+        collate=lambda batch, task: collation.tasks(batch, task.labels),
         loss=lambda logits_NK, targets_N, task: multitask.loss(
             logits_NK, targets_N, multitask.weights(task.labels, task.objective)
         ),
@@ -259,5 +210,31 @@ OBJECTIVES = {
         labels_of=_labels_of_task,
         labels_in=labeller.word_labels,
         paired=True,
+    ),
+    "contrastive": Objective(
+        cutter=lambda encoder, _, sequence_length: pairing.Pairs(encoder, sequence_length),
+        build=lambda config, tokens, folder, _: embedder.build(
+            config.model, config.contrastive, tokens, folder
+        ),
+        collate=lambda batch, task: collation.texts(batch, task.vocabulary.pad_id, task.languages),
+        loss=None,
+        families=tuple(backbone.FAMILIES),
+        paired=True,
+        distinct=True,
+        export=embedder.export,
+    ),
+    "distillation": Objective(
+        cutter=lambda encoder, task, length: distillation.halves(
+            encoder, task.teacher, task.languages, task.distillation, length
+        ),
+        build=lambda config, tokens, folder, _: distillation.build(config, tokens, folder),
+        teacher=distillation.open_teacher,
+        collate=lambda batch, task: collation.halves(batch, task.vocabulary.pad_id, task.teacher),
+        loss=lambda vectors, _, task: distillation.loss(vectors, task.distillation),
+        scores=lambda vectors, _, task: distillation.scores(vectors, task.distillation),
+        families=tuple(backbone.FAMILIES),
+        paired=True,
+        distinct=True,
+        export=embedder.export,
     ),
 }

@@ -7,6 +7,7 @@ as whole named tensors, which makes a checkpoint independent of world size and Z
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import resource
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 
 from mlray.config import Train
+from mlray.training.precision import probe_precision
 
 STATE_KEYS = ("master", "exp_avg", "exp_avg_sq")
 _BUILD_S, _LOAD_S = 1800.0, 20.0
@@ -59,28 +61,13 @@ def _remove_stale_locks() -> None:
             lock.unlink(missing_ok=True)
 
 
-def probe_precision(wanted: str) -> str:
-    """`bf16` or `fp32`: what was asked for, or with `auto` what the hardware computes in."""
-    if wanted != "auto":
-        return wanted
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() and _cpu_multiplies_bf16() else "fp32"
-
-
-def _cpu_multiplies_bf16() -> bool:
-    """mkldnn also emulates bf16; only these instructions make it faster than fp32."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text().split("flags", 2)[1].split("\n", 1)[0]
-    except (OSError, IndexError):
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
-
-
 class Engine:
     """A model on a DeepSpeed engine."""
 
-    def __init__(self, model: torch.nn.Module, config: Train, accumulation: int) -> None:
+    def __init__(
+        self, model: torch.nn.Module, config: Train, accumulation: int, over_batch: bool = False
+    ) -> None:
+        """With `over_batch` a step is one call of `step`, after the backward passes inside `one_reduction`."""
         deepspeed = _import_deepspeed()
         _connect()
         deepspeed.init_distributed(dist_init_required=False, verbose=False)
@@ -91,12 +78,12 @@ class Engine:
         self._stage = config.zero_stage
         self._offload = config.offload
         self._names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if config.activation_checkpointing:
             inner: Any = model.get_submodule("model")
             inner.activation_checkpointing_enable({"use_reentrant": False})
         optimizer = _optimizer(model, config)
-        settings = _settings(config, accumulation, self.precision)
+        settings = _settings(config, 1 if over_batch else accumulation, self.precision)
         self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
         # Without ZeRO it would copy all gradients to add up those of one worker.
         self._engine.enable_backward_allreduce = self._stage > 0 or self.world_size > 1
@@ -117,6 +104,27 @@ class Engine:
             output: torch.Tensor = self._engine(**moved)
         return output
 
+    def seed(self, key: tuple[int, int], place: int) -> None:
+        """Seeds dropout by (seed, step, micro-batch of the global batch).
+
+        A resumed run, also one with another number of workers, draws what an undisturbed one draws.
+        """
+        number = place * self.world_size + self.rank
+        torch.manual_seed(int(np.random.SeedSequence([*key, number]).generate_state(1)[0]))
+
+    @contextlib.contextmanager
+    def one_reduction(self) -> Iterator[None]:
+        """Adds up the gradients of all backward passes inside and reduces them over the workers once, at the end."""
+        if self._stage > 0:
+            with self._engine.coalesce_grad_reduction():
+                yield
+            return
+        self._engine.enable_backward_allreduce = False
+        yield
+        if self.world_size > 1:
+            self._engine.enable_backward_allreduce = True
+            self._engine.allreduce_gradients()
+
     def backward(self, loss: torch.Tensor) -> None:
         """Adds the gradient of one micro-batch; DeepSpeed divides by accumulation x world size."""
         self._engine.backward(loss)
@@ -134,7 +142,7 @@ class Engine:
 
     def _clip(self) -> torch.Tensor:
         """Clips whole gradients and returns their norm before that, which DeepSpeed's own clipping keeps to itself."""
-        trained = [parameter for parameter in self._parameters if parameter.grad is not None]
+        trained = [parameter for parameter in self.parameters if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
         if self._clip_at > 0:
             torch.nn.utils.clip_grads_with_norm_(trained, self._clip_at, norm)
@@ -165,12 +173,12 @@ class Engine:
 
         A collective call: every worker must draw all of it. One parameter is held at a time.
         """
-        for name, parameter in zip(self._names, self._parameters, strict=True):
+        for name, parameter in zip(self._names, self.parameters, strict=True):
             yield name, {key: self._read(parameter, key).detach().cpu().contiguous() for key in STATE_KEYS}
 
     def load_state(self, read: Callable[[str, tuple[int, ...]], dict[str, torch.Tensor]], steps: int) -> None:
         """Puts `read(name, shape)` of every parameter in place, after `steps` optimiser steps. A collective call."""
-        for name, parameter in zip(self._names, self._parameters, strict=True):
+        for name, parameter in zip(self._names, self.parameters, strict=True):
             shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
             for key, value in read(name, shape).items():
                 self._write(parameter, key, value.to(self.device))
@@ -271,13 +279,6 @@ def _optimizer(model: torch.nn.Module, config: Train) -> torch.optim.Optimizer:
         )
         return offloaded
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.adam_betas, eps=config.adam_eps, fused=True)
-
-
-def settle(config: Train, num_workers: int, precision: str) -> Train:
-    """What runs for what was asked: a single fp32 worker shares its states with nobody and is faster without ZeRO."""
-    alone = num_workers == 1 and precision == "fp32" and not config.offload
-    stage = 0 if alone else config.zero_stage
-    return config.model_copy(update={"precision": precision, "zero_stage": stage})
 
 
 def _settings(config: Train, accumulation: int, precision: str) -> dict[str, Any]:

@@ -30,11 +30,12 @@ from mlray.corpus.windows import WindowReader
 from mlray.models import adapters, backbone, freezing, tokenizer
 from mlray.objectives.table import OBJECTIVES, Task
 from mlray.training import checkpoint as checkpoints
-from mlray.training import loop
+from mlray.training import loop, resume
 from mlray.training.checkpoint import Progress
-from mlray.training.engine import Engine, probe_precision, settle
+from mlray.training.engine import Engine
 from mlray.training.folders import Folders
 from mlray.training.monitor import Monitor
+from mlray.training.precision import probe_precision, settle
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Of glibc's malloc.h."""
@@ -109,17 +110,20 @@ def _open_stream(values: dict[str, Any]) -> Any:
         start=progress.position,
         num_windows=int(rows / per_window) + 2,
         deal=deal,
+        batch_rows=config.train.global_batch_size,
     )
 
 
 def _rows_per_window(
     config: RunConfig, manifest: manifests.Manifest, mixture: Mixture, cutter: Cutter
 ) -> float:
-    """How many rows a window surely fills: half of what the held-out documents say.
+    """How many rows a window surely fills: one a pair, else half of what the held-out documents say.
 
     Windows beyond the last step would be tokenised for nothing, ahead of the training and on its CPUs. Should documents
     be shorter still, the stream ends early, and the restarted workers open the next one from the last checkpoint.
     """
+    if OBJECTIVES[config.objective.name].loss is None:
+        return config.corpus.window_rows
     table = validation.rows(manifest, cutter, config.corpus.sequence_length, config.run.seed)
     mean_L = validation.tokens_per_document(manifest, table) / 2
     shortest = 3  # tokens of any document
@@ -142,7 +146,8 @@ def open_tokenizer(config: RunConfig, folders: Folders) -> Any:
 def open_task(config: RunConfig, tokens: Any, manifest: manifests.Manifest) -> Task:
     """What a run learns."""
     vocabulary = tokenizer.vocabulary(tokens)
-    return Task(config.objective, vocabulary, manifest.languages, config.run.seed, open_labels(config))
+    names = open_labels(config)
+    return Task(config.objective, vocabulary, manifest.languages, config.run.seed, names, config.contrastive)
 
 
 def open_cutter(config: RunConfig, tokens: Any, manifest: manifests.Manifest) -> Cutter:
@@ -187,7 +192,7 @@ def _work(values: dict[str, Any]) -> None:
     precision = probe_precision(config.train.precision)
     settled = settle(config.train, config.cluster.num_workers, precision)
     export = open_export(config, model, tokens)  # what is trained must be known to the engine
-    engine = Engine(model, settled, config.gradient_accumulation_steps)
+    engine = Engine(model, settled, config.gradient_accumulation_steps, task.over_batch)
     found, refused = checkpoints.newest(folders.checkpoints, config.storage)
     progress = found.progress if found else Progress()
     if found:
@@ -205,7 +210,7 @@ def _work(values: dict[str, Any]) -> None:
         stop = False
         if last or step.number % config.train.validate_every == 0:
             monitor.validated(progress, loop.validate(engine, held_out, task))
-            stop = _should_stop(progress, config)
+            stop = resume.should_stop(progress, config.train)
         best = progress.best_step == step.number
         if last or stop or best or step.number % config.train.checkpoint_every == 0:
             checkpoints.save(engine, progress, config.to_yaml(), export, folders.checkpoints, config.storage)
@@ -247,9 +252,9 @@ def open_model(config: RunConfig, tokens: Any) -> Any:
     """
     build = OBJECTIVES[config.objective.name].build
     if config.model.path is None:
-        return build(config.model, tokens, None, open_labels(config))
+        return build(config, tokens, None, open_labels(config))
     with storage.local_copy(config.model.path, config.storage) as folder:
-        return build(config.model, tokens, folder, open_labels(config))
+        return build(config, tokens, folder, open_labels(config))
 
 
 def open_export(
@@ -258,11 +263,12 @@ def open_export(
     """What writes the result of a run; it also puts the adapter into the model, or freezes a part of it.
 
     Raises:
-        ConfigError: the language adapter does not fit, or there are fewer layers than are to be frozen.
+        ConfigError: the adapter or `train.freeze_layers` does not fit the model.
     """
     if config.adapter.kind == "none":
         kept = freezing.freeze(model, config.train)
-        return lambda weights, folder: backbone.export(model, tokens, {**kept, **weights}, folder)
+        write = OBJECTIVES[config.objective.name].export
+        return lambda weights, folder: write(model, tokens, {**kept, **weights}, folder)
     found = adapters.digest(model)
     with contextlib.ExitStack() as stack:
         place = config.adapter.language_path
@@ -281,16 +287,3 @@ def _advance(progress: Progress, step: loop.Step, languages: list[str], log_ever
         progress.documents[name] = progress.documents.get(name, 0.0) + float(step.documents[i])
     if step.number % log_every == 0:
         progress.losses.append((step.number, step.loss, progress.digest))
-
-
-def _should_stop(progress: Progress, config: RunConfig) -> bool:
-    """Early stopping on `<language>.<metric>`; keeps its count in the progress, so that a resume goes on counting."""
-    if config.train.early_stopping is None:
-        return False
-    language, metric = config.train.early_stopping.rsplit(".", 1)
-    value = progress.validations[-1]["languages"][language][metric] * (-1 if metric == "accuracy" else 1)
-    if progress.best is None or value < progress.best:
-        progress.best, progress.best_step, progress.stale = value, progress.step, 0
-        return False
-    progress.stale += 1
-    return progress.stale >= config.train.patience

@@ -21,8 +21,10 @@ import torch
 
 from mlray.config import RunError, Train
 from mlray.corpus.validation import row_languages
-from mlray.objectives.table import Inputs, Task
+from mlray.objectives.collation import Inputs
+from mlray.objectives.table import Task
 from mlray.schema import PackedBatch, Position
+from mlray.training import gradcache
 from mlray.training.engine import Engine
 
 
@@ -72,7 +74,8 @@ def steps(
         if present < engine.accumulation * engine.world_size:
             raise RunError(f"the stream of batches ended before step {number + 1} of {config.steps}")
         rate = learning_rate(config, number)
-        loss, norm = _update(engine, inputs, task, rate, float(predictions), (seed, number))
+        update = gradcache.update if task.over_batch else _update
+        loss, norm = update(engine, inputs, task, rate, float(predictions), (seed, number))
         shared = _share(engine, micro_batches, loss, len(task.languages))
         if not math.isfinite(shared.loss) or not math.isfinite(norm):
             raise RunError(
@@ -111,10 +114,7 @@ def _update(
     scale = engine.accumulation * engine.world_size / max(predictions, 1.0)
     losses, norm = [], 0.0
     for place, one in enumerate(inputs):
-        # Dropout is a function of (seed, step, micro-batch of the global batch): a resumed run, also one with
-        # another number of workers, draws what an undisturbed one draws.
-        number = place * engine.world_size + engine.rank
-        torch.manual_seed(int(np.random.SeedSequence([*key, number]).generate_state(1)[0]))
+        engine.seed(key, place)
         loss = task.loss(engine.forward(one.model), one)
         engine.backward(loss * scale)
         norm = engine.step(rate)
@@ -162,6 +162,8 @@ def validate(engine: Engine, batches: list[PackedBatch], task: Task) -> dict[str
     Every worker gives the same batches and takes its turn; one without a batch left repeats another's with no
     weight, because sharded weights are gathered by all workers together.
     """
+    if task.over_batch:
+        return gradcache.validate(engine, batches, task)
     L = len(task.languages)
     sums = np.zeros((4, L))
     engine.train(False)
@@ -191,10 +193,9 @@ def validate(engine: Engine, batches: list[PackedBatch], task: Task) -> dict[str
 
 def _score(engine: Engine, batch: PackedBatch, task: Task, num_languages: int) -> np.ndarray:
     inputs = task.inputs(batch)
-    logits_NV = engine.forward(inputs.model).float()
-    targets_N = inputs.targets_N.to(logits_NV.device)
-    losses_N = torch.nn.functional.cross_entropy(logits_NV, targets_N, reduction="none").cpu().numpy()
-    correct_N = (logits_NV.argmax(-1) == targets_N).cpu().numpy()
+    losses_N, correct_N = (
+        values.cpu().numpy() for values in task.scores(engine.forward(inputs.model), inputs)
+    )
     languages_N = row_languages(batch)[inputs.rows_N]
     columns = (losses_N, correct_N, np.ones(len(losses_N)), inputs.characters_N)
     return np.stack([np.bincount(languages_N, weights=column, minlength=num_languages) for column in columns])

@@ -12,7 +12,8 @@ from mlray.config import ConfigError, RunConfig
 from mlray.corpus.manifest import Manifest
 from mlray.corpus.mixture import Mixture
 from mlray.models.backbone import Backbone
-from mlray.training.engine import probe_precision, settle
+from mlray.objectives.table import OBJECTIVES
+from mlray.training.precision import probe_precision, settle
 
 _BYTES = {"fp32": 4, "bf16": 2}
 
@@ -54,6 +55,8 @@ def make(
     share = dict(zip(mixture.languages, map(float, mixture.proportions), strict=True))
     per_document = sum(share[name] * tokens[name] / documents[name] for name in share)
     tokens_per_step = config.train.global_batch_size * config.corpus.sequence_length
+    if OBJECTIVES[config.objective.name].loss is None:  # a row is a pair, as long as it is
+        tokens_per_step = round(config.train.global_batch_size * per_document)
     seen = config.train.steps * tokens_per_step / per_document
     parameters = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -81,6 +84,31 @@ def check(config: RunConfig, positions: int) -> None:
         raise ConfigError(
             f"corpus.sequence_length={config.corpus.sequence_length} is longer than the model's {positions} positions; "
             f"lower it to {positions} or raise model.max_positions"
+        )
+
+
+def check_batches(config: RunConfig, manifest: Manifest) -> None:
+    """Refuses batches of one language where a window cannot be made of them.
+
+    Raises:
+        ConfigError: the window is no multiple of the batch, or a language gives less than a batch to it.
+    """
+    window, batch = config.corpus.window_rows, config.train.global_batch_size
+    if not config.corpus.same_language:
+        return
+    if window % batch:
+        raise ConfigError(
+            f"corpus.same_language needs windows of whole batches: corpus.window_rows={window} is no multiple of "
+            f"train.global_batch_size={batch}"
+        )
+    mixture = Mixture.of(manifest, config.corpus, config.run.seed)
+    rows = dict(zip(mixture.languages, mixture.proportions * window, strict=True))
+    least = min(rows, key=lambda name: rows[name])
+    if rows[least] < batch:
+        raise ConfigError(
+            f"{least} gives {rows[least]:,.0f} pairs to a window of {window}, less than the batch of {batch} that "
+            "corpus.same_language makes of one language; raise corpus.window_rows, lower corpus.alpha or "
+            "train.global_batch_size, or leave corpus.same_language out"
         )
 
 

@@ -7,7 +7,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,15 @@ from rich.console import Console
 
 from mlray import storage
 from mlray.config import ConfigError, RunConfig, RunError
-from mlray.corpus import lines, records, scan, sources, stream, validation
+from mlray.corpus import lines, records, scan, sources, stream, testsets, validation
 from mlray.corpus import manifest as manifests
 from mlray.corpus.fields import Record
 from mlray.corpus.manifest import Manifest
 from mlray.corpus.windows import WindowReader
 from mlray.models import backbone, tokenizer
-from mlray.objectives.table import OBJECTIVES, check_family, check_sources
+from mlray.objectives.checks import check_family, check_sources
+from mlray.objectives.table import OBJECTIVES
+from mlray.schema import SEPARATOR
 from mlray.training import checkpoint as checkpoints
 from mlray.training import fit, placement, plan, report, resume
 from mlray.training.folders import Folders
@@ -68,6 +70,7 @@ def prepare(config: RunConfig) -> Prepared:
     folders = Folders.of(config)
     corpus_sources = sources.import_datasets(config.corpus.sources, folders.imported, config.storage)
     files = sources.list_files(corpus_sources, config.storage)
+    files = _guarded(files, config, folders)
     check_sources(config.objective, files)
     # Shows before anything costs time whether the run folder can be written.
     storage.write_bytes(storage.join(folders.root, "config.yaml"), config.to_yaml().encode(), config.storage)
@@ -88,11 +91,24 @@ def prepare(config: RunConfig) -> Prepared:
         resume.check_backbone(config, found, model)
     fit.open_export(config, model, tokens)  # refuses an adapter, or a part to freeze, that the model has not
     plan.check(config, backbone.positions(model))
+    plan.check_batches(config, manifest)
     outline = plan.make(config, manifest, fertility, model)
     plan.show(outline, manifest.refused_counts(), console)
     if OBJECTIVES[config.objective.name].labels_of:
         plan.show_order(outline, config.corpus.window_rows, console)
     return Prepared(config, folders, manifest, tokens, fertility, outline, found, console)
+
+
+def _guarded(
+    files: list[sources.SourceFile], config: RunConfig, folders: Folders
+) -> list[sources.SourceFile]:
+    """The files of a corpus that refuses what the objective cannot learn from, and what it is judged on."""
+    distinct, without = OBJECTIVES[config.objective.name].distinct, None
+    if config.corpus.without_tests:
+        groups, _ = testsets.read(config)
+        texts = (text for group in groups.values() for case in group for text in (case.text, case.pair))
+        without = records.forbid(texts, folders.corpus, config.storage)
+    return [replace(file, distinct=distinct, without=without) for file in files]
 
 
 def complete(prepared: Prepared) -> dict[str, Any]:
@@ -241,7 +257,8 @@ def _texts(config: RunConfig, manifest: Manifest) -> Iterator[str]:
         text
         for number in itertools.count()
         for pair in zip(*_sides(reader, number), strict=True)
-        for text in pair
+        for half in pair
+        for text in half.split(SEPARATOR)
         if text
     )
     return itertools.islice(documents, limit)

@@ -63,6 +63,19 @@ def finished(progress: Progress, config: Train) -> bool:
     return stopped or progress.step >= config.steps
 
 
+def should_stop(progress: Progress, config: Train) -> bool:
+    """Early stopping on `<language>.<metric>`; keeps its count in the progress, so that a resume goes on counting."""
+    if config.early_stopping is None:
+        return False
+    language, metric = config.early_stopping.rsplit(".", 1)
+    value = progress.validations[-1]["languages"][language][metric] * (-1 if metric == "accuracy" else 1)
+    if progress.best is None or value < progress.best:
+        progress.best, progress.best_step, progress.stale = value, progress.step, 0
+        return False
+    progress.stale += 1
+    return progress.stale >= config.patience
+
+
 def tokenizer_fingerprint(config: RunConfig, manifest: Manifest) -> str:
     """Hash of everything that the tokenizer of a run depends on."""
     parts = [

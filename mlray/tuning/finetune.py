@@ -1,6 +1,6 @@
 """One fine-tuning: trains on a backbone, whole, in part or by an adapter, and judges the result per language.
 
-A translator may also start from nothing: pairs are all that it needs.
+A translator, or an encoder that is aligned, may also start from nothing: pairs are all that they need.
 """
 
 from __future__ import annotations
@@ -13,12 +13,16 @@ import torch
 
 from mlray import storage
 from mlray.config import ConfigError, RunConfig
+from mlray.corpus.testsets import Checked
 from mlray.evaluation import evaluate, output
 from mlray.evaluation.report import Report
 from mlray.models import adapters, backbone
 from mlray.training import fit
 from mlray.training.folders import Folders
 from mlray.training.pretrain import complete, prepare
+
+_FROM_NOTHING = {"translation", "contrastive", "distillation"}
+"""Objectives that pairs are enough for."""
 
 
 def finetune(config: RunConfig, *, plan_only: bool = False, merged: bool = False) -> Report | None:
@@ -33,7 +37,7 @@ def finetune(config: RunConfig, *, plan_only: bool = False, merged: bool = False
         ConfigError: there is no backbone, or the configuration cannot run; the sentence says what to change.
         RunError: storage or the workers failed.
     """
-    if config.model.path is None and config.objective.name != "translation":
+    if config.model.path is None and config.objective.name not in _FROM_NOTHING:
         raise ConfigError(
             "model.path is empty, and fine-tuning starts from a backbone: a folder, an s3:// prefix or a hub name; "
             "jobs/pretrain.py trains from nothing"
@@ -59,7 +63,7 @@ def finetune(config: RunConfig, *, plan_only: bool = False, merged: bool = False
     return result
 
 
-def judge(config: RunConfig, checked: evaluate.Checked) -> tuple[Report, list[dict[str, Any]]]:
+def judge(config: RunConfig, checked: Checked) -> tuple[Report, list[dict[str, Any]]]:
     """The evaluation, where the workers' hardware is: the node of the job often has no GPU."""
     gpus = config.cluster.gpus_per_worker
     if not gpus or torch.cuda.is_available():

@@ -22,7 +22,8 @@ from mlray.evaluation import evaluate
 from mlray.models import adapters, backbone, decoder, freezing, tokenizer
 from mlray.models.generation import Continuer, Writer
 from mlray.objectives import causal
-from mlray.objectives.table import OBJECTIVES, Task, check_family
+from mlray.objectives.checks import check_family
+from mlray.objectives.table import OBJECTIVES, Task
 from mlray.schema import NO_TARGET, PackedBatch
 from mlray.training import loop, plan
 from mlray.training.engine import Engine

@@ -20,6 +20,8 @@ from sklearn import metrics
 
 from mlray import configuration, languages
 from mlray.config import ConfigError, Evaluation, Storage
+from mlray.corpus import testsets
+from mlray.corpus.testsets import Case
 from mlray.evaluation import (
     comparison,
     evaluate,
@@ -31,7 +33,6 @@ from mlray.evaluation import (
     texts,
     translation,
 )
-from mlray.evaluation.predictions import Case
 from mlray.evaluation.report import Figure, Report
 from mlray.models import backbone
 from tests.unit import test_labels, tiny
@@ -159,13 +160,13 @@ def test_rows_of_a_test_set_are_all_read_or_the_bad_one_is_named(tmp_path: Path)
     pair = f"{{uri: {tmp_path}/test.en.gz, pair_uri: {tmp_path}/test.de, language: en-de, format: text}}"
     config = configuration.load(None, [f"evaluation.sources=[{pair}]"])
     with pytest.raises(ConfigError, match=r"test\.en\.gz: row 2 cannot be scored: empty"):
-        evaluate.read(config)
+        testsets.read(config)
     allowed = configuration.load(None, [f"evaluation.sources=[{pair}]", "evaluation.max_bad_rows=1"])
-    rows, left_out = evaluate.read(allowed)
+    rows, left_out = testsets.read(allowed)
     assert [row.text for row in rows["en-de"]] == ["one", "two", "four"]
     assert left_out == [f"{tmp_path}/test.en.gz: row 2 cannot be scored: empty"]
     (tmp_path / "test.en.gz").write_bytes(gzip.compress(b"one\r\ntwo\nthree\nfour\n"))
-    rows, left_out = evaluate.read(config)
+    rows, left_out = testsets.read(config)
     assert left_out == []
     assert [(row.text, row.pair) for row in rows["en-de"]] == [
         ("one", "eins"),
@@ -175,7 +176,7 @@ def test_rows_of_a_test_set_are_all_read_or_the_bad_one_is_named(tmp_path: Path)
     ]
     (tmp_path / "test.de").write_text("eins\nzwei\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="have different numbers of lines"):
-        evaluate.read(config)
+        testsets.read(config)
     with pytest.raises(ConfigError, match=r"model\.path is empty"):
         evaluate.evaluate(config)
 
@@ -513,9 +514,9 @@ def test_rows_are_counted_through_a_file_of_several_parts(tmp_path: Path) -> Non
     pq.write_table(table, tmp_path / "de.parquet", row_group_size=2)
     settings = [f"evaluation.sources=[{{uri: {tmp_path}/de.parquet}}]"]
     with pytest.raises(ConfigError, match=r"de\.parquet: row 3 cannot be scored: empty"):
-        evaluate.read(configuration.load(None, settings))
+        testsets.read(configuration.load(None, settings))
     pq.write_table(table.take([0, 1, 2, 4]), tmp_path / "de.parquet", row_group_size=1)
-    cases = evaluate.read(configuration.load(None, settings))[0]["de"]
+    cases = testsets.read(configuration.load(None, settings))[0]["de"]
     assert [(case.text, case.row) for case in cases] == [("eins", 0), ("zwei", 1), ("drei", 2), ("fünf", 3)]
 
 

@@ -12,7 +12,7 @@ from mlray.corpus.manifest import ChunkEntry, HeldOut, Manifest, Part
 from mlray.corpus.mixture import Mixture
 from mlray.corpus.sources import SourceFile
 from mlray.models import tokenizer
-from mlray.training import fit
+from mlray.training import fit, resume
 from mlray.training.checkpoint import Progress
 from tests.unit import tiny
 
@@ -42,7 +42,7 @@ def test_early_stopping_counts_validations_without_a_better_value() -> None:
     progress, stops = Progress(), []
     for value in (0.5, 0.6, 0.6, 0.7, 0.2, 0.7):
         progress.validations.append({"step": 0, "languages": {"pt-BR": {"accuracy": value}}})
-        stops.append(fit._should_stop(progress, config))
+        stops.append(resume.should_stop(progress, config.train))
     assert stops == [False, False, False, False, False, True]
     assert progress.best == -0.7
 
@@ -70,6 +70,6 @@ def test_the_best_validation_is_remembered_with_its_step() -> None:
     for step, loss in ((10, 3.0), (20, 2.0), (30, 2.5), (40, 2.2)):
         progress.step = step
         progress.validations.append({"step": step, "languages": {"de": {"loss": loss}}})
-        stops.append(fit._should_stop(progress, config))
+        stops.append(resume.should_stop(progress, config.train))
     assert stops == [False, False, False, True]
     assert (progress.best, progress.best_step) == (2.0, 20)

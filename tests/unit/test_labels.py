@@ -19,7 +19,8 @@ from mlray.corpus import packing, sources
 from mlray.corpus.windows import Window
 from mlray.models import backbone, labeller, tokenizer
 from mlray.objectives import labels
-from mlray.objectives.table import Task, check_family, check_sources
+from mlray.objectives.checks import check_family, check_sources
+from mlray.objectives.table import Task
 from mlray.schema import NO_TARGET, PackedBatch
 from mlray.training import loop
 from mlray.training.engine import Engine

@@ -13,9 +13,10 @@ from rich.console import Console
 from jobs import evaluate as job
 from mlray import configuration
 from mlray.config import ConfigError
+from mlray.corpus import cleaning
+from mlray.corpus.testsets import Case
 from mlray.evaluation import leakage
 from mlray.evaluation.leakage import Index, Leakage
-from mlray.evaluation.predictions import Case
 from tests.unit import tiny
 
 LONG = (
@@ -143,10 +144,10 @@ def test_a_translation_is_found_by_the_id_that_it_shares(tmp_path: Path) -> None
 
 
 def test_folding_keeps_what_tells_texts_apart() -> None:
-    assert leakage.fold("Ｔhe  Kettle’s\tn° 5!") == leakage.fold("the kettle's N°5")
-    assert leakage.fold("STRASSE") == leakage.fold("Straße")
-    assert leakage.fold("पानी गरम") == "पानीगरम"  # vowel signs are no punctuation
-    assert leakage.fold("...") == "..." != leakage.fold("!!!")
+    assert cleaning.fold("Ｔhe  Kettle’s\tn° 5!") == cleaning.fold("the kettle's N°5")
+    assert cleaning.fold("STRASSE") == cleaning.fold("Straße")
+    assert cleaning.fold("पानी गरम") == "पानीगरम"  # vowel signs are no punctuation
+    assert cleaning.fold("...") == "..." != cleaning.fold("!!!")
     assert leakage.shingles("abcdef水很") == {"abcde", "bcdef", "cdef水", "def水很", "水很"}
     assert leakage.shingles("ab") == {"ab"}
 
@@ -164,11 +165,11 @@ def test_near_duplicates_are_those_of_brute_force() -> None:
     index = Index({"de": [Case(text, "", "test", row) for row, text in enumerate(sentences)]})
     near = 0
     for text in sentences:
-        folded = leakage.fold(text)
+        folded = cleaning.fold(text)
         own = leakage.shingles(folded)
         expected = {
             other
-            for other in map(leakage.fold, sentences)
+            for other in map(cleaning.fold, sentences)
             if other != folded and leakage.jaccard(own, leakage.shingles(other)) >= leakage.THRESHOLD
         }
         assert set(index.near(folded)) == expected

@@ -214,7 +214,10 @@ def test_bad_rows_keep_their_task(tmp_path: Path) -> None:
         ({"part_by": "id"}, "format=text has no column 'id'; leave corpus.sources\\[\\].part_by out"),
         ({"pair": "tab", "part_by": "id"}, "format=text has no column 'id'"),
         ({"format": "file", "part_by": "text"}, "format=file has no column 'text'"),
-        ({"format": "squad", "part_by": "title"}, "or take one of id, paragraph, question, sentences"),
+        (
+            {"format": "squad", "part_by": "title"},
+            "or take one of answer, id, others, paragraph, question, sentences",
+        ),
         ({"language": "column:l"}, "format=text has no columns; set corpus.sources\\[\\].language"),
     ],
 )

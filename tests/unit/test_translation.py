@@ -17,7 +17,8 @@ from mlray.corpus.windows import Window
 from mlray.models import backbone, tokenizer, translator
 from mlray.models.generation import Writer, _by_length
 from mlray.objectives import translation
-from mlray.objectives.table import Task, check_family
+from mlray.objectives.checks import check_family
+from mlray.objectives.table import Task
 from mlray.schema import NO_TARGET, PackedBatch
 from mlray.training import loop
 from mlray.training.engine import Engine

@@ -1,0 +1,100 @@
+"""Test sets, mapped as the corpus is: their rows by language, and which of them count."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from mlray import storage
+from mlray.config import ConfigError, RunConfig, Source
+from mlray.corpus import lines, records, sources
+from mlray.corpus.fields import Record, share_of
+
+
+class Case(NamedTuple):
+    """A row of a test set."""
+
+    text: str
+    pair: str
+    """The reference, the label, or the tags."""
+    file: str
+    row: int
+    """In the file, from 0."""
+    key: str = ""
+    """The cell of `part_by`: rows of several sets that share it are one row, such as a text and its translation."""
+
+    @property
+    def place(self) -> str:
+        """File and row, for an error's beginning."""
+        return f"{self.file}: row {self.row}"
+
+
+Rows = dict[str, list[Case]]
+"""Language -> rows of the test sets; none where a file has no row that can be scored."""
+Checked = tuple[Rows, list[str]]
+"""The rows of the test sets, and why some are left out."""
+
+
+def read(config: RunConfig) -> Checked:
+    """The rows of every test set by language, and what is left out: at most `evaluation.max_bad_rows` bad ones.
+
+    Raises:
+        ConfigError: it names the file, the row and the reason; or there are no rows.
+    """
+    if not config.evaluation.sources:
+        raise ConfigError("evaluation.sources is empty; name at least one test set")
+    found: Rows = {}
+    bad: list[str] = []
+    for file in files_of(config.evaluation.sources, config):
+        if not file.language_column:
+            found.setdefault(file.fallback, [])
+        try:
+            _take(file, config, found, bad)
+        except lines.BrokenChunk as error:
+            raise ConfigError(f"{file.uri}: {error}") from error
+    if not any(found.values()):
+        raise ConfigError("evaluation.sources holds no row; name a test set with some")
+    if most := config.evaluation.max_rows:
+        found = {name: sorted(group, key=_chance)[:most] for name, group in found.items()}
+    return found, bad
+
+
+def _chance(case: Case) -> float:
+    return share_of(case.key or case.text)
+
+
+def _take(file: sources.SourceFile, config: RunConfig, found: Rows, bad: list[str]) -> None:
+    """Adds the rows of a file."""
+    for row, record in rows_of(file, config):
+        if not record.reason:
+            case = Case(record.text, record.pair, file.uri, row, record.key)
+            found.setdefault(record.language, []).append(case)
+            continue
+        bad.append(f"{file.uri}: row {row} cannot be scored: {record.reason}")
+        if len(bad) > config.evaluation.max_bad_rows:
+            raise ConfigError(f"{bad[-1]} (evaluation.max_bad_rows={config.evaluation.max_bad_rows})")
+
+
+def files_of(wanted: tuple[Source, ...], config: RunConfig) -> list[sources.SourceFile]:
+    """The files of sources; what `datasets` loads lies beside the run, as that of the training.
+
+    Raises:
+        ConfigError: a source cannot be loaded or mapped.
+        StorageError: a source is empty or cannot be listed.
+    """
+    place = storage.join(storage.absolute(config.run.storage_uri), config.run.name, "imported")
+    return sources.list_files(sources.import_datasets(wanted, place, config.storage), config.storage)
+
+
+def rows_of(file: sources.SourceFile, config: RunConfig) -> Iterator[tuple[int, Record]]:
+    """The records of a file, good and bad, each with its row in the whole file.
+
+    Raises:
+        BrokenChunk: the rest of the file is damaged.
+        StorageError: it cannot be reached.
+    """
+    first = 0
+    for chunk in records.chunks(file, max(file.size, 1), config.storage):
+        for batch in records.read(chunk, config.corpus.max_chars, config.storage):
+            yield from ((first + record.row, record) for record in batch)
+        first += chunk.stop if file.format == "parquet" else 0

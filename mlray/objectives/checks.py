@@ -1,0 +1,46 @@
+"""What an objective refuses before anything is read: a model of another family, a corpus without what it learns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from mlray import languages
+from mlray.config import ConfigError
+from mlray.config import Model as ModelConfig
+from mlray.config import Objective as ObjectiveConfig
+from mlray.corpus.sources import SourceFile
+from mlray.objectives.table import OBJECTIVES
+
+
+def check_family(objective: ObjectiveConfig, model: ModelConfig) -> None:
+    """Refuses a family of models that the objective cannot train.
+
+    Raises:
+        ConfigError: it names the two, and the families that fit.
+    """
+    families = OBJECTIVES[objective.name].families
+    if model.family not in families:
+        raise ConfigError(
+            f"model.family={model.family} does not fit objective.name={objective.name}; take one of "
+            f"{', '.join(families)}"
+        )
+
+
+def check_sources(objective: ObjectiveConfig, files: Iterable[SourceFile]) -> None:
+    """Refuses a training set with nothing beside its texts where the objective learns that, and a task without one.
+
+    Raises:
+        ConfigError: it names the file, or the task.
+    """
+    unfed = set(objective.heads)
+    for file in files:
+        unfed.discard(languages.task(file.fallback))
+        if OBJECTIVES[objective.name].paired and not (file.pair or file.pair_uri):
+            raise ConfigError(
+                f"objective.name={objective.name} learns what belongs to a text, and {file.uri} is read for texts "
+                "alone; name its column in corpus.sources[].pair, or its file in pair_uri"
+            )
+    if objective.name == "multitask" and unfed:
+        raise ConfigError(
+            f"the task {min(unfed)!r} of objective.tasks has no source; set corpus.sources[].task of one to it"
+        )

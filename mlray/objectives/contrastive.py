@@ -1,0 +1,161 @@
+"""Contrastive alignment: a text's translation, product or answer is to be nearer to it than everything else.
+
+InfoNCE (van den Oord et al. 2018) over pairs, each with any number of hard negatives. The loss is a function of vectors
+and gives its own gradient, row block by row block: no matrix of all similarities is ever held, and the vectors may have
+been made by other workers, or without a graph (GradCache, Gao et al. 2021).
+Shape letters: N texts, P pairs, M candidates, b pairs of a block, H width of a vector, L languages.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from mlray.config import Contrastive
+from mlray.objectives.pairing import QUERY, TARGET, Texts
+
+_BLOCK_BYTES = 64 << 20
+"""Of similarities that are held at once."""
+
+
+def groups(texts: Texts) -> np.ndarray:
+    """Number of the item that a text means (N,): pairs with a text in common are of one item, and so on along a chain.
+
+    Two translations of a sentence, or two queries of a product, are no negatives of each other.
+    """
+    _, names_N = np.unique(texts.names_N, return_inverse=True)
+    ends = np.stack([names_N[_by_pair(texts, role)] for role in (QUERY, TARGET)], axis=1)
+    return linked(ends, int(names_N.max(initial=-1)) + 1)[names_N]
+
+
+def linked(ends_P2: np.ndarray, size: int) -> np.ndarray:
+    """The component (size,) that each node belongs to, where pairs of nodes are linked."""
+    links = coo_array((np.ones(len(ends_P2), bool), (ends_P2[:, 0], ends_P2[:, 1])), shape=(size, size))
+    return np.asarray(connected_components(links, directed=False)[1], dtype=np.int64)
+
+
+def loss(
+    vectors_NH: torch.Tensor, texts: Texts, own_P: np.ndarray, config: Contrastive
+) -> tuple[float, int, torch.Tensor]:
+    """The sum over own pairs of InfoNCE in nats, how many of them found their target first, and the gradient (N, H).
+
+    The logit of two texts is the product of their vectors (`models.embedder`: cosine / temperature). With `dimensions`
+    it is the mean over those prefixes and the whole, each brought to the length of the whole (Matryoshka, Kusupati et
+    al. 2022). The right target's logit is lessened by margin / temperature (Yang et al. 2019). Negatives are the
+    targets and hard negatives of all other pairs, and with `negatives=all` their queries, but for texts of the same
+    item (see `groups`); with `language_quota` those of one language count together as so many at most. `symmetric`:
+    the mean of this and of the loss of finding the query from the target.
+
+    Args:
+        vectors_NH: of all texts of the global batch, in fp32 or wider.
+        texts: what they are.
+        own_P: the pairs whose losses are summed here; the gradient is that of their sum to all vectors.
+        config: the loss.
+    """
+    leaf_NH = vectors_NH.detach().requires_grad_()
+    widths = [*config.dimensions, leaf_NH.shape[1]]
+    ways = ((QUERY, TARGET), (TARGET, QUERY)) if config.symmetric else ((QUERY, TARGET),)
+    searches = [_search(texts, way, config, leaf_NH.device) for way in ways]
+    total, found = 0.0, 0
+    for width in widths:
+        with torch.enable_grad():
+            prefix_NH = leaf_NH * 1.0 if width == leaf_NH.shape[1] else _prefix(leaf_NH, width)
+        gradient_NH = torch.zeros_like(prefix_NH)
+        for search in searches:
+            lost, first = _add(prefix_NH.detach(), gradient_NH, search, own_P, config)
+            total += lost
+            found += first if search is searches[0] and width == widths[-1] else 0
+        torch.autograd.backward(prefix_NH, gradient_NH)
+    share = 1.0 / (len(widths) * len(ways))
+    assert leaf_NH.grad is not None
+    return total * share, found, leaf_NH.grad * share
+
+
+def _prefix(vectors_NH: torch.Tensor, width: int) -> torch.Tensor:
+    """The first dimensions, as long as the whole vector."""
+    start_NW = torch.nn.functional.normalize(vectors_NH[:, :width], dim=-1)
+    scaled: torch.Tensor = start_NW * torch.linalg.vector_norm(vectors_NH, dim=-1, keepdim=True)
+    return scaled
+
+
+@dataclass(frozen=True)
+class _Search:
+    """One direction: each pair's text of one side looks for that of the other among M candidates."""
+
+    rows_P: torch.Tensor
+    columns_M: torch.Tensor
+    """Texts; the first P are the right ones, pair by pair."""
+    item_P: torch.Tensor
+    item_M: torch.Tensor
+    speaks_ML: torch.Tensor | None
+    """One for the language of a candidate, if languages have a quota."""
+
+
+def _search(texts: Texts, way: tuple[int, int], config: Contrastive, device: torch.device) -> _Search:
+    of, to = way
+    rows_P, right_P = (_by_pair(texts, role) for role in (of, to))
+    parts = [right_P]
+    if to == TARGET:
+        parts.append(np.flatnonzero(texts.roles_N > TARGET))
+    if config.negatives == "all":
+        parts.append(rows_P)
+    columns_M = np.concatenate(parts)
+    items_N = groups(texts)
+    speaks_ML = None
+    if config.language_quota:
+        width = int(texts.languages_N.max(initial=0)) + 1
+        speaks_ML = torch.eye(width, device=device)[torch.from_numpy(texts.languages_N[columns_M]).to(device)]
+    told = (rows_P, columns_M, items_N[rows_P], items_N[columns_M])
+    rows, columns, item_P, item_M = (torch.from_numpy(array).to(device) for array in told)
+    return _Search(rows, columns, item_P, item_M, speaks_ML)
+
+
+def _by_pair(texts: Texts, role: int) -> np.ndarray:
+    """The texts (P,) that have this role, in the order of their pairs' numbers."""
+    places = np.flatnonzero(texts.roles_N == role)
+    return places[np.argsort(texts.pairs_N[places])]
+
+
+def _add(
+    vectors_NH: torch.Tensor,
+    gradient_NH: torch.Tensor,
+    search: _Search,
+    own_P: np.ndarray,
+    config: Contrastive,
+) -> tuple[float, int]:
+    """Adds the gradient of one direction; returns the sum of its losses and how many found the right one first."""
+    candidates_MH = vectors_NH[search.columns_M]
+    towards_MH = torch.zeros_like(candidates_MH)
+    total, found = 0.0, 0
+    block = max(_BLOCK_BYTES // (vectors_NH.element_size() * len(candidates_MH)), 1)
+    for own_b in torch.split(torch.from_numpy(own_P).to(vectors_NH.device), block):
+        rows_b = search.rows_P[own_b]
+        queries_bH = vectors_NH[rows_b]
+        logits_bM = queries_bH @ candidates_MH.T
+        right_b = own_b[:, None]
+        logits_bM.scatter_add_(1, right_b, -config.margin * queries_bH.square().sum(-1, keepdim=True))
+        same_bM = (search.item_P[own_b][:, None] == search.item_M[None]).scatter_(1, right_b, False)
+        logits_bM.masked_fill_(same_bM, -math.inf)
+        if search.speaks_ML is not None:
+            logits_bM += _quota(same_bM, right_b, search.speaks_ML.to(logits_bM.dtype), config.language_quota)
+        sums_b = logits_bM.logsumexp(-1)
+        total += float((sums_b - logits_bM.gather(1, right_b)[:, 0]).sum())
+        found += int((logits_bM.argmax(-1) == own_b).sum())
+        weights_bM = logits_bM.sub_(sums_b[:, None]).exp_()
+        weights_bM.scatter_add_(1, right_b, torch.full_like(weights_bM[:, :1], -1.0))
+        gradient_NH[rows_b] += weights_bM @ candidates_MH
+        towards_MH += weights_bM.T @ queries_bH
+    gradient_NH.index_add_(0, search.columns_M, towards_MH)
+    return total, found
+
+
+def _quota(same_bM: torch.Tensor, right_b: torch.Tensor, speaks_ML: torch.Tensor, quota: int) -> torch.Tensor:
+    """Logarithm of the weight of each candidate (b, M): negatives of one language count as `quota` of them at most."""
+    negative_bM = (~same_bM).to(speaks_ML.dtype).scatter_(1, right_b, 0.0)
+    share_bL = (quota / (negative_bM @ speaks_ML).clamp(min=1.0)).clamp(max=1.0)
+    return (share_bL.log() @ speaks_ML.T).scatter_(1, right_b, 0.0)

@@ -1,0 +1,84 @@
+"""Vectors of texts, read as the contrastive objective reads them: cut, packed without padding, pooled.
+
+Shape letters: N texts, H width of a vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mlray.config import RunConfig
+from mlray.corpus import packing
+from mlray.corpus.packing import Piece
+from mlray.models import adapters, backbone, embedder, tokenizer
+from mlray.objectives import pairing
+
+_ROWS = 32
+"""Packed rows of one forward pass."""
+
+
+class TextEmbedder:
+    """A trained encoder with its tokenizer."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: Path | str,
+        adapter: Path | None = None,
+        language: Path | None = None,
+        device: str = "cpu",
+    ) -> None:
+        """Opens the checkpoint at `folder`, and an adapter on it, if one is named, with its language adapter.
+
+        Raises:
+            ConfigError: it is no encoder of `model.family`, or the adapter is none for it.
+        """
+        tokens = tokenizer.load(folder)
+        pooling = embedder.pooling_of(folder) or config.contrastive.pooling
+        self._model = embedder.build(
+            config.model, config.contrastive.model_copy(update={"pooling": pooling}), tokens, folder
+        )
+        if adapter:
+            adapters.load(self._model, adapter, language, objective="contrastive")
+        self._encoder = tokenizer.encoder(tokens)
+        self._length = min(config.corpus.sequence_length, backbone.positions(self._model))
+        self._device = device
+        self._model.to(device).eval()
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit vectors (N, H) float32; what is longer than `corpus.sequence_length` tokens is cut off."""
+        parts = list(self.stream(texts))
+        width = int(self._model.model.config.hidden_size)
+        found_NH = np.empty((len(texts), width), np.float32)
+        for places, vectors in parts:
+            found_NH[places] = vectors
+        return found_NH
+
+    def stream(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The same in parts: places (n,) in `texts`, and their vectors (n, H)."""
+        start, end, room = self._encoder.start_id, self._encoder.end_id, self._length - 2
+        pieces = [
+            Piece(tokens, 0, number, texts=((len(tokens), number),))
+            for number, ids in enumerate(self._encoder.encode(texts))
+            for tokens in [[start, *ids[:room], end]]
+        ]
+        lengths = [len(piece.tokens) for piece in pieces]
+        rows = packing.best_fit(lengths, self._length)
+        for first in range(0, len(rows), _ROWS):
+            places = [number for row in rows[first : first + _ROWS] for number in row]
+            table = packing.pack_pieces(
+                [pieces[i] for i in places], self._encoder.pad_id, self._length, 0, seed=0
+            )
+            batch = packing.unpack(table)
+            inputs, _ = pairing.collate(batch, self._encoder.pad_id, np.zeros((1, 2), np.int64))
+            yield batch.documents_D, self._forward(inputs)
+
+    @torch.inference_mode()
+    def _forward(self, inputs: dict[str, torch.Tensor]) -> np.ndarray:
+        vectors_NH = self._model(**{name: tensor.to(self._device) for name, tensor in inputs.items()})
+        found: np.ndarray = torch.nn.functional.normalize(vectors_NH, dim=-1).cpu().numpy()
+        return found

@@ -1,0 +1,156 @@
+"""Pairs and their texts: cut into rows of the stream, and packed anew for an encoder of one vector a text.
+
+Shape letters: B rows, T tokens, N texts, P pairs, L languages of the corpus.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from mlray import languages
+from mlray.config import ConfigError
+from mlray.corpus import packing
+from mlray.corpus.packing import Piece
+from mlray.corpus.windows import Window
+from mlray.models.tokenizer import Encoder
+from mlray.schema import SEPARATOR, PackedBatch
+
+QUERY, TARGET = 0, 1
+"""Places of the two halves in a row; from 2 on there are hard negatives."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Cuts pairs: both halves and the hard negatives as texts of one row; each has an equal share of it at most."""
+
+    encoder: Encoder
+    sequence_length: int
+
+    def __call__(self, window: Window) -> list[Piece]:
+        """One piece a pair.
+
+        Raises:
+            ConfigError: a row has nothing beside its text, or more hard negatives than fit.
+        """
+        told = [[text, *pair.split(SEPARATOR)] for text, pair in zip(window.text, window.pair, strict=True)]
+        encoded = iter(self.encoder.encode([text for texts in told for text in texts]))
+        start, end = self.encoder.start_id, self.encoder.end_id
+        pieces = []
+        for i, texts in enumerate(told):
+            room = self.sequence_length // len(texts) - 2
+            if room < 1 or not texts[1]:
+                raise ConfigError(
+                    f"document {window.document[i]} has {len(texts) - 2} hard negatives, too many for a row of "
+                    f"{self.sequence_length} tokens; raise corpus.sequence_length"
+                    if texts[1]
+                    else f"document {window.document[i]} has nothing beside its text"
+                )
+            parts = [[start, *next(encoded)[:room], end] for _ in texts]
+            named = tuple((len(part), name(text)) for part, text in zip(parts, texts, strict=True))
+            tokens = [token for part in parts for token in part]
+            pieces.append(Piece(tokens, window.language[i], window.document[i], texts=named))
+        return pieces
+
+
+def name(text: str) -> int:
+    """A number (63 bits) by which a text is known to be another's copy."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What the loss knows of N texts beside their vectors."""
+
+    names_N: np.ndarray
+    """int64; copies share one."""
+    pairs_N: np.ndarray
+    """int64; the pair that a text belongs to, from 0."""
+    roles_N: np.ndarray
+    """int64; `QUERY`, `TARGET`, and from 2 on the hard negatives."""
+    languages_N: np.ndarray
+    """int64; number of the text's own language."""
+
+    def stack(self) -> np.ndarray:
+        """All as one array (4, N), to be sent."""
+        return np.stack([self.names_N, self.pairs_N, self.roles_N, self.languages_N])
+
+    @classmethod
+    def join(cls, parts: Sequence[np.ndarray]) -> Texts:
+        """Of several workers' or micro-batches' arrays, with pairs numbered on."""
+        first = np.cumsum([0, *(part[1].max(initial=-1) + 1 for part in parts)])
+        moved = [part + np.array([[0], [first[i]], [0], [0]]) for i, part in enumerate(parts)]
+        return cls(*np.concatenate(moved, axis=1))
+
+
+def known(texts: Texts | None) -> Texts:
+    """What a micro-batch of pairs has, and that of another objective has not."""
+    assert texts is not None, "a micro-batch without pairs reached the contrastive objective"
+    return texts
+
+
+def sides(names: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """The languages of both halves of the pairs: their names, and for each language number of the corpus two numbers.
+
+    A tag that is no direction, such as `de`, is that of both halves.
+    """
+    both = [languages.halves(one) for one in names]
+    order = sorted({language for pair in both for language in pair})
+    return order, np.array([[order.index(language) for language in pair] for pair in both])
+
+
+def collate(batch: PackedBatch, pad_id: int, sides_L2: np.ndarray) -> tuple[dict[str, torch.Tensor], Texts]:
+    """Inputs of `models.embedder.Embedder`, the texts packed anew into rows without regard to pairs, and what they are.
+
+    Args:
+        batch: a pair a row.
+        pad_id: token that fills a row.
+        sides_L2: of `sides`.
+    """
+    pairs_N, roles_N = roles(batch)
+    half_N = np.minimum(roles_N, TARGET)  # a hard negative is one of the target's side
+    texts = Texts(batch.documents_D, pairs_N, roles_N, sides_L2[batch.languages_D, half_N])
+    return repack(batch, np.arange(len(pairs_N)), pad_id), texts
+
+
+def roles(batch: PackedBatch) -> tuple[np.ndarray, np.ndarray]:
+    """The pair of each text of a batch (N,), from 0, and its place in the pair."""
+    pairs_N = batch.batch_D.astype(np.int64)
+    return pairs_N, np.arange(len(pairs_N)) - np.searchsorted(pairs_N, pairs_N)
+
+
+def repack(batch: PackedBatch, chosen_N: np.ndarray, pad_id: int) -> dict[str, torch.Tensor]:
+    """Texts of a batch in as few rows as they fit into, as `models.embedder.Embedder` takes them."""
+    T = batch.tokens_BT.shape[1]
+    ends_D = np.cumsum(batch.lengths_D.astype(np.int64))
+    tokens = batch.tokens_BT[batch.segments_BT > 0]
+    lengths_N = batch.lengths_D.astype(np.int64)[chosen_N]
+    starts_N = ends_D[chosen_N] - lengths_N
+    rows = packing.best_fit(lengths_N.tolist(), T)
+    tokens_BT = np.full((len(rows), T), pad_id, dtype=np.int64)
+    texts_BT = np.full((len(rows), T), len(chosen_N), dtype=np.int64)
+    segments_BT, offsets_BT = np.zeros_like(tokens_BT), np.zeros_like(tokens_BT)
+    first_N = np.zeros(len(chosen_N), dtype=np.int64)
+    for row, inside in enumerate(rows):
+        column = 0
+        for segment, text in enumerate(inside, 1):
+            length = lengths_N[text]
+            place = slice(column, column + length)
+            tokens_BT[row, place] = tokens[starts_N[text] : starts_N[text] + length]
+            texts_BT[row, place], segments_BT[row, place] = text, segment
+            offsets_BT[row, place] = np.arange(length)
+            first_N[text] = row * T + column
+            column += length
+    arrays: dict[str, np.ndarray] = {
+        "tokens_BT": tokens_BT,
+        "segments_BT": segments_BT,
+        "offsets_BT": offsets_BT,
+        "texts_BT": texts_BT,
+        "first_N": first_N,
+        "last_N": first_N + lengths_N - 1,
+    }
+    return {key: torch.from_numpy(array) for key, array in arrays.items()}

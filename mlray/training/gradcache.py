@@ -1,0 +1,194 @@
+"""An optimiser step whose loss looks at the whole global batch: contrastive learning over all workers' vectors.
+
+GradCache (Gao et al. 2021): the vectors of all micro-batches are made first, the loss gives its gradient to each of
+them, and every micro-batch is then read again, with a graph, for this gradient. Micro-batches whose activations fit
+keep their graph and are read once. The weights' gradients are reduced over the workers once a step, at any ZeRO stage.
+Shape letters: N texts of all workers, n of this one, H width of a vector, L languages.
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import psutil
+import torch
+
+from mlray.config import Contrastive
+from mlray.objectives import contrastive, pairing
+from mlray.objectives.collation import Inputs
+from mlray.objectives.pairing import Texts
+from mlray.objectives.table import Task
+from mlray.schema import PackedBatch
+from mlray.training.engine import Engine
+
+_SHARE = 0.4
+"""Of the memory that is free at a step's start: what its graphs may take."""
+
+
+def update(
+    engine: Engine, inputs: list[Inputs], task: Task, rate: float, pairs: float, key: tuple[int, int]
+) -> tuple[float, float]:
+    """Forward, loss over all workers' pairs, backward, and the optimiser step: own loss sum and the gradient norm.
+
+    Args:
+        engine: made with `over_batch`.
+        inputs: own micro-batches.
+        task: of texts' vectors.
+        rate: learning rate.
+        pairs: of all workers.
+        key: seed and step, for dropout.
+    """
+    vectors = _read(engine, inputs, task.contrastive, key)
+    texts = [pairing.known(one.texts).stack() for one in inputs]
+    total, _, gradient_nH = _loss(engine, torch.cat([part.detach() for part in vectors]), texts, task)
+    gradient_nH *= engine.world_size / max(pairs, 1.0)
+    parts = torch.split(gradient_nH, [len(part) for part in vectors])
+    with engine.one_reduction():
+        for place, one in enumerate(inputs):
+            output = vectors[place]
+            if not output.requires_grad:
+                engine.seed(key, place)
+                output = engine.forward(one.model)
+            engine.backward((output * parts[place]).sum())
+            vectors[place] = output.detach()  # its graph is not needed any more
+    return total, engine.step(rate)
+
+
+def _read(
+    engine: Engine, inputs: list[Inputs], config: Contrastive, key: tuple[int, int]
+) -> list[torch.Tensor]:
+    """The vectors of each micro-batch; of the first ones, as many as fit, with a graph."""
+    vectors: list[torch.Tensor] = []
+    budget = 0.0 if config.cache == "always" else _free_bytes(engine)
+    largest = max(one.model["tokens_BT"].numel() for one in inputs)
+    kept = len(inputs) if config.cache == "never" else 1
+    for place, one in enumerate(inputs):
+        engine.seed(key, place)
+        if place == 0 and config.cache == "auto" and len(inputs) > 1:
+            weighed = _Weighed(engine)
+            with weighed:
+                vectors.append(engine.forward(one.model))
+            each = weighed.bytes * largest / one.model["tokens_BT"].numel()
+            kept = max(int(budget // max(each, 1.0)), 1)
+            continue
+        with torch.set_grad_enabled(place < kept):
+            vectors.append(engine.forward(one.model))
+    return vectors
+
+
+class _Weighed(torch.autograd.graph.saved_tensors_hooks):
+    """Adds up what a graph keeps alive beside the weights."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.bytes = 0
+        self._seen: set[int] = {parameter.data_ptr() for parameter in engine.parameters}
+        super().__init__(self._weigh, lambda tensor: tensor)
+
+    def _weigh(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._seen:
+            self._seen.add(storage.data_ptr())
+            self.bytes += storage.nbytes()
+        return tensor
+
+
+def _free_bytes(engine: Engine) -> float:
+    if engine.device.type == "cuda":
+        unused = torch.cuda.memory_reserved(engine.device) - torch.cuda.memory_allocated(engine.device)
+        return _SHARE * (torch.cuda.mem_get_info(engine.device)[0] + unused)
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", engine.world_size))
+    return _SHARE * float(psutil.virtual_memory().available) / beside
+
+
+def _loss(
+    engine: Engine, own_nH: torch.Tensor, texts: list[np.ndarray], task: Task
+) -> tuple[float, int, torch.Tensor]:
+    """Loss sum and finds of own pairs, and the gradient of all workers' losses to own vectors (n, H)."""
+    own_4n = torch.from_numpy(Texts.join(texts).stack()).to(engine.device)
+    everyone = gather_rows(engine, own_nH)
+    told = [part.T.cpu().numpy() for part in gather_rows(engine, own_4n.T.contiguous())]
+    pairs = [int(part[1].max(initial=-1)) + 1 for part in told]
+    first = sum(pairs[: engine.rank])
+    total, found, gradient_NH = contrastive.loss(
+        torch.cat(everyone),
+        Texts.join(told),
+        np.arange(first, first + pairs[engine.rank]),
+        task.contrastive,
+    )
+    if engine.world_size > 1:
+        torch.distributed.all_reduce(gradient_NH)
+    return total, found, torch.split(gradient_NH, [len(part) for part in everyone])[engine.rank]
+
+
+def gather_rows(engine: Engine, tensor: torch.Tensor) -> list[torch.Tensor]:
+    """The tensors of all workers, which differ in their first dimension alone; a collective call."""
+    if engine.world_size == 1:
+        return [tensor]
+    lengths = engine.total(np.eye(engine.world_size)[engine.rank] * len(tensor)).astype(int).tolist()
+    padded = tensor.new_zeros(max(lengths), *tensor.shape[1:])
+    padded[: len(tensor)] = tensor
+    parts = [torch.empty_like(padded) for _ in lengths]
+    torch.distributed.all_gather(parts, padded)
+    return [part[:length] for part, length in zip(parts, lengths, strict=True)]
+
+
+def validate(engine: Engine, batches: list[PackedBatch], task: Task) -> dict[str, dict[str, float]]:
+    """Loss (nats) and accuracy of each language's held-out pairs among themselves, and the `macro` mean.
+
+    Every worker gives the same batches and takes its turn; one without a batch left repeats another's with no
+    weight, because sharded weights are gathered by all workers together.
+    """
+    vectors, told = [], []
+    engine.train(False)
+    with torch.no_grad():
+        for first in range(0, len(batches), engine.world_size):
+            place = first + engine.rank
+            batch = batches[min(place, len(batches) - 1)]
+            inputs = task.inputs(batch)
+            output = engine.forward(inputs.model)
+            own = len(output) if place < len(batches) else 0
+            vectors.append(output[:own])
+            told.append(np.vstack([pairing.known(inputs.texts).stack(), batch.languages_D])[:, :own])
+            told[-1][1] += place << 32  # no pair has the number of another batch's
+    engine.train()
+    if not batches:
+        return {}
+    return _figures(
+        torch.cat(gather_rows(engine, torch.cat(vectors))),
+        np.concatenate(
+            [
+                part.cpu().numpy()
+                for part in gather_rows(engine, torch.from_numpy(np.hstack(told).T.copy()).to(engine.device))
+            ]
+        ).T,
+        task,
+    )
+
+
+def _figures(vectors_NH: torch.Tensor, told_5N: np.ndarray, task: Task) -> dict[str, dict[str, float]]:
+    table = {}
+    for number, name in enumerate(task.languages):
+        own_N = np.flatnonzero(told_5N[4] == number)
+        if not len(own_N):
+            continue
+        names, pairs, roles, spoken = told_5N[:4, own_N]
+        unique, pairs = np.unique(pairs, return_inverse=True)
+        every = np.arange(len(unique))
+        total, found, _ = contrastive.loss(
+            vectors_NH[torch.from_numpy(own_N).to(vectors_NH.device)],
+            Texts(names, pairs, roles, spoken),
+            every,
+            task.contrastive,
+        )
+        count = len(every)
+        table[name] = {
+            "loss": total / count,
+            "accuracy": found / count,
+            "bits_per_char": 0.0,
+            "predictions": float(count),
+        }
+    if table:
+        keys = ("loss", "accuracy", "bits_per_char")
+        table["macro"] = {key: float(np.mean([row[key] for row in table.values()])) for key in keys}
+    return table

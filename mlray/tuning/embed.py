@@ -1,0 +1,90 @@
+"""Vectors of a whole set, written as one parquet file."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn
+
+from mlray import storage
+from mlray.config import ConfigError, RunConfig, Source
+from mlray.corpus import vectors
+from mlray.models import backbone
+from mlray.objectives.embedding import TextEmbedder
+from mlray.training import placement
+
+
+def embed(config: RunConfig, model: str, source: Source, output: str) -> int:
+    """Writes `id` and `vector` of every text of a source, in its order; returns how many.
+
+    Rows without a text, language or id are left out, counted, and the first of them named.
+
+    Raises:
+        ConfigError: the model is no encoder, or the source cannot be mapped.
+        RunError: storage failed; then nothing is written.
+    """
+    backbone.quiet()
+    model, output = storage.absolute(model), storage.absolute(output)
+    config = config.model_copy(
+        update={"model": config.model.model_copy(update={"family": family_of(model, config)})}
+    )
+    opened = functools.partial(open_embedder, config, model)
+    opened()  # what is no encoder is told before anything starts
+    placement.connect(config)
+    written, refused = 0, list[str]()
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.completed:,} texts"))
+    off = not sys.stderr.isatty()
+    with storage.staging() as stage, Progress(*columns, console=console, transient=True, disable=off) as bar:
+        work, path = bar.add_task("", total=None), stage / "vectors.parquet"
+        writer: pq.ParquetWriter | None = None
+        for table, left_out in vectors.embed(
+            source, opened, config.cluster, config.corpus.max_chars, config.storage
+        ):
+            refused += left_out
+            if len(table):
+                part = table.select(["id", "vector"])
+                writer = writer or pq.ParquetWriter(path, part.schema.with_metadata({"model": model}))
+                writer.write_table(part.cast(writer.schema) if part.schema != writer.schema else part)
+                written += len(part)
+                bar.advance(work, len(part))
+        if writer is None:
+            raise ConfigError(f"{source.uri} holds no text that can be embedded" + _told(refused))
+        writer.close()
+        storage.upload(path, output, config.storage)
+    print(f"{written:,} vectors of {_width(part)} dimensions{_told(refused)}\nvectors     {output}")
+    return written
+
+
+def open_embedder(config: RunConfig, model: str) -> TextEmbedder:
+    """The encoder at a folder or `s3://` prefix."""
+    with storage.local_copy(model, config.storage) as folder:
+        return TextEmbedder(config, folder, device="cuda" if config.cluster.gpus_per_worker else "cpu")
+
+
+def family_of(model: str, config: RunConfig) -> str:
+    """The family that a checkpoint itself names.
+
+    Raises:
+        ConfigError: there is no checkpoint.
+    """
+    try:
+        told = json.loads(storage.read_bytes(storage.join(model, "config.json"), config.storage))
+        return str(told["model_type"])
+    except (storage.StorageError, ValueError, KeyError):
+        raise ConfigError(
+            f"{model} holds no checkpoint of `transformers` (config.json); name its weights"
+        ) from None
+
+
+def _told(refused: list[str]) -> str:
+    return f"; {len(refused):,} bad rows were left out, the first: {refused[0]}" if refused else ""
+
+
+def _width(table: pa.Table) -> int:
+    return int(table.schema.field("vector").type.list_size)

@@ -1,0 +1,219 @@
+"""GradCache: whatever the chunks, the workers and the ZeRO stage, the gradient is that of the whole batch at once."""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from mlray.config import Contrastive, Model, Objective
+from mlray.corpus import packing, validation
+from mlray.corpus.windows import Window
+from mlray.models import embedder, tokenizer
+from mlray.objectives import contrastive, pairing
+from mlray.objectives.table import Task
+from mlray.schema import SEPARATOR
+from mlray.training import gradcache, loop
+from mlray.training.engine import Engine
+from tests.unit import tiny
+
+pytestmark = tiny.DEEPSPEED_WARNINGS
+
+PAIRS, LENGTH = 32, 64
+LOSS = Contrastive(temperature=0.1, learn_temperature=True, negatives="all", dimensions=(8,), margin=0.0)
+REDUCING = ("all_reduce", "reduce", "reduce_scatter_tensor", "_reduce_scatter_base", "reduce_scatter")
+
+
+class Told(Engine):
+    """An engine that keeps the gradient of its last step, whole."""
+
+    gradients: dict[str, torch.Tensor]
+
+    def step(self, rate: float) -> float:
+        import deepspeed
+
+        named = dict(self._engine.module.named_parameters())
+        self.gradients = {
+            name: (
+                parameter.grad if self._stage == 0 else deepspeed.utils.safe_get_full_grad(parameter)
+            ).clone()
+            for name, parameter in named.items()
+        }
+        return super().step(rate)
+
+
+def model(dropout: float = 0.0) -> embedder.Embedder:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "intermediate_size": 24}
+    config = Model.model_validate({"family": "bert", "max_positions": 64, "dropout": dropout, **sizes})
+    return embedder.build(config, LOSS, tiny.tokens(), None)
+
+
+def task(cache: str = "auto") -> Task:
+    vocabulary = tokenizer.vocabulary(tiny.tokens())
+    loss = LOSS.model_copy(update={"cache": cache})
+    return Task(Objective(name="contrastive"), vocabulary, ["de-en", "en"], 0, contrastive=loss)
+
+
+@functools.cache
+def rows(count: int = PAIRS) -> pa.Table:
+    """Pairs, every third with hard negatives; some queries come twice."""
+    left, right, third = (tiny.texts(name, count, seed) for name, seed in (("de", 1), ("en", 2), ("en", 3)))
+    left[5], right[9] = left[2], right[1]
+    joined = [
+        SEPARATOR.join([one, third[i], third[-i]] if i % 3 == 0 else [one]) for i, one in enumerate(right)
+    ]
+    window = Window(0, left, joined, [i % 2 for i in range(count)], list(range(count)))
+    return packing.pack(window, pairing.Pairs(tokenizer.encoder(tiny.tokens()), LENGTH), LENGTH, seed=0)
+
+
+def expected() -> tuple[float, dict[str, torch.Tensor]]:
+    """Mean loss and gradient of the whole batch in one forward pass, in float64 on one process."""
+    network = model().double()
+    inputs = task().inputs(packing.unpack(rows()))
+    vectors = double(network, inputs.model)
+    total, _, gradient = contrastive.loss(
+        vectors.detach(), pairing.known(inputs.texts), np.arange(PAIRS), LOSS
+    )
+    vectors.backward(gradient / PAIRS)
+    return total / PAIRS, {
+        name: p.grad.float() for name, p in network.named_parameters() if p.grad is not None
+    }
+
+
+def double(network: embedder.Embedder, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The model's own forward, which would otherwise end in fp32."""
+    hidden = network.read(*(inputs[key] for key in ("tokens_BT", "segments_BT", "offsets_BT"))).flatten(0, 1)
+    pooled = network._pool(hidden, *(inputs[key] for key in ("texts_BT", "first_N", "last_N")))
+    return torch.nn.functional.normalize(pooled, dim=-1) * (0.5 * network.log_scale_1).exp()
+
+
+def one_step(stage: int, micro: int, rank: int, world_size: int, cache: str = "always") -> dict[str, Any]:
+    """Loss, gradient and number of reductions of a step on all pairs."""
+    config = tiny.train(zero_stage=stage, micro_batch_size=micro, steps=1)
+    engine = Told(model(), config, PAIRS // (micro * world_size), over_batch=True)
+    counted = Counted()
+    with counted:
+        (step,) = loop.steps(
+            engine, tiny.deal(rows(), micro, rank, world_size), task(cache), config, start=0, seed=0
+        )
+    return {"loss": step.loss, "gradients": engine.gradients, "reductions": counted.large}
+
+
+class Counted:
+    """Counts the reductions of more than a thousand numbers."""
+
+    def __enter__(self) -> None:
+        self.large = 0
+        self._kept = {
+            name: getattr(torch.distributed, name) for name in REDUCING if hasattr(torch.distributed, name)
+        }
+        for name, function in self._kept.items():
+            setattr(torch.distributed, name, functools.partial(self._call, function))
+
+    def _call(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+        self.large += any(tensor.numel() > 1000 for tensor in tensors)
+        return function(*args, **kwargs)
+
+    def __exit__(self, *_: object) -> None:
+        for name, function in self._kept.items():
+            setattr(torch.distributed, name, function)
+
+
+def work(rank: int, folder: str) -> None:
+    """One of four workers: everything that needs them, in one start."""
+    torch.set_num_threads(1)
+    os.environ["LOCAL_RANK"] = str(rank)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=4
+    )
+    results: dict[str, Any] = {}
+    for stage in (0, 1, 2, 3):
+        for micro in (8, 4, 2, 1):
+            results[f"{stage} {micro}"] = one_step(stage, micro, rank, 4)
+        results[f"{stage} kept"] = one_step(stage, 2, rank, 4, cache="never")
+    if rank == 0:
+        torch.save(results, f"{folder}/results")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("gradcache")
+    torch.multiprocessing.spawn(work, (str(folder),), nprocs=4)
+    loaded: dict[str, Any] = torch.load(folder / "results", weights_only=True)
+    return loaded
+
+
+def same(found: dict[str, Any], atol: float) -> None:
+    loss, gradients = expected()
+    assert found["loss"] == pytest.approx(loss, abs=atol)
+    assert found["gradients"].keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        assert torch.allclose(found["gradients"][name].reshape(gradient.shape), gradient, atol=atol), name
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_four_workers_with_eight_pairs_are_one_with_32(stage: int, results: dict[str, Any]) -> None:
+    same(results[f"{stage} 8"], atol=1e-6)
+
+
+@pytest.mark.parametrize("micro", [4, 2, 1, "kept"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_chunks_change_nothing(stage: int, micro: int | str, results: dict[str, Any]) -> None:
+    same(results[f"{stage} {micro}"], atol=1e-5)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_step_reduces_once_however_many_chunks(stage: int, results: dict[str, Any]) -> None:
+    counts = {results[f"{stage} {micro}"]["reductions"] for micro in (8, 4, 2, 1)}
+    assert len(counts) == 1
+    assert counts.pop() > 0
+
+
+@pytest.mark.parametrize("micro", [32, 16, 4])
+def test_one_worker_with_chunks_is_the_whole_batch(micro: int) -> None:
+    same(one_step(0, micro, 0, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize("cache", ["auto", "always", "never"])
+def test_reading_twice_draws_the_same_dropout(cache: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny.train(micro_batch_size=4, steps=3)
+    losses = {}
+    for budget in (0.0, 1e9):
+        monkeypatch.setattr(gradcache, "_free_bytes", lambda _, free=budget: free)
+        engine = Engine(model(dropout=0.2), config, 2, over_batch=True)
+        batches = tiny.deal(rows(), 4)[:6]
+        losses[budget] = [
+            step.loss for step in loop.steps(engine, batches, task(cache), config, start=0, seed=0)
+        ]
+    assert losses[0.0] == losses[1e9]
+    assert losses[0.0][2] != losses[0.0][0]
+
+
+def test_validation_looks_for_each_pair_among_its_language() -> None:
+    engine = Engine(model(), tiny.train(), 1, over_batch=True)
+    batches = validation.batches(rows(), 8)
+    found = loop.validate(engine, batches, task())
+    whole = packing.unpack(rows())
+    inputs = task().inputs(whole)
+    with torch.no_grad():
+        vectors = model().eval()(**inputs.model)
+    texts = pairing.known(inputs.texts)
+    for number, name in enumerate(["de-en", "en"]):
+        own = np.flatnonzero(whole.languages_D == number)
+        part = pairing.Texts(*texts.stack()[:, own])
+        _, pairs = np.unique(part.pairs_N, return_inverse=True)
+        part = pairing.Texts(part.names_N, pairs, part.roles_N, part.languages_N)
+        total, first, _ = contrastive.loss(vectors[torch.from_numpy(own)], part, np.arange(16), LOSS)
+        assert found[name]["loss"] == pytest.approx(total / 16, abs=1e-5)
+        assert found[name]["accuracy"] == first / 16
+        assert found[name]["predictions"] == 16
+    assert found["macro"]["loss"] == pytest.approx((found["de-en"]["loss"] + found["en"]["loss"]) / 2)

@@ -1,0 +1,104 @@
+"""Vectors of texts: alone or packed, here or in sentence-transformers, they are the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+
+from mlray.config import ConfigError, Contrastive, Model, RunConfig
+from mlray.models import adapters, backbone, embedder
+from mlray.objectives import contrastive
+from mlray.objectives.embedding import TextEmbedder
+from mlray.objectives.pairing import Texts
+from tests.unit import tiny
+
+TEXTS = [*tiny.texts("de", 9, seed=4), *tiny.texts("en", 9, seed=4), "Wasserkocher " * 60, "warm"]
+
+
+def model(
+    family: str = "xlm-roberta", pooling: Any = "mean", folder: Path | None = None
+) -> embedder.Embedder:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "intermediate_size": 24}
+    config = Model.model_validate({"family": family, "max_positions": 62, "dropout": 0.1, **sizes})
+    return embedder.build(config, Contrastive(pooling=pooling, temperature=0.04), tiny.tokens(), folder)
+
+
+def exported(folder: Path, family: str = "xlm-roberta", pooling: Any = "mean") -> Path:
+    network = model(family, pooling)
+    embedder.export(network, tiny.tokens(), dict(network.named_parameters()), folder)
+    return folder
+
+
+def opened(folder: Path, family: str = "xlm-roberta") -> TextEmbedder:
+    config = RunConfig.model_validate({"model": {"family": family}, "corpus": {"sequence_length": 60}})
+    return TextEmbedder(config, folder)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
+@pytest.mark.parametrize("family", ["bert", "xlm-roberta", "modernbert"])
+def test_packed_texts_have_the_vectors_that_sentence_transformers_gives_them(
+    tmp_path: Path, family: str, pooling: str
+) -> None:
+    folder = exported(tmp_path, family, pooling)
+    found = opened(folder, family).embed(TEXTS)
+    peer = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    peer.max_seq_length = 60
+    expected = np.stack([peer.encode([text], show_progress_bar=False)[0] for text in TEXTS])
+    assert np.abs(found - expected).max() < 2e-6
+    assert np.allclose(np.linalg.norm(found, axis=1), 1.0, atol=1e-6)
+
+
+def test_the_loss_is_that_of_sentence_transformers(tmp_path: Path) -> None:
+    folder = exported(tmp_path)
+    queries, targets = TEXTS[:9], TEXTS[9:18]
+    peer = SentenceTransformer(str(folder), device="cpu", local_files_only=True).eval()
+    features = [peer.tokenize(side) for side in (queries, targets)]
+    with torch.no_grad():
+        expected = float(MultipleNegativesRankingLoss(peer, scale=25.0)(features, None))
+    vectors = opened(folder).embed([text for pair in zip(queries, targets, strict=True) for text in pair])
+    told = np.arange(18)
+    texts = Texts(told, told // 2, told % 2, np.zeros(18, np.int64))
+    total, _, _ = contrastive.loss(
+        torch.from_numpy(vectors) * 5.0, texts, np.arange(9), Contrastive(temperature=0.04, symmetric=False)
+    )
+    assert total / 9 == pytest.approx(expected, abs=1e-5)
+
+
+def test_vectors_are_as_long_as_the_temperature_says() -> None:
+    network = model().eval()
+    inputs = {
+        "tokens_BT": torch.tensor([[5, 6, 7, 8]]),
+        "segments_BT": torch.tensor([[1, 1, 2, 2]]),
+        "offsets_BT": torch.tensor([[0, 1, 0, 1]]),
+        "texts_BT": torch.tensor([[0, 0, 1, 1]]),
+        "first_N": torch.tensor([0, 2]),
+        "last_N": torch.tensor([1, 3]),
+    }
+    with torch.no_grad():
+        assert torch.allclose(network(**inputs).norm(dim=-1), torch.full((2,), 5.0), atol=1e-5)
+        network.log_scale_1.fill_(50.0)  # a temperature below 0.01 is not learnt
+        assert torch.allclose(network(**inputs).norm(dim=-1), torch.full((2,), 10.0), atol=1e-4)
+
+
+def test_a_masked_encoder_becomes_an_embedder_without_its_head(tmp_path: Path) -> None:
+    masked = tiny.encoder("xlm-roberta", seed=7)
+    backbone.export(masked, tiny.tokens(), dict(masked.named_parameters()), tmp_path)
+    network = model(folder=tmp_path)
+    before = dict(masked.model.base_model.named_parameters())
+    found = dict(network.model.named_parameters())
+    assert found.keys() == before.keys()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in found.items())
+    assert adapters.digest(network) == adapters.digest(masked)
+    assert embedder.pooling_of(tmp_path) is None
+
+
+def test_what_is_no_encoder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=str(tmp_path)):
+        opened(tmp_path)

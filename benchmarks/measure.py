@@ -12,12 +12,14 @@ Linux only: CPU time and memory are read from /proc; needs nothing but the stand
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
 import os
 import platform
 import statistics
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -199,6 +201,47 @@ def _proportional_bytes(pid: int) -> int:
     except OSError:
         return 0
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+
+
+class Arm:
+    """The parent's handle on an arm's process, which answers each line on its input with a line of JSON."""
+
+    def __init__(self, command: Sequence[str], log: Path) -> None:
+        self._log = log
+        with log.open("w", encoding="utf-8") as file:
+            self._process = subprocess.Popen(
+                command,
+                env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=file,
+                text=True,
+            )
+
+    def answer(self) -> dict[str, Any]:
+        """The next report: that it is ready, then one after each round.
+
+        Raises:
+            RuntimeError: the arm ended; the message is the end of its log.
+        """
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(self._log.read_text(encoding="utf-8")[-4000:])
+        return json.loads(line)
+
+    def go(self) -> dict[str, Any]:
+        """A round."""
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
+        return self.answer()
+
+    def __enter__(self) -> Arm:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.communicate(timeout=30)  # an arm that waits for its next round ends now
+        self._process.kill()
 
 
 def alternate(arms: Mapping[str, Callable[[], Result]], rounds: int) -> dict[str, list[Result]]:

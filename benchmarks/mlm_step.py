@@ -32,9 +32,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -148,50 +146,14 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-class Arm:
-    """The parent's handle on an arm's process."""
-
-    def __init__(self, name: str, arguments: argparse.Namespace, documents: int, folder: Path) -> None:
-        command = [
-            *(sys.executable, str(HERE / "mlm_arms.py"), str(folder), name, f"--device={arguments.device}"),
-            *(f"--documents={documents}", f"--steps={arguments.steps}"),
-            f"--rounds={arguments.rounds}",
-        ]
-        self._log = folder / f"{name}.log"
-        with self._log.open("w", encoding="utf-8") as log:
-            self._process = subprocess.Popen(
-                command,
-                env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-            )
-
-    def answer(self) -> dict[str, Any]:
-        """The next report: that it is ready, then one after each round.
-
-        Raises:
-            RuntimeError: the arm ended; the message is the end of its log.
-        """
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(self._log.read_text(encoding="utf-8")[-4000:])
-        return json.loads(line)
-
-    def train(self) -> dict[str, Any]:
-        """A round."""
-        self._process.stdin.write("go\n")
-        self._process.stdin.flush()
-        return self.answer()
-
-    def __enter__(self) -> Arm:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.communicate(timeout=30)  # an arm that waits for its next round ends now
-        self._process.kill()
+def arm(name: str, arguments: argparse.Namespace, documents: int, folder: Path) -> measure.Arm:
+    """The process of an arm."""
+    command = [
+        *(sys.executable, str(HERE / "mlm_arms.py"), str(folder), name, f"--device={arguments.device}"),
+        *(f"--documents={documents}", f"--steps={arguments.steps}"),
+        f"--rounds={arguments.rounds}",
+    ]
+    return measure.Arm(command, folder / f"{name}.log")
 
 
 def run_rounds(
@@ -199,10 +161,10 @@ def run_rounds(
 ) -> dict[str, list[dict[str, Any]]]:
     """Starts all arms, then lets one after another train a round; the first round (kept first) warms up."""
     with contextlib.ExitStack() as stack:
-        arms = {name: stack.enter_context(Arm(name, arguments, documents, folder)) for name in arguments.arms}
-        for arm in arms.values():
-            arm.answer()
-        return measure.alternate({name: arm.train for name, arm in arms.items()}, arguments.rounds + 1)
+        arms = {name: stack.enter_context(arm(name, arguments, documents, folder)) for name in arguments.arms}
+        for one in arms.values():
+            one.answer()
+        return measure.alternate({name: one.go for name, one in arms.items()}, arguments.rounds + 1)
 
 
 if __name__ == "__main__":

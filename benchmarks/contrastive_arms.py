@@ -1,0 +1,176 @@
+"""The arms of `contrastive.py`, each a process: `contrastive_arms.py FOLDER SIZE BATCH MICRO ARM [check]`.
+
+It prints a line of JSON when it is ready, and one after each optimiser step that a line on its input asks for. With
+`check` it prints how far the gradient of its first step is from that of one pass in float64, and ends.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mlray.config import Contrastive, Model, Objective, Train
+from mlray.corpus import packing
+from mlray.corpus.windows import Window
+from mlray.models import embedder, tokenizer
+from mlray.objectives.pairing import Pairs
+from mlray.objectives.table import Task
+from mlray.training import loop
+from mlray.training.engine import Engine
+
+TEMPERATURE, RATE, LENGTH = 0.05, 1e-3, 128
+Gradients = dict[str, torch.Tensor]
+
+
+class Ours:
+    """The job's own loop and engine, without Ray."""
+
+    def __init__(self, folder: Path, pairs: list[list[str]], micro: int, cache: Any) -> None:
+        tokens = tokenizer.load(folder)
+        loss = Contrastive(temperature=TEMPERATURE, symmetric=False, cache=cache)
+        self._task = Task(
+            Objective(name="contrastive"), tokenizer.vocabulary(tokens), ["xx-en"], 0, contrastive=loss
+        )
+        texts, others = (list(side) for side in zip(*pairs, strict=True))
+        window = Window(0, texts, others, [0] * len(pairs), list(range(len(pairs))))
+        table = packing.pack(window, Pairs(tokenizer.encoder(tokens), LENGTH), LENGTH, 0)
+        self._batches = [packing.unpack(table.slice(start, micro)) for start in range(0, len(table), micro)]
+        self.model = embedder.build(Model(path=str(folder), dropout=0.0), loss, tokens, folder)
+        self._config = Train(
+            steps=1 << 20, global_batch_size=len(pairs), micro_batch_size=micro, lr=RATE, warmup_steps=0,
+            schedule="constant", zero_stage=0, precision="fp32", weight_decay=0.0, gradient_clipping=1.0,
+        )  # fmt: skip
+        self._engine = Engine(self.model, self._config, len(self._batches), over_batch=True)
+
+    def step(self) -> float:
+        """An optimiser step on the whole batch: its loss."""
+        steps = loop.steps(self._engine, self._batches, self._task, self._config, start=0, seed=0)
+        return next(steps).loss
+
+
+class Peer:
+    """sentence-transformers: its model, its loss, AdamW; texts are tokenised beforehand, as ours are."""
+
+    def __init__(self, folder: Path, pairs: list[list[str]], micro: int, arm: str) -> None:
+        from sentence_transformers import SentenceTransformer
+        from sentence_transformers.sentence_transformer import losses
+
+        self.model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+        self.model.max_seq_length = LENGTH // 2
+        scale = 1 / TEMPERATURE
+        if arm == "st":
+            self._loss = losses.MultipleNegativesRankingLoss(self.model, scale=scale)
+        else:
+            by_tokens = {"mini_batch_num_tokens": micro * 16} if arm == "st-cached-tokens" else {}
+            self._loss = losses.CachedMultipleNegativesRankingLoss(
+                self.model, scale=scale, mini_batch_size=micro, **by_tokens
+            )
+        self._features = [self.model.tokenize(list(side)) for side in zip(*pairs, strict=True)]
+        self._optimizer = torch.optim.AdamW(self.model.parameters(), lr=RATE, weight_decay=0.0, fused=True)
+
+    def step(self) -> float:
+        """An optimiser step on the whole batch: its loss."""
+        self._optimizer.zero_grad()
+        loss = self._loss([dict(features) for features in self._features], None)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self._optimizer.step()
+        return float(loss.detach())
+
+
+def gradients_of(model: Any, step: Callable[[], float]) -> Gradients:
+    """The direction of a first step's gradient: Adam's first moment is a tenth of the clipped gradient."""
+    found: Gradients = {}
+    original = torch.optim.AdamW.step
+
+    def kept(self: Any, *args: Any, **kwargs: Any) -> Any:
+        named = {id(parameter): name for name, parameter in model.named_parameters()}
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None and id(parameter) in named:
+                    found[named[id(parameter)]] = parameter.grad.detach().clone()
+        return original(self, *args, **kwargs)
+
+    torch.optim.AdamW.step = kept
+    try:
+        step()
+    finally:
+        torch.optim.AdamW.step = original
+    return found
+
+
+def reference(folder: Path, pairs: list[list[str]]) -> Gradients:
+    """The gradient of one pass over the padded batch in float64, by autograd on the plain `transformers` model."""
+    import transformers
+
+    tokens = tokenizer.load(folder)
+    encoder = tokenizer.encoder(tokens)
+    model = transformers.AutoModel.from_pretrained(
+        folder, add_pooling_layer=False, dtype=torch.float64
+    ).train()
+    vectors = []
+    for side in zip(*pairs, strict=True):
+        rows = [
+            [encoder.start_id, *ids[: LENGTH // 2 - 2], encoder.end_id] for ids in encoder.encode(list(side))
+        ]
+        width = max(map(len, rows))
+        ids = torch.tensor([row + [encoder.pad_id] * (width - len(row)) for row in rows])
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+        hidden = model(input_ids=ids, attention_mask=mask)[0] * mask[..., None]
+        vectors.append(torch.nn.functional.normalize(hidden.sum(1) / mask.sum(1, keepdim=True), dim=-1))
+    logits = vectors[0] @ vectors[1].T / TEMPERATURE
+    torch.nn.functional.cross_entropy(logits, torch.arange(len(pairs))).backward()
+    return {
+        name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None
+    }
+
+
+def error(found: Gradients, expected: Gradients) -> float:
+    """The largest difference of a tensor's direction: both gradients brought to length 1 (clipping scales them)."""
+    ends = {name.rpartition("auto_model.")[2].rpartition("model.")[2]: value for name, value in found.items()}
+    common = [name for name in expected if name in ends]
+    if len(common) < len(expected):
+        raise SystemExit(f"no gradient of {sorted(set(expected) - set(common))[0]}")
+    lengths = [
+        torch.sqrt(sum(table[name].double().square().sum() for name in common)) for table in (ends, expected)
+    ]
+    return max(
+        float((ends[name].double() / lengths[0] - expected[name] / lengths[1]).abs().max()) for name in common
+    )
+
+
+def main() -> None:
+    folder, size, batch, micro, arm, *check = sys.argv[1:]
+    place, pairs = Path(folder) / size, json.loads((Path(folder) / "pairs.json").read_text())[: int(batch)]
+    torch.set_num_threads(2)
+    cache = {"ours": "auto", "ours-cached": "always"}.get(arm)
+    work: Any = Ours(place, pairs, int(micro), cache) if cache else Peer(place, pairs, int(micro), arm)
+    if check:
+        print(json.dumps(error(gradients_of(work.model, work.step), reference(place, pairs))), flush=True)
+        return
+    print(json.dumps({"pairs": len(pairs)}), flush=True)
+    for _ in sys.stdin:
+        begin, before = time.perf_counter(), sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
+        loss = work.step()
+        print(
+            json.dumps(
+                {
+                    "seconds": time.perf_counter() - begin,
+                    "cpu_s": sum(resource.getrusage(resource.RUSAGE_SELF)[:2]) - before,
+                    "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+                    "loss": loss,
+                }
+            ),
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -107,6 +107,8 @@ class Objective:
     """Folder of a checkpoint -> the labels of its head, which must be one of the objective."""
     paired: bool = False
     """Whether something must stand beside each text."""
+    texts_in_row: int = 1
+    """At least: each has its own positions, and its share of `corpus.sequence_length`."""
     scores: Callable[[torch.Tensor, torch.Tensor, Task], tuple[torch.Tensor, torch.Tensor]] = _scores
     """(outputs, targets_N, task) -> loss and rightness of each prediction, without smoothing."""
     distinct: bool = False
@@ -218,6 +220,7 @@ OBJECTIVES = {
         ),
         collate=lambda batch, task: collation.texts(batch, task.vocabulary.pad_id, task.languages),
         loss=None,
+        texts_in_row=2,
         families=tuple(backbone.FAMILIES),
         paired=True,
         distinct=True,
@@ -231,6 +234,7 @@ OBJECTIVES = {
         teacher=distillation.open_teacher,
         collate=lambda batch, task: collation.halves(batch, task.vocabulary.pad_id, task.teacher),
         loss=lambda vectors, _, task: distillation.loss(vectors, task.distillation),
+        texts_in_row=3,
         scores=lambda vectors, _, task: distillation.scores(vectors, task.distillation),
         families=tuple(backbone.FAMILIES),
         paired=True,

@@ -80,10 +80,12 @@ def check(config: RunConfig, positions: int) -> None:
     Raises:
         ConfigError: `corpus.sequence_length` is longer than the model's positions.
     """
-    if config.corpus.sequence_length > positions:
+    texts = OBJECTIVES[config.objective.name].texts_in_row
+    if config.corpus.sequence_length // texts > positions:
         raise ConfigError(
-            f"corpus.sequence_length={config.corpus.sequence_length} is longer than the model's {positions} positions; "
-            f"lower it to {positions} or raise model.max_positions"
+            f"corpus.sequence_length={config.corpus.sequence_length} is longer than the model's {positions} positions"
+            + f" for each of {texts} texts" * (texts > 1)
+            + f"; lower it to {positions * texts} or raise model.max_positions"
         )
 
 

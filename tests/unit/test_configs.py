@@ -27,7 +27,7 @@ def test_a_ready_configuration_loads_and_its_sources_are_there(
         chunk = records.chunks(file, 1 << 20, config.storage)[0]
         batch = next(batch for batch in records.read(chunk, 100_000, config.storage) if batch)
         good = [record for record in batch if not record.reason]
-        assert len(good) > len(batch) / 4, f"{file.uri}: {batch[0].reason}"
+        assert len(good) > len(batch) / 20, f"{file.uri}: {batch[0].reason}"
 
 
 def test_tasks_start_where_the_encoder_ends() -> None:

@@ -1,0 +1,134 @@
+"""Alignment on an S3 server with two ZeRO workers: from pairs to retrieval, vectors and hard negatives."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import boto3
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from mlray import storage
+from mlray.config import ConfigError, RunConfig, Source
+from mlray.objectives.embedding import TextEmbedder
+from mlray.training.pretrain import pretrain
+from mlray.tuning.embed import embed
+from mlray.tuning.finetune import finetune
+from mlray.tuning.mine import mine
+from tests.cluster import corpus as sample
+from tests.cluster.conftest import ROOT
+
+pytestmark = pytest.mark.cluster
+
+PRODUCTS = {
+    "uri": str(ROOT / "mlray/corpus/sample/products.jsonl"),
+    "text": "title",
+    "pair": "description",
+    "language": "column:language",
+    "part_by": "product_id",
+}
+
+
+def config(bucket: str, name: str, **sections: dict[str, Any]) -> RunConfig:
+    """Titles and descriptions of four fifths of the products; those of the others are the test set."""
+    return sample.config(
+        bucket,
+        name,
+        **{
+            "corpus": {"sources": [{**PRODUCTS, "part": [0.2, 1.0]}], "validation_rows": 4},
+            "objective": {"name": "contrastive"},
+            "contrastive": {"cache": "always", "negatives": "all"},
+            "evaluation": {"sources": [{**PRODUCTS, "part": [0.0, 0.2]}], "resamples": 20},
+            **sections,
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def aligned(cluster: str, bucket: str) -> RunConfig:
+    """A run of ten steps of 16 pairs, in two chunks on each of two workers."""
+    made = config(bucket, "aligned")
+    report = finetune(made)
+    assert report is not None
+    assert report.cells["retrieval"].keys() == set(sample.LANGUAGES)
+    return made
+
+
+def weights(bucket: str) -> str:
+    return f"s3://{bucket}/runs/aligned/checkpoints/step-00000010/weights"
+
+
+def test_the_run_leaves_report_and_ranked_lists(aligned: RunConfig, bucket: str) -> None:
+    place = f"s3://{bucket}/runs/aligned"
+    told = json.loads(storage.read_bytes(f"{place}/report.json", aligned.storage))
+    assert sum(told["documents"].values()) == 2 * 16 * 10  # both texts of each pair
+    assert told["losses"][-1][1] < told["losses"][0][1]
+    run = storage.read_bytes(f"{place}/evaluation/run.trec", aligned.storage).decode().splitlines()
+    judged = storage.read_bytes(f"{place}/evaluation/qrels.trec", aligned.storage).decode().splitlines()
+    assert {line.split()[0] for line in run} == {line.split()[0] for line in judged}
+
+
+def test_one_worker_takes_the_same_steps(aligned: RunConfig, bucket: str) -> None:
+    alone = config(
+        bucket,
+        "aligned-alone",
+        cluster={"num_workers": 1},
+        train={"micro_batch_size": 16, "steps": 5},
+        contrastive={"negatives": "all"},
+    )
+    both = json.loads(storage.read_bytes(f"s3://{bucket}/runs/aligned/report.json", aligned.storage))
+    one = pretrain(alone)
+    for (step, loss, digest), (other_step, other_loss, other_digest) in zip(
+        both["losses"], one["losses"], strict=False
+    ):
+        assert (step, digest) == (other_step, other_digest)
+        assert loss == pytest.approx(other_loss, abs=1e-4)
+
+
+def test_vectors_are_written_in_the_order_of_the_texts(aligned: RunConfig, bucket: str, s3: str) -> None:
+    texts = [text for language in sample.LANGUAGES for text in sample.sentences(language)[:40]]
+    rows: list[dict[str, Any]] = [{"id": i, "text": text, "language": "de"} for i, text in enumerate(texts)]
+    rows[7]["text"] = None
+    rows[9]["id"] = None
+    body = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    boto3.client("s3", endpoint_url=s3).put_object(Bucket=bucket, Key="texts.jsonl", Body=body.encode())
+    source = Source(uri=f"s3://{bucket}/texts.jsonl", language="column:language", part_by="id")
+    output = f"s3://{bucket}/vectors.parquet"
+    assert embed(aligned, weights(bucket), source, output) == len(texts) - 2
+    table = pq.read_table(io.BytesIO(storage.read_bytes(output, aligned.storage)))
+    assert table.column("id").to_pylist() == [str(i) for i in range(len(texts)) if i not in {7, 9}]
+    found = np.array(table.column("vector").to_pylist())
+    with storage.local_copy(weights(bucket), aligned.storage) as folder:
+        expected = TextEmbedder(aligned, folder).embed(
+            [text for i, text in enumerate(texts) if i not in {7, 9}]
+        )
+    assert np.abs(found - expected).max() < 1e-6
+    with pytest.raises(ConfigError, match=r"holds no checkpoint of `transformers`"):
+        embed(aligned, f"s3://{bucket}/nothing", source, output)
+
+
+def test_mined_negatives_are_a_source_of_pairs(aligned: RunConfig, bucket: str) -> None:
+    output = f"s3://{bucket}/mined.jsonl"
+    told = mine(aligned, weights(bucket), output, count=3, margin=0.0, depth=20)
+    rows = [json.loads(line) for line in storage.read_bytes(output, aligned.storage).decode().splitlines()]
+    assert told["pairs"] == len(rows)
+    assert told["negatives"] == sum(len(row["negatives"]) for row in rows) > len(rows)
+    for row in rows:
+        assert row["pair"] not in row["negatives"]
+        assert all(score <= row["score"] + 1e-4 for score in row["scores"])
+        assert row["ranks"] == sorted(row["ranks"])
+        assert row["model"] == weights(bucket)
+    source = {"uri": output, "pair": "pair", "negatives": "negatives", "language": "column:language"}
+    again = config(bucket, "hard", corpus={"sources": [source], "sequence_length": 128}, train={"steps": 1},
+                   model={"max_positions": 128})  # fmt: skip
+    assert pretrain(again)["steps"] == 1
+
+
+def test_a_language_with_less_than_a_batch_is_told_before_it_starts(cluster: str, bucket: str) -> None:
+    short = config(bucket, "short", train={"global_batch_size": 64, "micro_batch_size": 16})
+    corpus = short.corpus.model_copy(update={"same_language": True, "window_rows": 256})
+    with pytest.raises(ConfigError, match=r"gives 32 pairs to a window of 256, less than the batch of 64"):
+        pretrain(short.model_copy(update={"corpus": corpus}), plan_only=True)

@@ -46,14 +46,7 @@ class _Embed:
                     yield self._table(group, chunk)
             except (lines.BrokenChunk, StorageError) as error:  # as data: Ray would wrap it into a traceback
                 fault = f"{chunk.file.uri}: {error}"
-                yield {
-                    "fault": [fault],
-                    "refused": [[]],
-                    "id": [[]],
-                    "text": [[]],
-                    "language": [[]],
-                    "vector": [[]],
-                }
+                yield {"fault": [fault], "refused": [[]], "id": [[]], "vector": [[]]}
 
     def _table(self, group: list[Any], chunk: lines.Chunk) -> dict[str, Any]:
         group = [
@@ -70,8 +63,6 @@ class _Embed:
             "fault": [""],
             "refused": [places],
             "id": [[record.key for record in good]],
-            "text": [[record.text for record in good]],
-            "language": [[record.language for record in good]],
             "vector": [vectors.ravel()],
         }
 
@@ -79,7 +70,7 @@ class _Embed:
 def embed(
     source: Source, opened: Callable[[], Embedder], cluster: Cluster, max_chars: int, settings: Storage
 ) -> Iterator[tuple[pa.Table, list[str]]]:
-    """Tables of `id` (the cell of `part_by`), `text`, `language`, `vector`; and the bad rows that were left out.
+    """Tables of `id` (the cell of `part_by`) and `vector`; and the bad rows that were left out.
 
     Args:
         source: what is read.
@@ -174,5 +165,4 @@ def _table(row: dict[str, Any]) -> pa.Table:
     count = len(row["id"])
     flat = np.asarray(row["vector"], dtype=np.float32)
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(flat), len(flat) // count if count else 1)
-    columns = [pa.array(list(row[name]), pa.string()) for name in ("id", "text", "language")]
-    return pa.table([*columns, vectors], names=["id", "text", "language", "vector"])
+    return pa.table([pa.array(list(row["id"]), pa.string()), vectors], names=["id", "vector"])

@@ -60,7 +60,8 @@ def loss(
     leaf_NH = vectors_NH.detach().requires_grad_()
     widths = [*config.dimensions, leaf_NH.shape[1]]
     ways = ((QUERY, TARGET), (TARGET, QUERY)) if config.symmetric else ((QUERY, TARGET),)
-    searches = [_search(texts, way, config, leaf_NH.device) for way in ways]
+    items_N = groups(texts)
+    searches = [_search(texts, items_N, way, config, leaf_NH.device) for way in ways]
     total, found = 0.0, 0
     for width in widths:
         with torch.enable_grad():
@@ -96,7 +97,9 @@ class _Search:
     """One for the language of a candidate, if languages have a quota."""
 
 
-def _search(texts: Texts, way: tuple[int, int], config: Contrastive, device: torch.device) -> _Search:
+def _search(
+    texts: Texts, items_N: np.ndarray, way: tuple[int, int], config: Contrastive, device: torch.device
+) -> _Search:
     of, to = way
     rows_P, right_P = (_by_pair(texts, role) for role in (of, to))
     parts = [right_P]
@@ -105,7 +108,6 @@ def _search(texts: Texts, way: tuple[int, int], config: Contrastive, device: tor
     if config.negatives == "all":
         parts.append(rows_P)
     columns_M = np.concatenate(parts)
-    items_N = groups(texts)
     speaks_ML = None
     if config.language_quota:
         width = int(texts.languages_N.max(initial=0)) + 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
+from collections.abc import Callable
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,13 +31,10 @@ def embed(config: RunConfig, model: str, source: Source, output: str) -> int:
     """
     backbone.quiet()
     model, output = storage.absolute(model), storage.absolute(output)
-    config = config.model_copy(
-        update={"model": config.model.model_copy(update={"family": family_of(model, config)})}
-    )
-    opened = functools.partial(open_embedder, config, model)
+    opened = opener(config, model)
     opened()  # what is no encoder is told before anything starts
     placement.connect(config)
-    written, refused = 0, list[str]()
+    written, width, refused = 0, 0, list[str]()
     console = Console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("{task.completed:,} texts"))
     off = not sys.stderr.isatty()
@@ -48,17 +46,26 @@ def embed(config: RunConfig, model: str, source: Source, output: str) -> int:
         ):
             refused += left_out
             if len(table):
-                part = table.select(["id", "vector"])
-                writer = writer or pq.ParquetWriter(path, part.schema.with_metadata({"model": model}))
-                writer.write_table(part.cast(writer.schema) if part.schema != writer.schema else part)
-                written += len(part)
-                bar.advance(work, len(part))
+                writer = writer or pq.ParquetWriter(path, table.schema.with_metadata({"model": model}))
+                writer.write_table(table.cast(writer.schema))
+                written, width = written + len(table), _width(table)
+                bar.advance(work, len(table))
         if writer is None:
             raise ConfigError(f"{source.uri} holds no text that can be embedded" + _told(refused))
         writer.close()
         storage.upload(path, output, config.storage)
-    print(f"{written:,} vectors of {_width(part)} dimensions{_told(refused)}\nvectors     {output}")
+    print(f"{written:,} vectors of {width} dimensions{_told(refused)}\nvectors     {output}")
     return written
+
+
+def opener(config: RunConfig, model: str) -> Callable[[], TextEmbedder]:
+    """What opens the encoder at a folder or `s3://` prefix, in whatever process, as the family that it names.
+
+    Raises:
+        ConfigError: there is no checkpoint.
+    """
+    named = config.model.model_copy(update={"family": family_of(model, config)})
+    return functools.partial(open_embedder, config.model_copy(update={"model": named}), model)
 
 
 def open_embedder(config: RunConfig, model: str) -> TextEmbedder:

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 import transformers
 
-from mlray.config import ConfigError, Contrastive, Distillation
+from mlray import storage
+from mlray.config import ConfigError, Contrastive, Distillation, Storage
 from mlray.config import Model as ModelConfig
 from mlray.models import backbone, loading, tokenizer
 from mlray.models.backbone import PackedEncoder
@@ -126,7 +127,9 @@ def build_distiller(
         ConfigError: a checkpoint does not fit, or the teacher's vectors have another size and its loss needs the same.
     """
     student = build(config, contrastive, tokens, folder)
-    known = ModelConfig.model_validate({"family": family_of(teacher), "path": distillation.teacher})
+    known = ModelConfig.model_validate(
+        {"family": family_of(str(teacher), Storage()), "path": distillation.teacher}
+    )
     pooling = {"pooling": pooling_of(teacher) or "mean"}
     taught = build(known, contrastive.model_copy(update=pooling), tokenizer.load(teacher), teacher)
     sizes = [int(one.model.config.hidden_size) for one in (taught, student)]
@@ -138,22 +141,20 @@ def build_distiller(
     return Distiller(student.model, contrastive, taught)
 
 
-def family_of(folder: Path) -> str:
-    """The family that a checkpoint names.
+def family_of(uri: str, settings: Storage) -> str:
+    """The family that the checkpoint in a folder or at an `s3://` prefix names.
 
     Raises:
         ConfigError: there is none, or it is no encoder of ours.
     """
     try:
-        found = str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"])
-    except (OSError, ValueError, KeyError):
+        found = str(json.loads(storage.read_bytes(storage.join(uri, "config.json"), settings))["model_type"])
+    except (storage.StorageError, ValueError, KeyError):
         raise ConfigError(
-            f"{folder} holds no checkpoint of `transformers` (config.json); name its weights"
+            f"{uri} holds no checkpoint of `transformers` (config.json); name its weights"
         ) from None
     if found not in backbone.FAMILIES:
-        raise ConfigError(
-            f"{folder} is a {found} checkpoint and no encoder of {', '.join(backbone.FAMILIES)}"
-        )
+        raise ConfigError(f"{uri} is a {found} checkpoint and no encoder of {', '.join(backbone.FAMILIES)}")
     return found
 
 

@@ -17,10 +17,21 @@ from mlray.training.checkpoint import Checkpoint, Progress
 
 _FIXED = {
     "run": ("seed",),
-    "corpus": ("alpha", "task_alpha", "window_rows", "sequence_length", "curriculum", "curriculum_windows"),
+    "corpus": (
+        "alpha",
+        "task_alpha",
+        "window_rows",
+        "sequence_length",
+        "same_language",
+        "without_tests",
+        "curriculum",
+        "curriculum_windows",
+    ),
     "tokenizer": (),
     "model": (),
     "objective": (),
+    "contrastive": (),
+    "distillation": (),
     "adapter": (),
     "train": ("freeze_layers", "freeze_embeddings", "early_stopping"),
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import sys
 from collections.abc import Callable
 
@@ -15,7 +14,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn
 from mlray import storage
 from mlray.config import ConfigError, RunConfig, Source
 from mlray.corpus import vectors
-from mlray.models import backbone
+from mlray.models import backbone, embedder
 from mlray.objectives.embedding import TextEmbedder
 from mlray.training import placement
 
@@ -62,9 +61,9 @@ def opener(config: RunConfig, model: str) -> Callable[[], TextEmbedder]:
     """What opens the encoder at a folder or `s3://` prefix, in whatever process, as the family that it names.
 
     Raises:
-        ConfigError: there is no checkpoint.
+        ConfigError: there is no checkpoint, or it is no encoder.
     """
-    named = config.model.model_copy(update={"family": family_of(model, config)})
+    named = config.model.model_copy(update={"family": embedder.family_of(model, config.storage)})
     return functools.partial(open_embedder, config.model_copy(update={"model": named}), model)
 
 
@@ -72,21 +71,6 @@ def open_embedder(config: RunConfig, model: str) -> TextEmbedder:
     """The encoder at a folder or `s3://` prefix."""
     with storage.local_copy(model, config.storage) as folder:
         return TextEmbedder(config, folder, device="cuda" if config.cluster.gpus_per_worker else "cpu")
-
-
-def family_of(model: str, config: RunConfig) -> str:
-    """The family that a checkpoint itself names.
-
-    Raises:
-        ConfigError: there is no checkpoint.
-    """
-    try:
-        told = json.loads(storage.read_bytes(storage.join(model, "config.json"), config.storage))
-        return str(told["model_type"])
-    except (storage.StorageError, ValueError, KeyError):
-        raise ConfigError(
-            f"{model} holds no checkpoint of `transformers` (config.json); name its weights"
-        ) from None
 
 
 def _told(refused: list[str]) -> str:

@@ -7,7 +7,6 @@ texts of the same item.
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -23,7 +22,7 @@ from mlray.models import backbone
 from mlray.objectives import contrastive
 from mlray.schema import SEPARATOR
 from mlray.training import placement
-from mlray.tuning.embed import family_of, open_embedder
+from mlray.tuning.embed import opener
 
 
 def mine(
@@ -51,10 +50,8 @@ def mine(
     """
     backbone.quiet()
     model = storage.absolute(model)
-    family = config.model.model_copy(update={"family": family_of(model, config)})
-    config = config.model_copy(update={"model": family})
+    opened = opener(config, model)
     pairs, bad = _pairs(config)
-    opened = functools.partial(open_embedder, config, model)
     placement.connect(config)
     told = {"pairs": 0, "negatives": 0, "too_near": 0, "same_item": 0, "bad_rows": bad}
     with storage.staging() as stage:

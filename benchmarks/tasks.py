@@ -72,7 +72,7 @@ def config_of(name: str) -> str:
 def table(name: str, task: str, cells: dict[str, dict[str, dict[str, Any]]]) -> str:
     """A row a language: the figure with its interval, and the peer's."""
     first = next(iter(next(iter(cells.values()))))
-    metric, peer, known = PEERS.get(name, (first, "", {}))
+    metric, peer, known = floor(name) if task == "retrieval" else PEERS.get(name, (first, "", {}))
     lines = [f"| {task} | {metric} | {peer} | n |", "|---|---|---|---|"]
     for language, figures in sorted(cells.items()):
         figure = figures[metric]
@@ -83,6 +83,14 @@ def table(name: str, task: str, cells: dict[str, dict[str, dict[str, Any]]]) -> 
     values = [figures[metric]["value"] for figures in cells.values()]
     lines.append(f"| mean | {sum(values) / len(values):.1f} | | |")
     return "\n".join(lines)
+
+
+def floor(name: str) -> tuple[str, str, dict[str, float]]:
+    """What `benchmarks/floor.py` has found on the same rows."""
+    path = RESULTS / f"floor_{name.replace('-', '_')}.json"
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"] if path.exists() else {}
+    known = {language: round(figures["R@1"]["value"], 1) for language, figures in cells.items()}
+    return "R@1", "character n-grams", known
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 from mlray import storage
@@ -35,8 +36,12 @@ Checked = tuple[Rows, list[str]]
 """The rows of the test sets, and why some are left out."""
 
 
-def read(config: RunConfig) -> Checked:
+def read(config: RunConfig, *, distinct: bool = False) -> Checked:
     """The rows of every test set by language, and what is left out: at most `evaluation.max_bad_rows` bad ones.
+
+    Args:
+        config: its `evaluation` names the sets.
+        distinct: a row with the same text on both sides is a bad one.
 
     Raises:
         ConfigError: it names the file, the row and the reason; or there are no rows.
@@ -49,7 +54,7 @@ def read(config: RunConfig) -> Checked:
         if not file.language_column:
             found.setdefault(file.fallback, [])
         try:
-            _take(file, config, found, bad)
+            _take(replace(file, distinct=distinct), config, found, bad)
         except lines.BrokenChunk as error:
             raise ConfigError(f"{file.uri}: {error}") from error
     if not any(found.values()):

@@ -28,6 +28,7 @@ from mlray.models.generation import Continuer, Writer
 from mlray.objectives import answers, translation
 from mlray.objectives.checks import check_family
 from mlray.objectives.embedding import TextEmbedder
+from mlray.objectives.table import OBJECTIVES
 
 _VERSIONS = ("torch", "transformers", "sacrebleu", "seqeval", "rouge-score", "nltk")
 _SLICE = 512
@@ -111,7 +112,7 @@ def check(config: RunConfig) -> Checked:
     if task not in _PREDICT:
         raise ConfigError(f"objective.name={task} has no test; take one of {', '.join(_PREDICT)}")
     check_family(config.objective, config.model)
-    groups, left_out = testsets.read(config)
+    groups, left_out = testsets.read(config, distinct=OBJECTIVES[task].distinct)
     for name, group in groups.items():
         labelling.kind(config, name)
         for case in group:

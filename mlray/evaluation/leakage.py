@@ -194,7 +194,7 @@ def check(config: RunConfig, *, show_progress: bool = True) -> Leakage:
         raise ConfigError(
             "corpus.sources is empty; name the training text that the test sets are to be kept out of"
         )
-    groups, left_out = testsets.read(config)
+    groups, left_out = testsets.read(config, distinct=OBJECTIVES[config.objective.name].distinct)
     index = Index(
         {
             language: [

@@ -17,7 +17,7 @@ from mlray.evaluation.report import Figure
 DEPTH = 100
 """Ranks that are kept of each query."""
 _BLOCK_BYTES = 64 << 20
-METRICS = ("R@1", "R@5", "R@10", "MRR", "nDCG@10", f"mAP@{DEPTH}")
+METRICS = ("R@1", "R@5", "R@10", "MRR", "nDCG@10", f"mAP@{DEPTH}", "accuracy")
 
 
 def top_k(queries_QH: np.ndarray, candidates_CH: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -43,7 +43,7 @@ def top_k(queries_QH: np.ndarray, candidates_CH: np.ndarray, k: int) -> tuple[np
 
 
 def measures(ranked: Sequence[str], right: set[str]) -> tuple[float, ...]:
-    """`METRICS` of one ranked list (trec_eval's recall, recip_rank, ndcg_cut and map, as shares of 1).
+    """`METRICS` of one ranked list (trec_eval's recall, recip_rank, ndcg_cut and map; is the first one right), of 1.
 
     Args:
         ranked: candidates, the nearest first, at most `DEPTH`.
@@ -54,7 +54,7 @@ def measures(ranked: Sequence[str], right: set[str]) -> tuple[float, ...]:
     gain = sum(1 / math.log2(place + 1) for place in hits if place <= 10)
     best = sum(1 / math.log2(place + 1) for place in range(1, min(len(right), 10) + 1))
     precision = sum(number / place for number, place in enumerate(hits, start=1)) / len(right)
-    return (*recalls, 1 / hits[0] if hits else 0.0, gain / best, precision)
+    return (*recalls, 1 / hits[0] if hits else 0.0, gain / best, precision, float(hits[:1] == [1]))
 
 
 def reciprocal_rank(predicted: str, truth: str) -> float:

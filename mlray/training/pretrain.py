@@ -105,7 +105,7 @@ def _guarded(
     """The files of a corpus that refuses what the objective cannot learn from, and what it is judged on."""
     distinct, without = OBJECTIVES[config.objective.name].distinct, None
     if config.corpus.without_tests:
-        groups, _ = testsets.read(config)
+        groups, _ = testsets.read(config, distinct=distinct)
         texts = (text for group in groups.values() for case in group for text in (case.text, case.pair))
         without = records.forbid(texts, folders.corpus, config.storage)
     return [replace(file, distinct=distinct, without=without) for file in files]

@@ -165,6 +165,10 @@ def test_rows_of_a_test_set_are_all_read_or_the_bad_one_is_named(tmp_path: Path)
     rows, left_out = testsets.read(allowed)
     assert [row.text for row in rows["en-de"]] == ["one", "two", "four"]
     assert left_out == [f"{tmp_path}/test.en.gz: row 2 cannot be scored: empty"]
+    (tmp_path / "test.en.gz").write_bytes(gzip.compress(b"one\r\ntwo\ndrei\nfour\n"))
+    with pytest.raises(ConfigError, match=r"row 2 cannot be scored: the same text on both sides"):
+        testsets.read(config, distinct=True)
+    assert [row.text for row in testsets.read(allowed, distinct=True)[0]["en-de"]] == ["one", "two", "four"]
     (tmp_path / "test.en.gz").write_bytes(gzip.compress(b"one\r\ntwo\nthree\nfour\n"))
     rows, left_out = testsets.read(config)
     assert left_out == []

@@ -138,14 +138,20 @@ def _untrained(config: TokenizerConfig, special: list[str]) -> tuple[tokenizers.
 def _in_order(model: tokenizers.Tokenizer, num_special: int) -> tokenizers.Tokenizer:
     """The pieces of a Unigram model by score and spelling, so that training twice gives the same tokenizer.
 
-    The trainer walks through hash maps: it numbers pieces of like score, and ranks the characters that it adds below
-    all others to cover the text, as it pleases.
+    The trainer walks through hash maps: it numbers pieces of like score as it pleases, and gives the characters that it
+    adds to cover the text the least of all scores and a ten-thousandth more each; here they rank below all others.
     """
     definition = json.loads(model.to_str())
     vocabulary = [[piece, round(score, 4)] for piece, score in definition["model"]["vocab"]]
-    lowest = min((score for piece, score in vocabulary[num_special:] if len(piece) > 1), default=0.0)
+    found = vocabulary[num_special:]
+    lowest = min((score for piece, score in found if len(piece) > 1), default=0.0)
+    characters = sum(len(piece) == 1 for piece, _ in found)
+    added = min((score for _, score in found), default=0.0) + 0.0001 * characters
     pieces = sorted(
-        ([piece, max(score, lowest - 0.1)] for piece, score in vocabulary[num_special:]),
+        (
+            [piece, lowest - 0.1 if len(piece) == 1 and score <= added else max(score, lowest - 0.1)]
+            for piece, score in found
+        ),
         key=lambda entry: (-entry[1], entry[0]),
     )
     definition["model"]["vocab"] = [*vocabulary[:num_special], *pieces]

@@ -1,7 +1,8 @@
 """What the project knows of a language tag: script, and whether words are written apart.
 
 Tags follow BCP-47 (RFC 5646): `de`, `zh-Hant`, `pt-BR`. A translation pair has the tag `<a>-<b>` with two
-two-letter codes, such as `de-en`; `en-GB` keeps its upper-case region, so the two forms stay apart.
+two-letter codes, such as `de-en`; a region is written in capitals (`en-GB`), and in small letters only known
+in `zh-cn` and its like (`es-ar` is from Spanish to Arabic).
 """
 
 from __future__ import annotations
@@ -11,24 +12,16 @@ import unicodedata
 
 UNKNOWN = "und"
 _CHINESE = {"zh", "zho", "chi", "cmn"}
-_UNSPACED = {
-    "ja",
-    "jpn",
-    "ko",
-    "kor",
-    "th",
-    "tha",
-    "lo",
-    "lao",
-    "km",
-    "khm",
-    "my",
-    "mya",
-    "yue",
-    "wuu",
-    "nan",
-    "lzh",
+_BY_CHARACTER = {
+    *("ja", "jpn", "th", "tha", "lo", "lao", "km", "khm", "my", "mya", "yue", "wuu", "nan", "lzh"),
+    *("ko", "kor"),
 }
+"""Languages whose words are not written apart; and Korean, where much hangs on a word."""
+_REGIONAL = {
+    *("zh-cn", "zh-tw", "zh-hk", "zh-sg", "zh-mo", "ja-jp", "ko-kr"),
+    *("pt-br", "en-us", "en-gb", "en-au", "en-nz", "es-mx", "de-at"),
+}
+"""Tags that are often written small and mean no direction."""
 
 _LANGUAGE = "[a-z]{2,3}(?:-[A-Z][a-z]{3})?(?:-[A-Z]{2})?"
 _DIRECTION = re.compile(rf"({_LANGUAGE})-({_LANGUAGE})")
@@ -45,9 +38,17 @@ def normalize(tag: str) -> str | None:
     for part in rest:
         if len(part) == 4 and part.isalpha():
             parts.append(part.title())
+        elif len(part) == 2 and part.isalpha() and (part.isupper() or _is_region(parts, part.lower())):
+            parts.append(part.upper())
         else:
-            parts.append(part.upper() if len(part) == 2 and part.isupper() else part.lower())
+            parts.append(part.lower())
     return "-".join(parts)
+
+
+def _is_region(parts: list[str], part: str) -> bool:
+    """Whether two small letters are a region (`zh-cn`) and not the other language of a direction."""
+    before = next(one for one in reversed(parts) if len(one) < 4 and one.islower())  # before a script
+    return f"{before}-{part}" in _REGIONAL
 
 
 def metric_tokenizer(language: str) -> str:
@@ -56,7 +57,7 @@ def metric_tokenizer(language: str) -> str:
     With the default `13a` a perfect Chinese sentence that differs in one character would score 0.
     """
     base = language.split("-")[0]
-    return "zh" if base in _CHINESE else "char" if base in _UNSPACED else "13a"
+    return "zh" if base in _CHINESE else "char" if base in _BY_CHARACTER else "13a"
 
 
 def is_direction(tag: str) -> bool:

@@ -55,6 +55,11 @@ def evaluate(
         raise ConfigError(
             "model.path is empty; name the folder of the weights, e.g. checkpoints/step-*/weights"
         )
+    if config.adapter.kind != "none" and not config.adapter.path:
+        raise ConfigError(
+            f"adapter.kind={config.adapter.kind} but adapter.path is empty; name the trained adapter, or judge the "
+            "backbone alone with adapter.kind=none"
+        )
     if config.adapter.language_path and not config.adapter.path:
         raise ConfigError("adapter.language_path lies below the adapter of a task; name that in adapter.path")
     found_rows, left_out = checked or check(config)
@@ -157,7 +162,7 @@ def _kind(config: RunConfig, name: str) -> str:
 
 def _line(row: Row, text: str) -> dict[str, Any]:
     truth = "label" if row.task.startswith("classification") else "reference"
-    shared = {"task": row.task, "language": row.language, "text": text}
+    shared = {"task": row.task, "language": row.language, "place": row.place, "text": text}
     return {**shared, "prediction": row.prediction, truth: row.truth}
 
 
@@ -237,7 +242,12 @@ _PREDICT: dict[str, Callable[[RunConfig, Folders, Rows, Report], Iterator[list[s
 
 def _without_rows(config: RunConfig, rows: Rows) -> dict[str, str]:
     """Why a language of the corpus, or of a test set, has no figure."""
-    reason = "no test rows: corpus.languages names it, and evaluation.sources holds no row in it"
-    named = {language: reason for language in sorted(config.corpus.languages) if language not in rows}
+    reason = "no test rows: the corpus has it, and evaluation.sources holds no row in it"
+    told = {
+        f"{source.task}:{tag}" if source.task else tag
+        for source in config.corpus.sources
+        if (tag := languages.normalize(source.language or ""))
+    }
+    named = {name: reason for name in sorted({*config.corpus.languages, *told}) if name not in rows}
     barren = [name for name, group in rows.items() if not group]
     return {**named, **dict.fromkeys(barren, "no test rows: its files hold none that can be scored")}

@@ -15,8 +15,9 @@ from mlray.corpus import packing, validation
 from mlray.corpus.packing import Piece
 from mlray.corpus.testsets import Case
 from mlray.corpus.windows import Window
-from mlray.models import adapters, tokenizer
+from mlray.models import adapters, backbone, tokenizer
 from mlray.objectives import answers, labels, multitask
+from mlray.objectives.checks import check_positions
 from mlray.objectives.table import OBJECTIVES, Task
 from mlray.schema import PackedBatch
 
@@ -95,13 +96,14 @@ class Judge:
             device: where the model computes.
 
         Raises:
-            ConfigError: it is none for the objective, or the adapter is none for it.
+            ConfigError: it is none for the objective, has fewer positions than a row, or the adapter is none for it.
         """
         objective = OBJECTIVES[config.objective.name]
         self._config = config
         tokens = tokenizer.load(folder, objective.special_tokens)
         self._labels = adapters.labels_of(adapter) if adapter else objective.labels_in(folder)
         self._model = objective.build(config, tokens, folder, self._labels)
+        check_positions(config, backbone.positions(self._model))
         if adapter:
             adapters.load(self._model, adapter, language, objective=config.objective.name)
         self._device = device

@@ -61,9 +61,8 @@ class _Model:
             raise ConfigError(
                 f"no safetensors checkpoint at {folder}: {str(error).splitlines()[0]}"
             ) from error
-        if not model.config.is_encoder_decoder:
-            # A decoder's own habits, such as a penalty, would write beside `config.evaluation`.
-            model.generation_config = transformers.GenerationConfig()
+        # A checkpoint's own habits, such as a penalty or another first token, would write beside `config.evaluation`.
+        model.generation_config = transformers.GenerationConfig()
         if adapter:
             adapters.load(self._packed(model), adapter, language, objective=self._objective)
         self._model = model.to(device).eval()
@@ -92,7 +91,14 @@ class _Model:
             mask[place, columns] = 1
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(int(np.random.SeedSequence([seed, 6, *rows[0]]).generate_state(1)[0]))
-            written = self._model.generate(input_ids=ids, attention_mask=mask, **_choice(config), **told)
+            written = self._model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                eos_token_id=self._encoder.end_id,
+                pad_token_id=self._encoder.pad_id,
+                **_choice(config),
+                **told,
+            )
         if continues:
             written = written[:, longest:]
         texts: list[str] = self._tokens.batch_decode(written, skip_special_tokens=True)
@@ -120,7 +126,8 @@ class Writer(_Model):
         positions = self._positions
         rows = [[of, *ids[: positions - 2], encoder.end_id] for ids in encoder.encode(texts)]
         longest = min(config.max_new_tokens, positions - 1)
-        written = self._write(rows, config, seed, forced_bos_token_id=into, max_new_tokens=longest)
+        told = {"decoder_start_token_id": encoder.end_id, "forced_bos_token_id": into}  # as in training
+        written = self._write(rows, config, seed, max_new_tokens=longest, **told)
         return [text.strip() for text in written]
 
     def check(self, directions: Collection[tuple[str, str]]) -> None:
@@ -149,8 +156,7 @@ class Continuer(_Model):
         longest = min(config.max_new_tokens, positions // 2)
         room = positions - 2 - longest
         rows = [[encoder.start_id, *ids[:room], encoder.end_id] for ids in encoder.encode(prompts)]
-        ends = {"eos_token_id": encoder.end_id, "pad_token_id": encoder.pad_id}
-        return self._write(rows, config, seed, max_new_tokens=longest, **ends)
+        return self._write(rows, config, seed, max_new_tokens=longest)
 
 
 def _choice(config: Evaluation) -> dict[str, Any]:

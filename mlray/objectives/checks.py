@@ -1,11 +1,11 @@
-"""What an objective refuses before anything is read: a model of another family, a corpus without what it learns."""
+"""What an objective refuses before it starts: another family, a corpus without what it learns, rows too long."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 from mlray import languages
-from mlray.config import ConfigError
+from mlray.config import ConfigError, RunConfig
 from mlray.config import Model as ModelConfig
 from mlray.config import Objective as ObjectiveConfig
 from mlray.corpus.sources import SourceFile
@@ -43,4 +43,19 @@ def check_sources(objective: ObjectiveConfig, files: Iterable[SourceFile]) -> No
     if objective.name == "multitask" and unfed:
         raise ConfigError(
             f"the task {min(unfed)!r} of objective.tasks has no source; set corpus.sources[].task of one to it"
+        )
+
+
+def check_positions(config: RunConfig, positions: int) -> None:
+    """Refuses rows that the model cannot read.
+
+    Raises:
+        ConfigError: `corpus.sequence_length` is longer than the model's positions.
+    """
+    texts = OBJECTIVES[config.objective.name].texts_in_row
+    if config.corpus.sequence_length // texts > positions:
+        raise ConfigError(
+            f"corpus.sequence_length={config.corpus.sequence_length} is longer than the model's {positions} positions"
+            + f" for each of {texts} texts" * (texts > 1)
+            + f"; lower it to {positions * texts} or raise model.max_positions"
         )

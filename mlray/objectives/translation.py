@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from mlray import languages
 from mlray.config import ConfigError, Objective
 from mlray.corpus.packing import Piece
 from mlray.corpus.windows import Window
@@ -27,12 +28,12 @@ def directions(names: Sequence[str]) -> list[tuple[str, str]]:
         ConfigError: a language is no direction.
     """
     for name in names:
-        if len(name.split("-")) != 2:
+        if not languages.is_direction(name):
             raise ConfigError(
                 f"objective.name=translation needs pairs in a language such as en-de, and the corpus has {name!r}; set "
                 "corpus.sources[].language"
             )
-    return [(name.split("-")[0], name.split("-")[1]) for name in names]
+    return [languages.halves(name) for name in names]
 
 
 @dataclass(frozen=True)

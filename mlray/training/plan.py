@@ -74,21 +74,6 @@ def make(
     )
 
 
-def check(config: RunConfig, positions: int) -> None:
-    """Refuses rows that the model cannot read.
-
-    Raises:
-        ConfigError: `corpus.sequence_length` is longer than the model's positions.
-    """
-    texts = OBJECTIVES[config.objective.name].texts_in_row
-    if config.corpus.sequence_length // texts > positions:
-        raise ConfigError(
-            f"corpus.sequence_length={config.corpus.sequence_length} is longer than the model's {positions} positions"
-            + f" for each of {texts} texts" * (texts > 1)
-            + f"; lower it to {positions * texts} or raise model.max_positions"
-        )
-
-
 def check_batches(config: RunConfig, manifest: Manifest) -> None:
     """Refuses batches of one language where a window cannot be made of them.
 

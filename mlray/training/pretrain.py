@@ -14,14 +14,14 @@ from typing import Any
 from rich.console import Console
 
 from mlray import storage
-from mlray.config import ConfigError, RunConfig, RunError
+from mlray.config import Adapter, ConfigError, RunConfig, RunError
 from mlray.corpus import lines, records, scan, sources, stream, testsets, validation
 from mlray.corpus import manifest as manifests
 from mlray.corpus.fields import Record
 from mlray.corpus.manifest import Manifest
 from mlray.corpus.windows import WindowReader
 from mlray.models import backbone, tokenizer
-from mlray.objectives.checks import check_family, check_sources
+from mlray.objectives.checks import check_family, check_positions, check_sources
 from mlray.objectives.table import OBJECTIVES
 from mlray.schema import SEPARATOR
 from mlray.training import checkpoint as checkpoints
@@ -65,6 +65,7 @@ def prepare(config: RunConfig) -> Prepared:
     """
     backbone.quiet()
     check_family(config.objective, config.model)
+    _check_adapter(config.adapter)
     console = Console(width=None if os.environ.get("COLUMNS") else 110)
     config = placed(config)
     folders = Folders.of(config)
@@ -90,13 +91,29 @@ def prepare(config: RunConfig) -> Prepared:
     if found:
         resume.check_backbone(config, found, model)
     fit.open_export(config, model, tokens)  # refuses an adapter, or a part to freeze, that the model has not
-    plan.check(config, backbone.positions(model))
+    check_positions(config, backbone.positions(model))
     plan.check_batches(config, manifest)
     outline = plan.make(config, manifest, fertility, model)
     plan.show(outline, manifest.refused_counts(), console)
     if OBJECTIVES[config.objective.name].labels_of:
         plan.show_order(outline, config.corpus.window_rows, console)
     return Prepared(config, folders, manifest, tokens, fertility, outline, found, console)
+
+
+def _check_adapter(adapter: Adapter) -> None:
+    """Refuses what a training would not use.
+
+    Raises:
+        ConfigError: a trained adapter, or one that lies below none.
+    """
+    if adapter.path:
+        raise ConfigError(
+            "adapter.path names a trained adapter to judge; leave it out, a training makes its own"
+        )
+    if adapter.language_path and adapter.kind == "none":
+        raise ConfigError(
+            "adapter.language_path lies below an adapter, and adapter.kind=none trains the whole model; set the kind"
+        )
 
 
 def _guarded(

@@ -202,7 +202,7 @@ def language_adapter(base: Path, folder: Path, seed: int) -> Path:
     wrapped = adapters.add(loaded, Adapter(kind="lora"))
     torch.manual_seed(seed)
     for parameter in trained(loaded).values():
-        parameter += 0.1 * torch.randn_like(parameter)
+        parameter += 0.05 * torch.randn_like(parameter)
     adapters.export(wrapped, digest, "masked", tiny.tokens(), trained(loaded), folder)
     assert adapters.digest(masked) == digest
     return folder
@@ -218,18 +218,19 @@ def test_a_language_is_swapped_below_a_task_that_stays(base: Path, tmp_path: Pat
     assert all(f".{adapters.TASK}." in name for name in trained(model))
     frozen = {n: p.detach().clone() for n, p in model.named_parameters() if f".{adapters.LANGUAGE}." in n}
     assert len(frozen) > 10
-    losses, _ = train(model, 10)
-    assert losses[-1] < losses[0]
+    rounds = [train(model, 20)[0] for _ in range(4)]
+    assert rounds[-1][-1] < 0.1 * rounds[0][0]
     after = dict(model.named_parameters())
     assert all(torch.equal(after[name], value) for name, value in frozen.items())
     adapters.export(wrapped, digest, "tagging", tiny.tokens(), trained(model), tmp_path / "task")
+    asked = labels.collate(packing.unpack(tagged(1)))[0]
     with torch.no_grad():
-        expected = model.eval()(**inputs())
+        expected = model.eval()(**asked)
         results = {}
         for name, folder in (("de", german), ("sw", swahili)):
             opened = test_labels.model("words", TAGS, folder=base)
             adapters.load(opened, tmp_path / "task", folder, objective="tagging")
-            results[name] = opened.eval()(**inputs())
+            results[name] = opened.eval()(**asked)
     alone = test_labels.model("words", TAGS, folder=base)
     with pytest.raises(
         ConfigError, match=r"was trained above a language adapter; name one in adapter\.language_path"
@@ -238,9 +239,11 @@ def test_a_language_is_swapped_below_a_task_that_stays(base: Path, tmp_path: Pat
     assert torch.allclose(results["de"], expected, atol=1e-6)
     assert float((results["sw"] - expected).abs().max()) > 1e-3
     assert np.isfinite(results["sw"].numpy()).all()
-    # The task stays: random language weights of this size leave nearly all of its answers as they were.
-    same = (results["sw"].argmax(-1) == expected.argmax(-1)).float().mean()
-    assert float(same) > 0.8
+    # The task stays: random language weights of this size leave most of the places that it found as they were.
+    found, kept = (logits.argmax(-1) == TAGS.index("B-LOC") for logits in (expected, results["sw"]))
+    assert 10 < int(found.sum()) < 0.3 * len(found)
+    assert int((kept & found).sum()) > 0.8 * int(found.sum())
+    assert int((kept & ~found).sum()) < 0.05 * len(found)
 
 
 @pytest.mark.parametrize("kind", ["lora", "ia3"])

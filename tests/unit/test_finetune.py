@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from mlray.config import ConfigError, RunConfig, RunError
+from mlray.evaluation import evaluate
+from mlray.evaluation.labelling import Judge
+from mlray.models import backbone
 from mlray.tuning import finetune
+from tests.unit import test_labels, tiny
 
 TRAINED = {"weights": "run/weights", "documents": {"de": 9.0}}
 
@@ -32,6 +38,34 @@ def test_an_adapter_is_judged_on_its_backbone_and_language_adapter() -> None:
 def test_only_an_adapter_can_be_merged() -> None:
     with pytest.raises(ConfigError, match=r"adapter\.kind=none leaves no adapter to merge"):
         finetune.finetune(config(), merged=True)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "complaint"),
+    [
+        ({"language_path": "de"}, r"adapter\.language_path lies below an adapter, and adapter\.kind=none"),
+        ({"kind": "lora", "path": "trained"}, r"adapter\.path names a trained adapter to judge"),
+    ],
+)
+def test_an_adapter_that_a_training_would_not_use_is_refused(adapter: dict[str, str], complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        finetune.finetune(config(adapter=adapter))
+
+
+def test_an_adapter_without_its_weights_is_not_judged() -> None:
+    with pytest.raises(ConfigError, match=r"adapter\.kind=lora but adapter\.path is empty"):
+        evaluate.evaluate(config(adapter={"kind": "lora"}))
+
+
+def test_rows_beyond_the_positions_of_a_model_are_not_judged(tmp_path: Path) -> None:
+    network = test_labels.model("words", test_labels.TAGS)  # 64 positions
+    weights = {name: parameter.detach() for name, parameter in network.named_parameters()}
+    backbone.export(network, tiny.tokens(), weights, tmp_path)
+    asked = config(model={"family": "bert", "path": str(tmp_path)}, objective={"name": "tagging"})
+    with pytest.raises(
+        ConfigError, match=r"corpus\.sequence_length=128 is longer than the model's 64 positions"
+    ):
+        Judge(asked, ["de"], tmp_path)
 
 
 def test_without_a_backbone_there_is_nothing_to_tune() -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
-from mlray.config import ConfigError, Objective
+from mlray.config import ConfigError, Objective, RunConfig
 from mlray.corpus import packing
 from mlray.corpus.windows import Window
-from mlray.models import tokenizer
+from mlray.evaluation import evaluate
+from mlray.models import backbone, tokenizer
 from mlray.objectives import labels, multitask
 from mlray.objectives.table import OBJECTIVES, Task
 from mlray.training import loop
@@ -91,7 +96,7 @@ def test_labels_are_named_after_their_task_and_strangers_are_refused() -> None:
             labels_of("a", "O", name, CONFIG)
 
 
-def test_both_heads_learn_in_one_run() -> None:
+def test_both_heads_learn_in_one_run_and_are_judged_in_one(tmp_path: Path) -> None:
     encoder = test_labels.encoder()
     table = packing.pack(window(), task().cutter(encoder, LENGTH), LENGTH, 0)
     model = test_labels.model("words", LABELS)
@@ -99,6 +104,42 @@ def test_both_heads_learn_in_one_run() -> None:
     batches = tiny.deal(table, 8) * 30
     engine = Engine(model, config, 1)
     losses = [step.loss for step in loop.steps(engine, batches, task(), config, start=0, seed=0)]
-    last = loop.validate(engine, tiny.deal(table, 8), task())
+    seen = window()
+    parts = [
+        Window(0, seen.text[n::2], seen.pair[n::2], [n] * 60, list(range(60))) for n in range(2)
+    ]  # as held-out rows are packed: each row in one language
+    cutter = task().cutter(encoder, LENGTH)
+    apart = pa.concat_tables(packing.pack(part, cutter, LENGTH, 0) for part in parts)
+    last = loop.validate(engine, tiny.deal(apart, 8), task())
     assert losses[-1] < 0.3 * losses[0]
     assert last["macro"]["accuracy"] > 0.9
+
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    backbone.export(model, tiny.tokens(), weights, tmp_path / "weights")
+    for name, number in (("mood", 0), ("ner", 1)):
+        rows = [
+            {"text": text, "label": pair}
+            for text, pair in zip(seen.text[number::2], seen.pair[number::2], strict=True)
+        ]
+        (tmp_path / f"{name}.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+        )
+    asked = RunConfig.model_validate({
+        "objective": CONFIG.model_dump(),
+        "model": {"family": "bert", "path": str(tmp_path / "weights")},
+        "corpus": {"sequence_length": LENGTH},
+        "evaluation": {"resamples": 10, "sources": [
+            {"uri": str(tmp_path / "mood.jsonl"), "pair": "label", "language": "en", "task": "mood"},
+            {"uri": str(tmp_path / "ner.jsonl"), "pair": "label", "language": "de", "task": "ner"},
+        ]},
+    })  # fmt: skip
+    report, predictions = evaluate.evaluate(asked, show_progress=False)
+    assert {task: list(cells) for task, cells in report.cells.items()} == {
+        "classification mood": ["en"],
+        "tagging ner": ["de"],
+    }
+    moods = [line for line in predictions if line["task"] == "classification mood"]
+    right = np.mean([line["prediction"] == line["label"] for line in moods])
+    assert report.cells["classification mood"]["en"]["accuracy"].value == pytest.approx(100 * right)
+    assert right == pytest.approx(last["mood:en"]["accuracy"])  # as the training measures it
+    assert report.cells["tagging ner"]["de"]["span F1"].value > 80

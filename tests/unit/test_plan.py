@@ -12,6 +12,7 @@ from mlray.config import ConfigError
 from mlray.corpus.lines import Chunk
 from mlray.corpus.manifest import ChunkEntry, Manifest, Part
 from mlray.corpus.sources import SourceFile
+from mlray.objectives.checks import check_positions
 from mlray.training import plan
 from tests.unit import tiny
 
@@ -72,7 +73,7 @@ def test_show_names_every_language_also_one_of_which_all_was_refused() -> None:
 def test_rows_longer_than_the_positions_are_refused() -> None:
     config = configuration.load(None, ["corpus.sequence_length=65"])
     with pytest.raises(ConfigError, match=r"lower it to 64 or raise model\.max_positions"):
-        plan.check(config, 64)
+        check_positions(config, 64)
 
 
 def test_a_window_that_leaves_files_in_their_order_is_told() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,9 @@ def test_what_is_no_direction_or_has_no_token_is_refused() -> None:
     encoder = tokenizer.encoder(tokens())
     with pytest.raises(ConfigError, match="in a language such as en-de, and the corpus has 'de'"):
         translation.pairs(encoder, ["en-de", "de"], LENGTH)
+    with pytest.raises(ConfigError, match="the corpus has 'pt-BR'"):
+        translation.pairs(encoder, ["pt-BR"], LENGTH)
+    assert translation.directions(["en-zh-Hans", "pt-BR-de"]) == [("en", "zh-Hans"), ("pt-BR", "de")]
     with pytest.raises(ConfigError, match="no token for the language 'fr', only for de, en"):
         translation.pairs(encoder, ["de-fr"], LENGTH)
     for name, family, fitting in (
@@ -190,6 +194,16 @@ def test_the_language_token_decides_what_is_written(
     texts = ["der Wasserkocher ist leise", "leise", "und schnell und"]
     config = Evaluation(num_beams=num_beams, max_new_tokens=32, batch_tokens=16)
     assert writer.translate(texts, "de", "de", config) == texts
+    told = json.loads((learnt[1] / "generation_config.json").read_text(encoding="utf-8"))
+    habits = {
+        **told,
+        "decoder_start_token_id": tokens().convert_tokens_to_ids("__de__"),
+        "repetition_penalty": 9.0,
+    }
+    (learnt[1] / "generation_config.json").write_text(json.dumps(habits), encoding="utf-8")
+    assert (
+        Writer(learnt[1]).translate(texts, "de", "de", config) == texts
+    )  # as it was trained, not as the file says
     backwards = [" ".join(reversed(text.split())) for text in texts]
     assert writer.translate(texts, "de", "en", config) == backwards
     with pytest.raises(ConfigError, match="no token for the language 'fr', only for de, en"):

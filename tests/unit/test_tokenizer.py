@@ -327,7 +327,9 @@ def test_fertility_by_hand() -> None:
     assert found["fr"] == {"tokens_per_char": 0.0, "tokens_per_word": 0.0, "unknown_share": 0.0}
 
 
-@pytest.mark.parametrize(("every", "size"), [(1, 4000), (2, 3000)])  # the characters' scores below all, and not
+@pytest.mark.parametrize(
+    ("every", "size"), [(1, 4000), (2, 3000)]
+)  # the characters' scores below all, and not
 def test_training_twice_gives_the_same_unigram_tokenizer(every: int, size: int) -> None:
     texts = sample_texts()[::every]
     settings = TokenizerConfig(vocab_size=size)

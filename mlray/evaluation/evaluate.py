@@ -166,29 +166,33 @@ def _line(row: Row, text: str) -> dict[str, Any]:
     return {**shared, "prediction": row.prediction, truth: row.truth}
 
 
-def _translate(config: RunConfig, folders: Folders, rows: Rows, _: Report) -> Iterator[list[str]]:
+def _translate(config: RunConfig, folders: Folders, rows: Rows, report: Report) -> Iterator[list[str]]:
     model, adapter, language = folders
     writer = Writer(model, adapter, language, _device())
     directions = translation.directions(list(rows))
     writer.check(directions)  # before any is translated
+    _tell_cuts(report, rows, writer.encoder, writer.room)
     for (source, target), group in zip(directions, rows.values(), strict=True):
         for part in _slices(group):
             texts = [row.text for row in part]
             yield writer.translate(texts, source, target, config.evaluation, config.run.seed)
 
 
-def _continue(config: RunConfig, folders: Folders, rows: Rows, _: Report) -> Iterator[list[str]]:
+def _continue(config: RunConfig, folders: Folders, rows: Rows, report: Report) -> Iterator[list[str]]:
     model, adapter, language = folders
     continuer = Continuer(model, adapter, language, _device())
+    _tell_cuts(report, rows, continuer.encoder, continuer.room(config.evaluation))
     for group in rows.values():
         for part in _slices(group):
             yield continuer.write([row.text for row in part], config.evaluation, config.run.seed)
 
 
-def _label(config: RunConfig, folders: Folders, rows: Rows, _: Report) -> Iterator[list[str]]:
+def _label(config: RunConfig, folders: Folders, rows: Rows, report: Report) -> Iterator[list[str]]:
     model, adapter, language = folders
     judge = Judge(config, list(rows), model, adapter, language, _device())
     judge.cuts.check(rows)  # a bad row is told before the model reads any
+    whole = {name: group for name, group in rows.items() if labelling.kind(config, name) == "classification"}
+    _tell_cuts(report, whole, judge.cuts.encoder, config.corpus.sequence_length - 2)
     for name, group in rows.items():
         for part in _slices(group):
             yield judge.label(part, name)
@@ -196,11 +200,22 @@ def _label(config: RunConfig, folders: Folders, rows: Rows, _: Report) -> Iterat
 
 def _find(config: RunConfig, folders: Folders, rows: Rows, report: Report) -> Iterator[list[str]]:
     model, adapter, language = folders
-    finder = Finder(TextEmbedder(config, model, adapter, language, _device()), rows)
+    embedder = TextEmbedder(config, model, adapter, language, _device())
+    _tell_cuts(report, rows, embedder.encoder, embedder.room)
+    finder = Finder(embedder, rows)
     if mixed := finder.mixed(config.evaluation.resamples):
         report.cells["mixed pool"] = mixed
     for name in rows:
         yield from finder.find(name)
+
+
+def _tell_cuts(report: Report, rows: Rows, encoder: tokenizer.Encoder, room: int) -> None:
+    """Counts the texts of which the model does not see the end."""
+    longer = {
+        name: sum(len(ids) > room for ids in encoder.encode([case.text for case in group]))
+        for name, group in rows.items()
+    }
+    report.about["cut_off"] = {name: number for name, number in longer.items() if number}
 
 
 def _device() -> str:

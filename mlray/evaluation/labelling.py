@@ -29,8 +29,8 @@ class Cuts:
         """What cuts rows in the languages `names` (`de`, or `ner:de` of a multi-task model) for a model's labels."""
         self._config, self._names, self._labels = config, names, labels
         self.task = Task(config.objective, tokenizer.vocabulary(tokens), names, config.run.seed, labels)
-        self._cutter = self.task.cutter(tokenizer.encoder(tokens), config.corpus.sequence_length)
-        self.pad_id = self._cutter.encoder.pad_id
+        self.encoder = tokenizer.encoder(tokens)
+        self._cutter = self.task.cutter(self.encoder, config.corpus.sequence_length)
 
     def check(self, rows: Mapping[str, Sequence[Case]]) -> None:
         """Cuts the rows of every language, for the errors of `pieces`."""
@@ -122,7 +122,7 @@ class Judge:
         pieces = self.cuts.pieces(rows, name)
         numbered = [piece._replace(document=number) for number, piece in enumerate(pieces)]
         length = self._config.corpus.sequence_length
-        table = packing.pack_pieces(numbered, self.cuts.pad_id, length, 0, seed=0)
+        table = packing.pack_pieces(numbered, self.cuts.encoder.pad_id, length, 0, seed=0)
         found: dict[int, list[np.ndarray]] = {}
         for batch in validation.batches(table, self._config.train.micro_batch_size):
             for place, logits_K in self._forward(batch):

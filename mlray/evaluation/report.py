@@ -69,6 +69,11 @@ def show(report: Report, console: Console) -> None:
     for task, reasons in report.empty.items():
         for language, reason in reasons.items():
             console.print(f"{task}, {language}: {reason}", markup=False)
+    for language, number in report.about.get("cut_off", {}).items():
+        console.print(
+            f"{language}: {number:,} texts are longer than a row, and were judged without their end",
+            markup=False,
+        )
     if left_out := report.about.get("left_out"):
         console.print(f"{len(left_out):,} bad rows were left out, the first: {left_out[0]}", markup=False)
 

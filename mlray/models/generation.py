@@ -67,7 +67,7 @@ class _Model:
             adapters.load(self._packed(model), adapter, language, objective=self._objective)
         self._model = model.to(device).eval()
         self._tokens = tokenizers.load(folder, self._needed)
-        self._encoder = tokenizers.encoder(self._tokens)
+        self.encoder = tokenizers.encoder(self._tokens)
         self._positions = int(model.config.max_position_embeddings)
 
     def _write(self, rows: list[list[int]], config: Evaluation, seed: int, **told: Any) -> list[str]:
@@ -83,7 +83,7 @@ class _Model:
     def _batch(self, rows: list[list[int]], config: Evaluation, seed: int, told: dict[str, Any]) -> list[str]:
         longest, device = max(map(len, rows)), self._model.device
         continues = not self._model.config.is_encoder_decoder
-        ids = torch.full((len(rows), longest), self._encoder.pad_id, device=device)
+        ids = torch.full((len(rows), longest), self.encoder.pad_id, device=device)
         mask = torch.zeros_like(ids)
         for place, row in enumerate(rows):
             columns = slice(longest - len(row), None) if continues else slice(len(row))
@@ -94,8 +94,8 @@ class _Model:
             written = self._model.generate(
                 input_ids=ids,
                 attention_mask=mask,
-                eos_token_id=self._encoder.end_id,
-                pad_token_id=self._encoder.pad_id,
+                eos_token_id=self.encoder.end_id,
+                pad_token_id=self.encoder.pad_id,
                 **_choice(config),
                 **told,
             )
@@ -120,15 +120,19 @@ class Writer(_Model):
         Raises:
             ConfigError: the tokenizer knows one of the languages not.
         """
-        encoder = self._encoder
+        encoder = self.encoder
         self.check([(source, target)])
         of, into = encoder.language_ids[source], encoder.language_ids[target]
-        positions = self._positions
-        rows = [[of, *ids[: positions - 2], encoder.end_id] for ids in encoder.encode(texts)]
-        longest = min(config.max_new_tokens, positions - 1)
+        rows = [[of, *ids[: self.room], encoder.end_id] for ids in encoder.encode(texts)]
+        longest = min(config.max_new_tokens, self._positions - 1)
         told = {"decoder_start_token_id": encoder.end_id, "forced_bos_token_id": into}  # as in training
         written = self._write(rows, config, seed, max_new_tokens=longest, **told)
         return [text.strip() for text in written]
+
+    @property
+    def room(self) -> int:
+        """Tokens of a text that are read."""
+        return self._positions - 2
 
     def check(self, directions: Collection[tuple[str, str]]) -> None:
         """Refuses directions from or into a language that has no token.
@@ -136,7 +140,7 @@ class Writer(_Model):
         Raises:
             ConfigError: it names the language and those that have one.
         """
-        known = self._encoder.language_ids
+        known = self.encoder.language_ids
         missing = [language for both in directions for language in both if language not in known]
         if missing:
             raise ConfigError(
@@ -152,11 +156,13 @@ class Continuer(_Model):
 
     def write(self, prompts: list[str], config: Evaluation, seed: int = 0) -> list[str]:
         """What follows each prompt up to the end, in order; a prompt's last tokens give way to `max_new_tokens`."""
-        encoder, positions = self._encoder, self._positions
-        longest = min(config.max_new_tokens, positions // 2)
-        room = positions - 2 - longest
+        encoder, room = self.encoder, self.room(config)
         rows = [[encoder.start_id, *ids[:room], encoder.end_id] for ids in encoder.encode(prompts)]
-        return self._write(rows, config, seed, max_new_tokens=longest)
+        return self._write(rows, config, seed, max_new_tokens=self._positions - 2 - room)
+
+    def room(self, config: Evaluation) -> int:
+        """Tokens of a prompt that are read."""
+        return self._positions - 2 - min(config.max_new_tokens, self._positions // 2)
 
 
 def _choice(config: Evaluation) -> dict[str, Any]:

@@ -75,8 +75,3 @@ def collate(batch: PackedBatch) -> tuple[dict[str, torch.Tensor], np.ndarray]:
         "predicted_N": torch.from_numpy(learnt_N - 1),
     }
     return model, targets_BT.ravel()[learnt_N].astype(np.int64)
-
-
-def loss(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
-    """Sum of the negative log-likelihoods (nats) of the next tokens, in fp32; 0 for none, with a gradient."""
-    return torch.nn.functional.cross_entropy(logits_NV.float(), targets_N, reduction="sum")

@@ -44,8 +44,9 @@ class TextEmbedder:
         )
         if adapter:
             adapters.load(self._model, adapter, language, objective="contrastive")
-        self._encoder = tokenizer.encoder(tokens)
+        self.encoder = tokenizer.encoder(tokens)
         self._length = min(config.corpus.sequence_length, backbone.positions(self._model))
+        self.room = self._length - 2
         self._device = device
         self._model.to(device).eval()
 
@@ -60,10 +61,10 @@ class TextEmbedder:
 
     def stream(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The same in parts: places (n,) in `texts`, and their vectors (n, H)."""
-        start, end, room = self._encoder.start_id, self._encoder.end_id, self._length - 2
+        start, end, room = self.encoder.start_id, self.encoder.end_id, self.room
         pieces = [
             Piece(tokens, 0, number, texts=((len(tokens), number),))
-            for number, ids in enumerate(self._encoder.encode(texts))
+            for number, ids in enumerate(self.encoder.encode(texts))
             for tokens in [[start, *ids[:room], end]]
         ]
         lengths = [len(piece.tokens) for piece in pieces]
@@ -71,10 +72,10 @@ class TextEmbedder:
         for first in range(0, len(rows), _ROWS):
             places = [number for row in rows[first : first + _ROWS] for number in row]
             table = packing.pack_pieces(
-                [pieces[i] for i in places], self._encoder.pad_id, self._length, 0, seed=0
+                [pieces[i] for i in places], self.encoder.pad_id, self._length, 0, seed=0
             )
             batch = packing.unpack(table)
-            inputs, _ = pairing.collate(batch, self._encoder.pad_id, np.zeros((1, 2), np.int64))
+            inputs, _ = pairing.collate(batch, self.encoder.pad_id, np.zeros((1, 2), np.int64))
             yield batch.documents_D, self._forward(inputs)
 
     @torch.inference_mode()

@@ -154,8 +154,3 @@ def collate(batch: PackedBatch) -> tuple[dict[str, torch.Tensor], np.ndarray]:
         "labelled_N": torch.from_numpy(labelled_N),
     }
     return model, targets_BT.ravel()[labelled_N].astype(np.int64)
-
-
-def loss(logits_NK: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
-    """Sum of the negative log-likelihoods (nats), in fp32."""
-    return torch.nn.functional.cross_entropy(logits_NK.float(), targets_N, reduction="sum")

@@ -1,4 +1,4 @@
-"""Masked language modelling: which tokens are hidden, and the loss on them.
+"""Masked language modelling: which tokens are hidden.
 
 BERT's 80/10/10 rule (Devlin et al. 2019) with masks drawn anew each time a row is seen; whole-word option;
 with translation pairs as documents it is the TLM of XLM (Conneau and Lample 2019) as XLM-R types of model can read it:
@@ -9,7 +9,6 @@ tokens, N masked positions, V vocabulary.
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from mlray.config import Objective
 from mlray.models.tokenizer import Vocabulary
@@ -45,8 +44,3 @@ def mask(
     changed_BT[swap_BT] = random_BT[swap_BT]
     masked_N = np.flatnonzero(hidden_BT)
     return changed_BT, masked_N, tokens_BT.ravel()[masked_N].astype(np.int64)
-
-
-def loss(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
-    """Sum of the negative log-likelihoods (nats) of the hidden tokens, in fp32; 0 for none, with a gradient."""
-    return torch.nn.functional.cross_entropy(logits_NV.float(), targets_N, reduction="sum")

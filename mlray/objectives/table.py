@@ -23,7 +23,6 @@ from mlray.objectives import (
     denoising,
     distillation,
     labels,
-    masked,
     multitask,
     pairing,
     translation,
@@ -77,6 +76,11 @@ class Task:
         return scores(logits.float(), inputs.targets_N.to(logits.device), self)
 
 
+def negative_log_likelihood(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+    """Sum over N in nats, in fp32; 0 for none, with a gradient."""
+    return torch.nn.functional.cross_entropy(logits_NV.float(), targets_N, reduction="sum")
+
+
 def _scores(logits_NV: torch.Tensor, targets_N: torch.Tensor, _: Task) -> tuple[torch.Tensor, torch.Tensor]:
     losses_N = torch.nn.functional.cross_entropy(logits_NV, targets_N, reduction="none")
     return losses_N, logits_NV.argmax(-1) == targets_N
@@ -91,10 +95,12 @@ class Objective:
     build: Callable[[RunConfig, Any, Path | str | None, list[str]], Any]
     """(configuration, tokenizer, folder or None, labels) -> model."""
     collate: Callable[[PackedBatch, Task], Inputs]
-    loss: Callable[[torch.Tensor, torch.Tensor, Task], torch.Tensor] | None
-    """(logits_NV, targets_N, task) -> sum over N, in nats; None for the contrastive one, over the global batch."""
     families: Collection[str]
     """Of models that it trains."""
+    loss: Callable[[torch.Tensor, torch.Tensor, Task], torch.Tensor] | None = lambda logits_NV, targets_N, _: (
+        negative_log_likelihood(logits_NV, targets_N)
+    )
+    """(logits_NV, targets_N, task) -> sum over N, in nats; None for the contrastive one, over the global batch."""
     teacher: Callable[[RunConfig], Encoder | None] = lambda _: None
     """Opens the tokenizer of a teacher, for objectives that have one."""
     special_tokens: tuple[str, ...] = ("pad_token",)
@@ -134,7 +140,6 @@ class Head:
             cutter=lambda encoder, task, length: self.cutter(encoder, labels.numbered(task.labels), length),
             build=lambda config, tokens, folder, names: self.build(config.model, tokens, folder, names),
             collate=lambda batch, _: collation.labels_of(batch),
-            loss=lambda logits_NK, targets_N, _: labels.loss(logits_NK, targets_N),
             families=labeller.FAMILIES,
             labels_of=lambda text, pair, _, __: self.labels_of(text, pair),
             labels_in=self.labels_in,
@@ -167,7 +172,6 @@ OBJECTIVES = {
         cutter=lambda encoder, _, sequence_length: Texts(encoder, sequence_length),
         build=lambda config, tokens, folder, _: backbone.build(config.model, tokens, folder),
         collate=lambda batch, task: collation.masks(batch, task.vocabulary, task.objective, task.seed),
-        loss=lambda logits_NV, targets_N, _: masked.loss(logits_NV, targets_N),
         families=tuple(backbone.FAMILIES),
         special_tokens=("mask_token", "pad_token"),
     ),
@@ -175,7 +179,6 @@ OBJECTIVES = {
         cutter=lambda encoder, _, sequence_length: causal.Continuations(encoder, sequence_length),
         build=lambda config, tokens, folder, _: decoder.build(config.model, tokens, folder),
         collate=lambda batch, task: collation.continuations(batch, task.vocabulary),
-        loss=lambda logits_NV, targets_N, _: causal.loss(logits_NV, targets_N),
         families=tuple(decoder.FAMILIES),
         special_tokens=("eos_token",),  # nobody reads padding, and GPT-2 has none
     ),

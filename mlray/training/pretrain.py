@@ -84,7 +84,8 @@ def prepare(config: RunConfig) -> Prepared:
     _check_early_stopping(config, manifest)
     tokens = _tokenizer(config, folders, manifest, resumes=found is not None)
     _labels(config, folders, manifest, resumes=found is not None)
-    fertility = tokenizer.fertility(tokens, validation.texts(manifest))
+    room = config.corpus.sequence_length // OBJECTIVES[config.objective.name].texts_in_row - 2
+    fertility = tokenizer.fertility(tokens, validation.texts(manifest), room)
     report.show_fertility(fertility, console)
     fit.open_cutter(config, tokens, manifest)  # refuses what is no corpus for the objective
     model = fit.open_model(config, tokens)

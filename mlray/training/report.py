@@ -151,7 +151,7 @@ def _cells(first: dict[str, float] | None, last: dict[str, float] | None) -> lis
 def show_fertility(fertility: dict[str, dict[str, float]], console: Console) -> None:
     """Prints what each language costs in tokens."""
     table = Table(title="Tokenizer", title_justify="left")
-    for heading in ("language", "tokens/char", "tokens/word", "unknown"):
+    for heading in ("language", "tokens/char", "tokens/word", "unknown", "longer than a row"):
         table.add_column(heading, justify="left" if heading == "language" else "right")
     for name, row in fertility.items():
         table.add_row(
@@ -159,5 +159,6 @@ def show_fertility(fertility: dict[str, dict[str, float]], console: Console) -> 
             f"{row['tokens_per_char']:.3f}",
             f"{row['tokens_per_word']:.2f}",
             f"{row['unknown_share']:.2%}",
+            f"{row['longer_share']:.1%}",
         )
     console.print(table)

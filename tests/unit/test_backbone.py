@@ -15,7 +15,7 @@ from mlray.corpus import packing
 from mlray.corpus.packing import Piece
 from mlray.models import backbone, tokenizer
 from mlray.models.backbone import MaskedEncoder
-from mlray.objectives import masked
+from mlray.objectives.table import negative_log_likelihood
 from mlray.schema import PackedBatch
 from tests.unit import tiny
 
@@ -134,7 +134,7 @@ def test_a_document_is_blind_to_its_neighbours(family: str) -> None:
         places = torch.from_numpy(rows * T + columns)[start : start + 60 : 3]
         model.zero_grad()
         out = model(*tensors(batch), places)
-        masked.loss(out, torch.tensor(mine[::3])).backward()
+        negative_log_likelihood(out, torch.tensor(mine[::3])).backward()
         gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
         results.append((out.detach(), gradient))
     for out, gradient in results[1:]:

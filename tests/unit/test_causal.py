@@ -23,7 +23,7 @@ from mlray.models import adapters, backbone, decoder, freezing, tokenizer
 from mlray.models.generation import Continuer, Writer
 from mlray.objectives import causal
 from mlray.objectives.checks import check_family
-from mlray.objectives.table import OBJECTIVES, Task
+from mlray.objectives.table import OBJECTIVES, Task, negative_log_likelihood
 from mlray.schema import NO_TARGET, PackedBatch
 from mlray.training import loop, plan
 from mlray.training.engine import Engine
@@ -255,7 +255,9 @@ def test_collate_predicts_inside_documents_by_hand() -> None:
     assert targets_N.tolist() == [a, b, c, 2, e, 2]
     logits = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, 0.5]])
     expected = -torch.log_softmax(logits, -1)[[0, 1], [1, 2]].sum()
-    assert float(causal.loss(logits.bfloat16(), torch.tensor([1, 2]))) == pytest.approx(float(expected))
+    assert float(negative_log_likelihood(logits.bfloat16(), torch.tensor([1, 2]))) == pytest.approx(
+        float(expected)
+    )
 
 
 # ---- what is learnt

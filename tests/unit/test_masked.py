@@ -14,7 +14,7 @@ from mlray.corpus import packing
 from mlray.corpus.packing import Piece
 from mlray.models.tokenizer import Vocabulary
 from mlray.objectives import masked
-from mlray.objectives.table import Task
+from mlray.objectives.table import Task, negative_log_likelihood
 from mlray.schema import PackedBatch
 
 START, PAD, END, UNKNOWN, MASK = range(5)
@@ -199,13 +199,15 @@ def test_loss_equals_a_float64_sum(dtype: torch.dtype, scale: float) -> None:
     for logits, target in zip(logits_NV.double().tolist(), targets_N, strict=True):
         top = max(logits)
         expected += math.log(sum(math.exp(value - top) for value in logits)) + top - logits[target]
-    assert float(masked.loss(logits_NV, torch.tensor(targets_N))) == pytest.approx(expected, rel=1e-6)
+    assert float(negative_log_likelihood(logits_NV, torch.tensor(targets_N))) == pytest.approx(
+        expected, rel=1e-6
+    )
 
 
 def test_no_prediction_costs_nothing_and_still_has_a_gradient() -> None:
     hidden = torch.ones(0, 4, requires_grad=True)
     weight = torch.ones(4, 9, requires_grad=True)
-    loss = masked.loss(hidden @ weight, torch.zeros(0, dtype=torch.long))
+    loss = negative_log_likelihood(hidden @ weight, torch.zeros(0, dtype=torch.long))
     loss.backward()
     assert loss.item() == 0.0
     assert weight.grad is not None

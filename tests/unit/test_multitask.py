@@ -143,3 +143,6 @@ def test_both_heads_learn_in_one_run_and_are_judged_in_one(tmp_path: Path) -> No
     assert report.cells["classification mood"]["en"]["accuracy"].value == pytest.approx(100 * right)
     assert right == pytest.approx(last["mood:en"]["accuracy"])  # as the training measures it
     assert report.cells["tagging ner"]["de"]["span F1"].value > 80
+    lengths = [len(ids) for ids in encoder.encode(seen.text[0::2])]
+    assert report.about["cut_off"] == {"mood:en": sum(length > LENGTH - 2 for length in lengths)}
+    assert 0 < report.about["cut_off"]["mood:en"] < 60

@@ -169,7 +169,7 @@ def test_characters_of_byte_tokens_are_those_of_the_text(
     found = tokenizer.vocabulary(over_bytes)
     for text, ids in zip(WRITTEN, tokenizer.encoder(over_bytes).encode(WRITTEN), strict=True):
         assert int(found.characters_V[ids].sum()) == len(text)
-    assert tokenizer.fertility(over_bytes, {"x": WRITTEN})["x"]["unknown_share"] == 0
+    assert tokenizer.fertility(over_bytes, {"x": WRITTEN}, 9)["x"]["unknown_share"] == 0
 
 
 def test_training_bytes_twice_gives_the_same_tokenizer() -> None:
@@ -318,13 +318,28 @@ def test_fertility_by_hand() -> None:
     merges = [("▁", "a"), ("▁a", "b")]
     vocabulary = numbered([*tokens, "a"])
     fast = fast_tokenizer(models.BPE(vocabulary, merges, unk_token="[UNK]"), pre_tokenizers.Metaspace())
-    found = tokenizer.fertility(fast, {"zh": ["中文"], "en": ["ab ab", "abb x"], "fr": []})
+    found = tokenizer.fertility(fast, {"zh": ["中文"], "en": ["ab ab", "abb x"], "fr": []}, 3)
     assert list(found) == ["en", "fr", "zh"]
     # ▁ab ▁ab | ▁ab b ▁ [UNK]: 6 tokens for 10 characters, 4 words, 1 unknown.
-    assert found["en"] == {"tokens_per_char": 0.6, "tokens_per_word": 1.5, "unknown_share": 1 / 6}
+    assert found["en"] == {
+        "tokens_per_char": 0.6,
+        "tokens_per_word": 1.5,
+        "unknown_share": 1 / 6,
+        "longer_share": 0.5,
+    }
     # ▁ 中 文: 3 tokens for 2 characters, which are 2 words.
-    assert found["zh"] == {"tokens_per_char": 1.5, "tokens_per_word": 1.5, "unknown_share": 0.0}
-    assert found["fr"] == {"tokens_per_char": 0.0, "tokens_per_word": 0.0, "unknown_share": 0.0}
+    assert found["zh"] == {
+        "tokens_per_char": 1.5,
+        "tokens_per_word": 1.5,
+        "unknown_share": 0.0,
+        "longer_share": 0.0,
+    }
+    assert found["fr"] == {
+        "tokens_per_char": 0.0,
+        "tokens_per_word": 0.0,
+        "unknown_share": 0.0,
+        "longer_share": 0.0,
+    }
 
 
 @pytest.mark.parametrize(

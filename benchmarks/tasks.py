@@ -1,6 +1,7 @@
 """A fine-tuning's figures beside the peers of its data set: `python benchmarks/tasks.py runs/ner-wikiann6`.
 
-Keeps `report.json` and the evaluation of a finished run as `results/<run>.json`, without the places of this machine,
+A run with other settings than those of a ready configuration names that and them, for its command:
+`python benchmarks/tasks.py runs/reviews-amcd-lora finetune_amcd.yaml adapter.kind=lora ...`. Keeps `report.json` and the evaluation of a finished run as `results/<run>.json`, without the places of this machine,
 and prints the table that `benchmarks/README.md` shows.
 """
 
@@ -36,13 +37,14 @@ PEERS: dict[str, tuple[str, str, dict[str, float]]] = {
     ),
     "intent-banking77": ("accuracy", "TF-IDF + SVC (ar: MSA alone)", {"en": 91.2, "ar": 88.1}),
     "reviews-amcd": ("MCC", "TF-IDF + SVC", {"en": 74.4, "de": 80.4, "ja": 56.7}),
+    "reviews-amcd-lora": ("MCC", "TF-IDF + SVC", {"en": 74.4, "de": 80.4, "ja": 56.7}),
 }
 """Run -> metric, and the figures of the data set's own description."""
 _EVERY = 20
 """Of the losses one in so many is kept."""
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, settings: list[str]) -> None:
     """Writes the JSON and prints the table."""
     training = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     judged = folder / "evaluation" / "report.json"
@@ -51,7 +53,7 @@ def main(folder: Path) -> None:
     name = training["run"]
     job = "finetune" if judged.exists() else "pretrain"
     body = {
-        "command": f"python jobs/{job}.py --config jobs/configs/{config_of(name)}",
+        "command": f"python jobs/{job}.py --config jobs/configs/{' '.join(settings or [config_of(name)])}",
         "date": date.today().isoformat(),
         "training": training,
         "evaluation": evaluation,
@@ -94,4 +96,4 @@ def floor(name: str) -> tuple[str, str, dict[str, float]]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import asdict, dataclass
 from itertools import chain, islice, zip_longest
 from typing import Any
@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from mlray import languages
-from mlray.config import ConfigError, Objective, RunConfig
+from mlray import languages, storage
+from mlray.config import ConfigError, Objective, RunConfig, Source
 from mlray.corpus import lines, sources, testsets
 from mlray.corpus.cleaning import fold
 from mlray.corpus.testsets import Case
@@ -34,6 +34,10 @@ character as much of twenty in scripts without spaces, where five would be a phr
 _BANDS, _BAND_ROWS = 25, 5
 """A pair at the threshold becomes a candidate with probability 1 - (1 - 0.8^5)^25 = 0.99995."""
 _EXAMPLES = 3
+_NO_ID = {"", "nan", "None"}
+"""A missing one; a column of numbers writes it as NaN."""
+Space = tuple[str, str]
+"""Data set and column of an id: of another set, or in another column, the same id is another row's."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +61,8 @@ class Cell:
     near: int
     """Not exact, but nearly the same text."""
     translated: int | None
-    """Their translation is there: by its text, or by the id (`part_by`) that a row shares with its translations. None
-    where the test rows have neither a translation beside them nor an id."""
+    """Their translation is there: by its text, or by the id (`part_by`) that a row shares with its translations in the
+    same data set. None where the test rows have neither a translation beside them nor an id."""
     leaked: int
     """Any of the three."""
     examples: tuple[Example, ...]
@@ -91,9 +95,12 @@ def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
 
 
 class Index:
-    """The test rows as training texts are matched with them; the pair of a row is its translation, or empty."""
+    """The test rows as training texts are matched with them; the pair of a row is its translation, or empty.
 
-    def __init__(self, rows: testsets.Rows) -> None:
+    `spaces` are those of the ids in each file.
+    """
+
+    def __init__(self, rows: testsets.Rows, spaces: Mapping[str, Set[Space]]) -> None:
         self.cases: list[tuple[str, Case]] = [
             (language, case) for language, group in rows.items() for case in group
         ]
@@ -101,13 +108,14 @@ class Index:
         """Kind -> number of the test row -> where it was met first."""
         self._texts: dict[str, list[int]] = {}
         self._pairs: dict[str, list[int]] = {}
-        self._keys: dict[str, list[int]] = {}
+        self._ids: dict[tuple[Space, str], list[int]] = {}
         for number, (_, case) in enumerate(self.cases):
             self._texts.setdefault(fold(case.text), []).append(number)
             if case.pair:
                 self._pairs.setdefault(fold(case.pair), []).append(number)
-            if case.key:
-                self._keys.setdefault(case.key, []).append(number)
+            if _is_id(case.key):
+                for space in spaces[case.file]:
+                    self._ids.setdefault((space, case.key), []).append(number)
         self._shingles = {text: shingles(text) for text in self._texts}
         self._known = frozenset(chain.from_iterable(self._shingles.values()))
         self._empty = MinHash(_BANDS * _BAND_ROWS)
@@ -115,17 +123,20 @@ class Index:
         for text, own in self._shingles.items():
             self._lsh.insert(text, self._sketch(own))
 
-    def meet(self, text: str, file: str, row: int, *, key: str = "", is_translation: bool = False) -> None:
-        """Matches a training text with its id, or the translation beside one, with every test row."""
+    def meet(self, text: str, file: str, row: int, *, is_translation: bool = False) -> None:
+        """Matches a training text, or the translation beside one, with every test row."""
         folded = fold(text)
         same = self._texts.get(folded, [])
         self._note(EXACT, same, file, row)
         self._note(TRANSLATED, self._pairs.get(folded, []), file, row)
         if is_translation:
             self._note(TRANSLATED, same, file, row)
-        self._note(TRANSLATED, self._keys.get(key, []) if key else [], file, row)
         for other in self.near(folded):
             self._note(NEAR, self._texts[other], file, row)
+
+    def meet_id(self, key: str, space: Space, file: str, row: int) -> None:
+        """Matches the id of a training row with those of the test rows."""
+        self._note(TRANSLATED, self._ids.get((space, key), []), file, row)
 
     def near(self, folded: str) -> list[str]:
         """The folded texts of the test set that nearly are this one, and not quite."""
@@ -153,7 +164,7 @@ class Index:
         ]
         examples = (example for turn in zip_longest(*met) for example in turn if example)
         leaked = len({*exact, *near, *translated})
-        checked = any(self.cases[number][1].pair or self.cases[number][1].key for number in numbers)
+        checked = any(self.cases[number][1].pair or _is_id(self.cases[number][1].key) for number in numbers)
         return Cell(
             len(numbers),
             len(exact),
@@ -173,6 +184,10 @@ class Index:
         sketch = self._empty.copy()
         sketch.update_batch([shingle.encode() for shingle in own])
         return sketch
+
+
+def _is_id(key: str) -> bool:
+    return key.strip() not in _NO_ID
 
 
 def translation_of(language: str, pair: str, objective: Objective) -> str:
@@ -195,20 +210,25 @@ def check(config: RunConfig, *, show_progress: bool = True) -> Leakage:
             "corpus.sources is empty; name the training text that the test sets are to be kept out of"
         )
     groups, left_out = testsets.read(config, distinct=OBJECTIVES[config.objective.name].distinct)
+    spaces: dict[str, set[Space]] = {}
+    for file, space in _files(config.evaluation.sources, config).items():
+        spaces.setdefault(file.uri, set()).add(space)  # two sources may read it by two columns
     index = Index(
         {
             language: [
                 case._replace(pair=translation_of(language, case.pair, config.objective)) for case in group
             ]
             for language, group in sorted(groups.items())
-        }
+        },
+        spaces,
     )
     counts = {"training_rows": 0, "skipped": 0}
-    files = testsets.files_of(config.corpus.sources, config)
+    files = _files(config.corpus.sources, config)
     off = not (show_progress and sys.stderr.isatty())
     for file in track(files, "training files", console=Console(stderr=True), transient=True, disable=off):
         for row, text, pair, key in _training(file, config, counts):
-            index.meet(text, file.uri, row, key=key)
+            index.meet(text, file.uri, row)
+            index.meet_id(key, files[file], file.uri, row)
             if pair:
                 index.meet(pair, file.pair_uri or file.uri, row, is_translation=True)
     about = {
@@ -219,6 +239,23 @@ def check(config: RunConfig, *, show_progress: bool = True) -> Leakage:
         "near": f"Jaccard >= {THRESHOLD} of {LETTERS} letters ({UNSPACED_LETTERS} in scripts without spaces)",
     }
     return Leakage(about, index.cells())
+
+
+def _files(wanted: tuple[Source, ...], config: RunConfig) -> dict[sources.SourceFile, Space]:
+    """The files of sources, and what the ids in each are told apart by."""
+    found: dict[sources.SourceFile, Space] = {}
+    for source in wanted:
+        for file in testsets.files_of((source,), config):
+            found.setdefault(file, (_data_set(source.uri, file.uri), source.part_by or ""))
+    return found
+
+
+def _data_set(source: str, file: str) -> str:
+    """The folder that a source names or its one file lies in; of `hf://` the name without configuration and split."""
+    if source.startswith("hf://"):
+        return ":".join(source.split(":")[:2])
+    place = storage.absolute(source).rstrip("/")
+    return place.rpartition("/")[0] if place == file else place
 
 
 def _training(

@@ -143,6 +143,75 @@ def test_a_translation_is_found_by_the_id_that_it_shares(tmp_path: Path) -> None
     }
 
 
+def identified(folder: Path, name: str, rows: list[tuple[object, str]], **others: object) -> None:
+    """(id, text) rows as a file of a data set; `others` are more columns of each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps({"id": key, "text": text, **others}) + "\n" for key, text in rows]
+    (folder / name).write_text("".join(lines), encoding="utf-8")
+
+
+def translated(training: str, test: str) -> int:
+    """The test rows of sources `{...}` whose translation is found by an id."""
+    settings = [
+        f"corpus.sources=[{training}]",
+        f"evaluation.sources=[{test}]",
+        "objective.name=classification",
+    ]
+    cells = leakage.check(configuration.load(None, settings)).cells.values()
+    return sum(cell.translated or 0 for cell in cells)
+
+
+def test_ids_say_nothing_across_data_sets_and_columns(tmp_path: Path) -> None:
+    for folder, language, text in (("a", "de", "Decke"), ("a", "fr", "couverture"), ("b", "sw", "birika")):
+        identified(tmp_path / folder, f"{language}.jsonl", [(5, text)], number=5)
+    file = "{{uri: {0}/{1}.jsonl, language: filename, part_by: {2}}}"
+    folder = "{{uri: {0}/{1}, files: '{2}*', language: filename, part_by: id}}"
+    german = file.format(tmp_path, "a/de", "id")
+    assert translated(file.format(tmp_path, "a/fr", "id"), german) == 1  # two files of one set
+    assert translated(folder.format(tmp_path, "a/", "fr"), german) == 1  # its folder, and a file in it
+    assert translated(folder.format(tmp_path, "a", "fr"), folder.format(tmp_path, "a", "de")) == 1
+    assert translated(file.format(tmp_path, "b/sw", "id"), german) == 0  # another set
+    assert translated(folder.format(tmp_path, "b", ""), folder.format(tmp_path, "a", "de")) == 0
+    assert translated(file.format(tmp_path, "a/fr", "number"), german) == 0  # another column
+    both = f"{german}, {file.format(tmp_path, 'a/de', 'number')}"  # one file by two columns
+    assert translated(file.format(tmp_path, "a/fr", "number"), both) == 2
+
+
+def test_languages_in_folders_of_their_own_are_one_set(tmp_path: Path) -> None:
+    identified(tmp_path / "set" / "de", "test.jsonl", [("x", "Decke")])
+    identified(tmp_path / "set" / "fr", "train.jsonl", [("x", "couverture")])
+    source = "{{uri: {}/set, files: '*{}.jsonl', language: folder, part_by: id}}"
+    assert translated(source.format(tmp_path, "train"), source.format(tmp_path, "test")) == 1
+    names = ("hf://org/name", "hf://org/name:de:test", "hf://org/name:fr")
+    assert {leakage._data_set(name, "runs/imported/name-1/part.parquet") for name in names} == {
+        "hf://org/name"
+    }
+
+
+def test_a_missing_id_is_no_id(tmp_path: Path) -> None:
+    missing = [None, "", " ", float("nan"), "None"]
+    for name, words in (("de", "eins zwei drei vier fünf"), ("fr", "un deux trois quatre cinq")):
+        identified(tmp_path, f"{name}.jsonl", list(zip(missing, words.split(), strict=True)))
+    source = "{{uri: {}/{}.jsonl, language: filename, part_by: id}}"
+    assert translated(source.format(tmp_path, "fr"), source.format(tmp_path, "de")) == 0
+    settings = [
+        f"{side}.sources=[{source.format(tmp_path, name)}]"
+        for side, name in (("corpus", "fr"), ("evaluation", "de"))
+    ]
+    cell = leakage.check(configuration.load(None, [*settings, "objective.name=classification"])).cells["de"]
+    assert (cell.rows, cell.translated) == (5, None)  # nothing could be checked
+    for name, question in (("de", "Wo liegt Rom?"), ("fr", "Où est Rome ?")):
+        asked = {"question": question, "answers": [{"answer_start": 0}]}  # without an id
+        body = {"data": [{"paragraphs": [{"context": f"{name} Rom.", "qas": [asked]}]}]}
+        (tmp_path / f"{name}.json").write_text(json.dumps(body), encoding="utf-8")
+    source = "{{uri: {}/{}.json, format: squad, language: filename, part_by: {}}}"
+    assert translated(source.format(tmp_path, "fr", "id"), source.format(tmp_path, "de", "id")) == 0
+    assert (
+        translated(source.format(tmp_path, "fr", "paragraph"), source.format(tmp_path, "de", "paragraph"))
+        == 1
+    )
+
+
 def test_folding_keeps_what_tells_texts_apart() -> None:
     assert cleaning.fold("Ｔhe  Kettle’s\tn° 5!") == cleaning.fold("the kettle's N°5")
     assert cleaning.fold("STRASSE") == cleaning.fold("Straße")
@@ -162,7 +231,7 @@ def test_near_duplicates_are_those_of_brute_force() -> None:
             other[place] = str(draw.choice(words))
         texts.append(other)
     sentences = [" ".join(text) for text in texts]
-    index = Index({"de": [Case(text, "", "test", row) for row, text in enumerate(sentences)]})
+    index = Index({"de": [Case(text, "", "test", row) for row, text in enumerate(sentences)]}, {})
     near = 0
     for text in sentences:
         folded = cleaning.fold(text)
@@ -178,7 +247,7 @@ def test_near_duplicates_are_those_of_brute_force() -> None:
 
 
 def test_the_training_text_is_read_once_and_not_kept() -> None:
-    index = Index({"de": [Case("der Wasserkocher ist leise", "", "test", 0)]})
+    index = Index({"de": [Case("der Wasserkocher ist leise", "", "test", 0)]}, {})
     held = index.__dict__.keys()
     for row, text in enumerate(tiny.texts("de", 500, seed=3)):
         index.meet(text, "training", row)

@@ -15,12 +15,11 @@ from mlray import configuration
 def main() -> int:
     """Parses, runs, and says in one line why it failed: 0 done, 1 failed, 2 bad configuration."""
     parser = configuration.parser("Judge a model on test sets, per language.")
-    parser.add_argument("--predictions", type=Path, help="score these predictions instead of a model")
-    parser.add_argument("--trec", type=Path, nargs=2, help="score a run file by a qrels file of trec_eval")
-    parser.add_argument("--compare", type=Path, nargs=2, help="compare two files of predictions, paired")
-    parser.add_argument(
-        "--leakage", action="store_true", help="count test rows that stand in the training text"
-    )
+    modes = parser.add_mutually_exclusive_group()
+    modes.add_argument("--predictions", help="score these predictions (also s3://) instead of a model")
+    modes.add_argument("--trec", type=Path, nargs=2, help="score a run file by a qrels file of trec_eval")
+    modes.add_argument("--compare", nargs=2, help="compare two files of predictions (also s3://), paired")
+    modes.add_argument("--leakage", action="store_true", help="count test rows that the training text holds")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--output", help="folder or s3:// prefix for the result and the predictions")
     arguments = parser.parse_intermixed_args()
@@ -30,14 +29,15 @@ def main() -> int:
         # Loads torch: not before the configuration is good.
         from mlray.evaluation import comparison, evaluate, leakage, output, predictions, trec
 
+        rows = []
         if arguments.compare:
-            found, rows = comparison.compare(*arguments.compare), []
+            found = comparison.compare(*arguments.compare, config.storage)
         elif arguments.predictions:
-            found, rows = predictions.score(arguments.predictions, config.evaluation), []
+            found = predictions.score(arguments.predictions, config.evaluation, config.storage)
         elif arguments.trec:
-            found, rows = trec.score(*arguments.trec, config.evaluation), []
+            found = trec.score(*arguments.trec, config.evaluation)
         elif arguments.leakage:
-            found, rows = leakage.check(config, show_progress=not arguments.json), []
+            found = leakage.check(config, show_progress=not arguments.json)
         else:
             found, rows = evaluate.evaluate(config, show_progress=not arguments.json)
         output.tell(found, rows, arguments.output, config.storage, as_json=arguments.json)

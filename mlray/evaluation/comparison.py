@@ -1,10 +1,10 @@
-"""Two models on the same rows: paired tests, corrected over languages."""
+"""Two models on the same rows: paired tests, corrected over languages and metrics."""
 
 from __future__ import annotations
 
 import json
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ from rich.table import Table
 from sacrebleu.metrics.bleu import BLEU
 
 from mlray import languages
-from mlray.config import ConfigError
+from mlray.config import ConfigError, Storage
 from mlray.evaluation import labels, ranking, significance
-from mlray.evaluation.predictions import Row, by_language, read, tags
+from mlray.evaluation.predictions import DEFAULT, Row, by_language, read, tags
 
 _MEANS: dict[str, tuple[str, Callable[[str, str], float]]] = {
     "answer": ("MRR", labels.reciprocal_rank),
@@ -30,7 +30,7 @@ _MEANS: dict[str, tuple[str, Callable[[str, str], float]]] = {
 
 @dataclass(frozen=True)
 class Difference:
-    """Two models on the rows of one language; `p` is corrected for the number of languages (Holm)."""
+    """Two models on the rows of one language; `p` is corrected for the number of tests (Holm)."""
 
     metric: str
     first: float
@@ -41,7 +41,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Task and language -> difference."""
+    """Task, language and metric -> difference."""
 
     about: dict[str, Any]
     cells: dict[str, Difference]
@@ -52,13 +52,16 @@ class Comparison:
         return json.dumps({"about": self.about, "cells": cells}, ensure_ascii=False, indent=1)
 
 
-def compare(first: Path, second: Path, trials: int = significance.TRIALS) -> Comparison:
+def compare(
+    first: str | Path, second: str | Path, settings: Storage = DEFAULT, trials: int = significance.TRIALS
+) -> Comparison:
     """Tests on each language whether the second file's model is another than the first's.
 
     Raises:
         ConfigError: as `read`, or the two do not hold the same rows.
+        StorageError: as `read`.
     """
-    a, b = read(first), read(second)
+    a, b = read(first, settings), read(second, settings)
     if len(a) != len(b):
         raise ConfigError(f"{first} has {len(a)} rows and {second} {len(b)}; a paired test needs the same")
     for number, (one, other) in enumerate(zip(a, b, strict=True), start=1):
@@ -67,8 +70,9 @@ def compare(first: Path, second: Path, trials: int = significance.TRIALS) -> Com
             raise ConfigError(f"line {number} of {first} and of {second} are different rows")
     groups_a, groups_b = by_language(a), by_language(b)
     found = {
-        f"{task} {language}": _difference(task, language, group, groups_b[task, language], trials)
+        f"{task} {language} {cell.metric}": cell
         for (task, language), group in groups_a.items()
+        for cell in _differences(task, language, group, groups_b[task, language], trials)
     }
     corrected = significance.holm({name: cell.p for name, cell in found.items()})
     cells = {name: Difference(**{**asdict(cell), "p": corrected[name]}) for name, cell in found.items()}
@@ -76,9 +80,9 @@ def compare(first: Path, second: Path, trials: int = significance.TRIALS) -> Com
     return Comparison(about, cells)
 
 
-def _difference(
+def _differences(
     task: str, language: str, first: Sequence[Row], second: Sequence[Row], trials: int
-) -> Difference:
+) -> Iterator[Difference]:
     kind = task.partition(" ")[0]
     if kind in _MEANS:
         metric, worth = _MEANS[kind]
@@ -86,12 +90,32 @@ def _difference(
             np.array([[worth(row.prediction, row.truth), 1.0] for row in side]) for side in (first, second)
         )
         p = significance.paired(a, b, lambda sums: sums[..., 0] / sums[..., 1], trials)
-        return Difference(metric, 100 * a[:, 0].mean(), 100 * b[:, 0].mean(), p, len(a))
-    if kind == "tagging":
+        yield Difference(metric, 100 * a[:, 0].mean(), 100 * b[:, 0].mean(), p, len(a))
+        if kind == "classification":
+            yield from _by_label(first, second, trials)
+    elif kind == "tagging":
         a, b = (labels.span_counts(*tags(side)) for side in (first, second))
         p = significance.paired(a, b, _f1, trials)
-        return Difference("span F1", 100 * _f1(a.sum(axis=0)), 100 * _f1(b.sum(axis=0)), p, len(a))
-    return _bleu(languages.target(language), first, second, trials)
+        yield Difference("span F1", 100 * _f1(a.sum(axis=0)), 100 * _f1(b.sum(axis=0)), p, len(a))
+    else:
+        yield _bleu(languages.target(language), first, second, trials)
+
+
+def _by_label(first: Sequence[Row], second: Sequence[Row], trials: int) -> Iterator[Difference]:
+    """Macro F1 and MCC, which no mean over the rows gives: a paired bootstrap (Efron and Tibshirani 1993).
+
+    Both sides are resampled alike; p is the share of the resamples whose difference is as far from the real one as
+    that is from none, the real one counted.
+    """
+    truth = [row.truth for row in first]
+    (a, spread_a), (b, spread_b) = (
+        labels.text_scores([row.prediction for row in side], truth, trials) for side in (first, second)
+    )
+    found = (np.abs(spread_b - spread_a - (b - a)) >= np.abs(b - a) - 1e-12).sum(axis=0)
+    for i, metric in enumerate(labels.TEXT_METRICS):
+        if metric != "accuracy":
+            p = (1 + int(found[i])) / (1 + trials)
+            yield Difference(metric, 100 * float(a[i]), 100 * float(b[i]), p, len(truth))
 
 
 def _f1(sums: np.ndarray) -> Any:
@@ -121,7 +145,7 @@ def _bleu(language: str, first: Sequence[Row], second: Sequence[Row], trials: in
 
 
 def show(comparison: Comparison, console: Console) -> None:
-    """Prints a row for each language."""
+    """Prints a row for each language and metric."""
     table = Table(
         title=escape(f"{comparison.about['first']} and {comparison.about['second']}"), title_justify="left"
     )
@@ -130,7 +154,7 @@ def show(comparison: Comparison, console: Console) -> None:
     for name, cell in comparison.cells.items():
         difference = f"{cell.second - cell.first:+.2f}"
         table.add_row(
-            escape(name),
+            escape(name.removesuffix(f" {cell.metric}")),
             cell.metric,
             f"{cell.first:.2f}",
             f"{cell.second:.2f}",

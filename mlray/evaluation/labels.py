@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from seqeval.metrics.sequence_labeling import get_entities
@@ -10,40 +10,56 @@ from seqeval.metrics.sequence_labeling import get_entities
 from mlray.evaluation.report import Figure
 
 SEED = 12345
+TEXT_METRICS = ("accuracy", "macro F1", "MCC")
+_AT_ONCE = 1 << 20
+"""Rows and counts of the resamples that are held at a time: all of a large test set would fill the memory."""
 
 
 def score_texts(predicted: Sequence[str], truth: Sequence[str], resamples: int) -> dict[str, Figure]:
-    """Accuracy (with one label a text also the micro F1), macro F1 and Matthews' correlation, in percent.
-
-    All three follow from the counts of each (true, predicted) pair, as scikit-learn computes them; counting is what
-    makes a thousand resamples of every language cheap.
-    """
-    labels = sorted({*predicted, *truth})
-    numbers = {label: number for number, label in enumerate(labels)}
-    p, t = (np.array([numbers[label] for label in side]) for side in (predicted, truth))
-    cells, size = t * len(labels) + p, len(labels) ** 2
-
-    def scores(rows: np.ndarray | slice) -> tuple[float, float, float]:
-        return _text_scores(np.bincount(cells[rows], minlength=size).reshape(len(labels), len(labels)))
-
-    whole = scores(slice(None))
-    spread = np.array([scores(rows) for rows in draws(len(t), resamples)])
+    """Accuracy (with one label a text also the micro F1), macro F1 and Matthews' correlation, in percent."""
+    whole, spread = text_scores(predicted, truth, resamples)
     return {
-        name: figure(whole[i], spread[:, i], len(t), f"confusion|{name}|bs:{resamples}|seed:{SEED}")
-        for i, name in enumerate(("accuracy", "macro F1", "MCC"))
+        name: figure(
+            float(whole[i]), spread[:, i], len(truth), f"confusion|{name}|bs:{resamples}|seed:{SEED}"
+        )
+        for i, name in enumerate(TEXT_METRICS)
     }
 
 
-def _text_scores(counts_KK: np.ndarray) -> tuple[float, float, float]:
-    """Accuracy, macro F1 over the labels that occur, and correlation (Gorodkin 2004); rows are the truth."""
-    counts_KK = counts_KK.astype(np.float64)
-    right, there, said = np.diag(counts_KK), counts_KK.sum(axis=1), counts_KK.sum(axis=0)
-    n = counts_KK.sum()
-    occurs = there + said > 0
-    f1 = 2 * right[occurs] / (there + said)[occurs]
-    scale = np.sqrt((n**2 - said @ said) * (n**2 - there @ there))
-    correlation = (right.sum() * n - said @ there) / scale if scale else 0.0
-    return float(right.sum() / n), float(f1.mean()), float(correlation)
+def text_scores(
+    predicted: Sequence[str], truth: Sequence[str], resamples: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """`TEXT_METRICS` (3,) of all texts and (resamples, 3) of resamples, whose rows depend on the number of texts alone.
+
+    All three follow from how often a label is there, is said, and is right, and are those of scikit-learn. So nothing
+    grows with the square of the labels, of which a model that writes freely invents thousands.
+    """
+    numbers = {label: number for number, label in enumerate(sorted({*predicted, *truth}))}
+    p_N, t_N = (np.array([numbers[label] for label in side]) for side in (predicted, truth))
+    parts = _parts(len(t_N), resamples, width=len(t_N) + len(numbers))
+    spread = [_text_scores(p_N[rows_RN], t_N[rows_RN], len(numbers)) for rows_RN in parts]
+    return _text_scores(p_N[None], t_N[None], len(numbers))[0], np.concatenate(spread)
+
+
+def _text_scores(p_RN: np.ndarray, t_RN: np.ndarray, labels: int) -> np.ndarray:
+    """Accuracy, macro F1 over the labels that occur, and correlation (Gorodkin 2004): (R, 3) of R resamples."""
+    there_RK, said_RK = _per_label(t_RN, labels), _per_label(p_RN, labels)
+    right_RK = _per_label(t_RN, labels, p_RN == t_RN)
+    n, right = t_RN.shape[1], right_RK.sum(axis=1)
+    either_RK = there_RK + said_RK
+    f1 = (2 * right_RK / np.maximum(either_RK, 1)).sum(axis=1) / (either_RK > 0).sum(axis=1)
+    both, alone = (said_RK * there_RK).sum(axis=1), [(side**2).sum(axis=1) for side in (said_RK, there_RK)]
+    scale = np.sqrt((n**2 - alone[0]) * (n**2 - alone[1]))
+    correlation = np.where(scale > 0, (right * n - both) / np.where(scale > 0, scale, 1), 0.0)
+    return np.stack([right / n, f1, correlation], axis=1)
+
+
+def _per_label(numbers_RN: np.ndarray, labels: int, which_RN: np.ndarray | None = None) -> np.ndarray:
+    """How often each label stands in each row (R, K), where `which` is true."""
+    rows = len(numbers_RN)
+    cells_RN = numbers_RN + labels * np.arange(rows)[:, None]
+    weights = None if which_RN is None else which_RN.ravel()
+    return np.bincount(cells_RN.ravel(), weights, rows * labels).reshape(rows, labels).astype(np.float64)
 
 
 def score_words(
@@ -109,7 +125,15 @@ def _span_scores(counts: np.ndarray) -> tuple[float, float, float]:
 
 def draws(n: int, resamples: int) -> np.ndarray:
     """Rows of each resample (resamples, n), with a fixed seed."""
-    return np.random.default_rng(SEED).integers(0, n, size=(resamples, n))
+    return np.concatenate(list(_parts(n, resamples, width=n)))
+
+
+def _parts(n: int, resamples: int, width: int) -> Iterator[np.ndarray]:
+    """`draws` in parts (R, n), where a resample takes `width` numbers."""
+    draw = np.random.default_rng(SEED)
+    part = max(_AT_ONCE // width, 1)
+    for first in range(0, resamples, part):
+        yield draw.integers(0, n, size=(min(part, resamples - first), n))
 
 
 def figure(value: float, spread: Sequence[float] | np.ndarray, n: int, signature: str) -> Figure:

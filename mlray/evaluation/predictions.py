@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlray import languages
-from mlray.config import ConfigError, Evaluation
+from mlray import languages, storage
+from mlray.config import ConfigError, Evaluation, Storage
 from mlray.evaluation import labels, ranking, texts, translation
 from mlray.evaluation.report import Figure, Report
 from mlray.objectives.table import HEADS
 
+DEFAULT = Storage()
 _KINDS = {*HEADS, "translation", "causal", "text", "retrieval"}
 
 
@@ -36,23 +37,29 @@ class Row:
     """What was asked, where that is known."""
 
 
-def read(path: Path) -> list[Row]:
-    """The rows of a file.
+def read(uri: str | Path, settings: Storage = DEFAULT) -> list[Row]:
+    """The rows of a file, also an `s3://` one.
 
     Raises:
-        ConfigError: it cannot be read, or a line is no row; file and line are named.
+        ConfigError: it is no UTF-8, or a line is no row; file and line are named.
+        StorageError: it cannot be reached.
     """
     try:
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # texts may hold U+2028
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the predictions {path}: {error}") from None
+        content = storage.read_bytes(storage.absolute(str(uri)), settings).decode()
+    except storage.StorageError as error:
+        raise storage.StorageError(f"cannot read the predictions {uri}: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"cannot read the predictions {uri}: {error}") from None
+    lines = content.removesuffix("\n").split("\n")  # texts may hold U+2028
     rows = []
     for number, line in enumerate(lines, start=1):
-        place = f"{path}: line {number}"
+        place = f"{uri}: line {number}"
         try:
             rows.append(_row(json.loads(line), place))
         except json.JSONDecodeError as error:
             raise ConfigError(f"{place} is not JSON: {error}") from None
+        except RecursionError:
+            raise ConfigError(f"{place} is JSON that is nested too deeply") from None
         except ValueError as error:
             raise ConfigError(f"{place} {error}") from None
     return rows
@@ -91,13 +98,14 @@ def _told(value: object, key: str, task: str) -> str:
     raise ValueError(f"has a {key} that is no text but {type(value).__name__}")
 
 
-def score(path: Path, config: Evaluation) -> Report:
+def score(uri: str | Path, config: Evaluation, settings: Storage = DEFAULT) -> Report:
     """The report on ready predictions.
 
     Raises:
         ConfigError: as `read`, and for a row that cannot be scored.
+        StorageError: as `read`.
     """
-    return report_of(read(path), {"predictions": str(path)}, config)
+    return report_of(read(uri, settings), {"predictions": str(uri)}, config)
 
 
 def report_of(rows: Sequence[Row], about: dict[str, Any], config: Evaluation) -> Report:

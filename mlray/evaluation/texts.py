@@ -21,22 +21,24 @@ from mlray.evaluation.report import Figure
 
 ROUGES = {"ROUGE-1": "rouge1", "ROUGE-2": "rouge2", "ROUGE-L": "rougeL"}
 _STEMMERS = {
-    "ar": "arabic",
-    "da": "danish",
-    "de": "german",
-    "en": "english",
-    "es": "spanish",
-    "fi": "finnish",
-    "fr": "french",
-    "hu": "hungarian",
-    "it": "italian",
-    "nl": "dutch",
-    "no": "norwegian",
-    "pt": "portuguese",
-    "ro": "romanian",
-    "ru": "russian",
-    "sv": "swedish",
+    "arabic": ("ar", "ara", "arb"),
+    "danish": ("da", "dan"),
+    "dutch": ("nl", "nld", "dut"),
+    "english": ("en", "eng"),
+    "finnish": ("fi", "fin"),
+    "french": ("fr", "fra", "fre"),
+    "german": ("de", "deu", "ger"),
+    "hungarian": ("hu", "hun"),
+    "italian": ("it", "ita"),
+    "norwegian": ("no", "nor", "nb", "nob"),
+    "portuguese": ("pt", "por"),
+    "romanian": ("ro", "ron", "rum"),
+    "russian": ("ru", "rus"),
+    "spanish": ("es", "spa"),
+    "swedish": ("sv", "swe"),
 }
+"""Snowball's stemmer -> the codes of ISO 639-1, -2 and -3 for its language; the Norwegian one is for Bokmål."""
+_STEMMER_OF = {code: name for name, codes in _STEMMERS.items() for code in codes}
 
 
 class _Words:
@@ -64,16 +66,19 @@ def score(
     """Means over the texts in percent, with 95 % intervals: ROUGE-1, 2, L (F1), METEOR, exact match."""
     rouge = RougeScorer(list(ROUGES.values()), tokenizer=_Words())
     stemmer = _stemmer(language.split("-")[0])
+    names = [*ROUGES, "METEOR", "exact match"]
     rows = []
     for hypothesis, reference in zip(hypotheses, references, strict=True):
-        found = rouge.score(reference, hypothesis)
         words = (languages.words(reference), languages.words(hypothesis))
-        meteor = single_meteor_score(*words, stemmer=stemmer, wordnet=_NoSynonyms())
         same = hypothesis.strip() == reference.strip()
+        if same and not words[0]:  # such as "..." or an emoji: nothing to count, and nothing is wrong
+            rows.append([1.0] * len(names))
+            continue
+        found = rouge.score(reference, hypothesis)
+        meteor = single_meteor_score(*words, stemmer=stemmer, wordnet=_NoSynonyms())
         rows.append([*(found[name].fmeasure for name in ROUGES.values()), meteor, float(same)])
     values = np.array(rows)
     means = values[labels.draws(len(values), resamples)].mean(axis=1)
-    names = [*ROUGES, "METEOR", "exact match"]
     stages = "exact+stem" if isinstance(stemmer, SnowballStemmer) else "exact"
     return {
         name: labels.figure(
@@ -89,4 +94,4 @@ def score(
 
 @functools.cache
 def _stemmer(language: str) -> Any:
-    return SnowballStemmer(_STEMMERS[language]) if language in _STEMMERS else _NoStems()
+    return SnowballStemmer(_STEMMER_OF[language]) if language in _STEMMER_OF else _NoStems()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -80,17 +81,81 @@ def test_one_changed_word_does_not_cost_everything(language: str, reference: str
     assert translation.score([reference], [reference], language, 10)["TER"].value == 0
 
 
-def test_known_answers_keep_their_values_and_signatures() -> None:
-    # Frozen from the sacrebleu 2.6.0 command line; TER by hand: 4 edits (insert the, insert you, 2 for "are coming")
-    # of the 16 words of the references.
-    found = translation.score(HYPOTHESES, REFERENCES, "en", resamples=1000)
-    version = sacrebleu.__version__
+KNOWN = {
+    "en": (
+        [
+            "The kettle boils a litre of water in three minutes, quietly.",
+            "A soft blanket for cold evenings - washable at 40 degrees.",
+            "Free delivery on orders over $25.00; returns within 30 days.",
+            '"Two cups, please", said the customer.',
+            "The lamp lights the room.",
+        ],
+        [
+            "The kettle quietly boils one litre of water in three minutes.",
+            "A soft blanket for cold evenings, washable at 40 degrees.",
+            "Free delivery for orders over $25.00; you can return them within 30 days.",
+            '"Two cups, please," said the customer.',
+            "This lamp lights up the whole room.",
+        ],
+    ),
+    "zh": (
+        [
+            "这款水壶三分钟就能烧开一升水，很安静。",
+            "适合寒冷夜晚的柔软毯子，可以用40度水洗。",
+            "订单满25元免费送货；30天内可退货。",
+            "这个台灯照亮整个房间。",
+        ],
+        [
+            "这款水壶三分钟即可烧开一升水，而且十分安静。",
+            "柔软的毯子适合寒冷的夜晚，可用40度水洗涤。",
+            "订单满25元免费送货；30天内可以退货。",
+            "这盏台灯能照亮整个房间。",
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("language", "metric", "score", "half", "signature"),
+    [
+        ("en", "BLEU", 51.367330227, 14.1056105888, "case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0"),
+        ("en", "chrF", 75.6685054813, 10.9462814331, "case:mixed|eff:yes|nc:6|nw:0|space:no|version:2.6.0"),
+        (
+            "en",
+            "TER",
+            31.914893617,
+            8.0693817139,
+            "case:lc|tok:tercom|norm:no|punct:yes|asian:no|version:2.6.0",
+        ),
+        ("zh", "BLEU", 58.8642087943, 16.1103566292, "case:mixed|eff:no|tok:zh|smooth:exp|version:2.6.0"),
+        ("zh", "chrF", 53.8379001474, 17.1988754272, "case:mixed|eff:yes|nc:6|nw:0|space:no|version:2.6.0"),
+        (
+            "zh",
+            "TER",
+            19.1780821918,
+            7.8205137253,
+            "case:lc|tok:tercom|norm:no|punct:yes|asian:no|version:2.6.0|words:zh",
+        ),
+    ],
+)
+def test_known_answers_keep_their_values_and_signatures(
+    language: str, metric: str, score: float, half: float, signature: str
+) -> None:
+    """Frozen from sacreBLEU's command line 2.6.0, with these sentences as files.
+
+    sacrebleu REFERENCES -i HYPOTHESES -m bleu chrf ter -tok 13a --confidence -w 10, and with `-tok zh`; the Chinese TER
+    is that of files with a space around each character but the digits of a number.
+    """
+    found = translation.score(*KNOWN[language], language, resamples=1000)[metric]
+    assert found.signature == f"nrefs:1|bs:1000|seed:12345|{signature}"
+    assert found.value == pytest.approx(score, abs=1e-9)
+    assert (found.high - found.value, found.value - found.low) == pytest.approx((half, half), abs=1e-9)
+
+
+def test_ter_by_hand() -> None:
+    # 4 edits (insert the, insert you, 2 for "are coming") of the 16 words of the references.
+    found = translation.score(HYPOTHESES, REFERENCES, "en", resamples=10)
     assert found["TER"].value == pytest.approx(100 * 4 / 16)
-    assert [found[name].signature for name in ("BLEU", "chrF", "TER")] == [
-        f"nrefs:1|bs:1000|seed:12345|case:mixed|eff:no|tok:13a|smooth:exp|version:{version}",
-        f"nrefs:1|bs:1000|seed:12345|case:mixed|eff:yes|nc:6|nw:0|space:no|version:{version}",
-        f"nrefs:1|bs:1000|seed:12345|case:lc|tok:tercom|norm:no|punct:yes|asian:no|version:{version}",
-    ]
 
 
 @pytest.mark.parametrize(
@@ -222,6 +287,31 @@ def test_scores_where_labels_are_missing_on_either_side() -> None:
     assert (alone["accuracy"].value, alone["macro F1"].value, alone["MCC"].value) == (100.0, 100.0, 0.0)
 
 
+def test_invented_labels_cost_no_memory_and_stay_those_of_scikit_learn() -> None:
+    truth = [f"label {i % 2000}" for i in range(4000)]
+    found = [label if i % 4 else f"invented {i}" for i, label in enumerate(truth)]
+    tracemalloc.start()
+    scores = labels.score_texts(found, truth, resamples=200)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 64 << 20  # one count of every pair of the 3,000 labels is 72 MB
+    assert scores["accuracy"].value == 75.0
+    assert scores["macro F1"].value == pytest.approx(
+        100 * metrics.f1_score(truth, found, average="macro", zero_division=0.0)
+    )
+    assert scores["MCC"].value == pytest.approx(100 * metrics.matthews_corrcoef(truth, found))
+
+
+def test_resamples_in_parts_are_those_drawn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    truth, found = list("aabbcabc"), list("aabbbbca")
+    whole = labels.draws(8, 33)
+    assert (whole == np.random.default_rng(labels.SEED).integers(0, 8, size=(33, 8))).all()
+    scores = labels.score_texts(found, truth, 33)
+    monkeypatch.setattr(labels, "_AT_ONCE", 50)  # four resamples a part
+    assert (labels.draws(8, 33) == whole).all()
+    assert labels.score_texts(found, truth, 33) == scores
+
+
 def test_scores_of_spans_are_those_of_seqeval() -> None:
     truth = [
         ["B-PER", "I-PER", "O", "B-LOC"],
@@ -319,6 +409,30 @@ def test_rouge_and_meteor_by_hand_and_in_every_script() -> None:
     )
 
 
+def test_equal_texts_without_words_are_right() -> None:
+    found = texts.score(["...", "👍🎉", "!", "..."], ["...", "👍🎉", "?", "warm"], "en", 10)
+    assert {figure.value for figure in found.values()} == {
+        50.0
+    }  # the first two; of the others nothing is right
+
+
+@pytest.mark.parametrize(
+    ("tags", "stems"),
+    [
+        (("de", "deu", "ger", "de-AT", "deu-Latn"), "exact+stem"),
+        (("no", "nor", "nb", "nob", "nb-NO"), "exact+stem"),
+        (("ar", "arb-Arab", "pt-BR", "por", "ron", "zh-Hans-en"), "exact+stem"),
+        (("nn", "pl", "sw", "zho"), "exact"),
+    ],
+)
+def test_every_code_of_a_language_has_its_stemmer(tags: tuple[str, ...], stems: str) -> None:
+    for tag in tags:
+        found = texts.score(["a b"], ["a c"], languages.target(tag), 2)["METEOR"]
+        assert found.signature.endswith(f"|stages:{stems}")
+    same = [texts.score(["die Decken"], ["die Decke"], tag, 2)["METEOR"].value for tag in ("de", "deu")]
+    assert same[0] == same[1] > texts.score(["die Decken"], ["die Decke"], "xx", 2)["METEOR"].value
+
+
 def test_randomisation_by_counting_every_assignment() -> None:
     first, second = np.array([[1.0], [1.0], [1.0], [0.0]]), np.array([[0.0], [0.0], [0.0], [0.0]])
     # Of the 16 assignments of 4 pairs those with all three ones on one side are as extreme: 4 of 16.
@@ -362,6 +476,10 @@ def test_ready_predictions_are_scored_without_a_model(tmp_path: Path) -> None:
     (tmp_path / "none.jsonl").write_text("")
     with pytest.raises(ConfigError, match=r"none\.jsonl: line 1 is not JSON"):
         predictions.read(tmp_path / "none.jsonl")
+    deep = '{"text": ' + "[" * 100_000
+    (tmp_path / "deep.jsonl").write_text(json.dumps(rows[0]) + f"\n{deep}\n")
+    with pytest.raises(ConfigError, match=r"deep\.jsonl: line 2 is JSON that is nested too deeply"):
+        predictions.read(tmp_path / "deep.jsonl")
     tags = [{"task": "tagging", "language": "de", "prediction": "O", "reference": "O O"}]
     with pytest.raises(ConfigError, match=r"t\.jsonl: line 1 has 1 predicted tags and 2 true ones"):
         predictions.score(write(tmp_path / "t.jsonl", tags), Evaluation(resamples=20))
@@ -428,37 +546,85 @@ def test_two_models_are_compared_on_the_same_rows(tmp_path: Path) -> None:
             for i, (p, t) in enumerate(zip(labels_of, truth, strict=True))
         ]
         files.append(write(tmp_path / f"{name}.jsonl", rows))
-    found = comparison.compare(files[0], files[1], 500)
-    assert set(found.cells) == {"classification de", "classification fr"}
+    found = comparison.compare(files[0], files[1], trials=500)
+    assert set(found.cells) == {
+        f"classification {language} {metric}"
+        for language in ("de", "fr")
+        for metric in ("accuracy", "macro F1", "MCC")
+    }
     for cell in found.cells.values():
         assert cell.n == 100
         assert cell.first > cell.second
         assert cell.p < 0.05
-    assert all(cell.p == 1.0 for cell in comparison.compare(files[0], files[2], 50).cells.values())
+    assert all(cell.p == 1.0 for cell in comparison.compare(files[0], files[2], trials=50).cells.values())
     other = write(tmp_path / "other.jsonl", [{"language": "de", "prediction": "a", "label": "z"}])
     with pytest.raises(ConfigError, match=r"has 200 rows and .* 1; a paired test needs the same"):
-        comparison.compare(files[0], other, 50)
+        comparison.compare(files[0], other, trials=50)
     texts_a = [
         {"language": "en", "prediction": h, "reference": r}
         for h, r in zip(HYPOTHESES, REFERENCES, strict=True)
     ]
     texts_b = [{**row, "prediction": row["reference"]} for row in texts_a]
     cell = comparison.compare(
-        write(tmp_path / "a.jsonl", texts_a), write(tmp_path / "b.jsonl", texts_b), 100
-    ).cells["text en"]
+        write(tmp_path / "a.jsonl", texts_a), write(tmp_path / "b.jsonl", texts_b), trials=100
+    ).cells["text en BLEU"]
     assert cell.first == pytest.approx(sacrebleu.corpus_bleu(HYPOTHESES, [REFERENCES]).score)
     assert cell.second == pytest.approx(100)
     # Of the 8 assignments of 3 sentences only all swapped and none swapped are as far apart.
     assert cell.p == pytest.approx(2 / 8, abs=0.1)
-    same = comparison.compare(tmp_path / "a.jsonl", tmp_path / "a.jsonl", 100).cells["text en"]
+    same = comparison.compare(tmp_path / "a.jsonl", tmp_path / "a.jsonl", trials=100).cells["text en BLEU"]
     assert same.p == 1.0
     one_changed = [texts_b[0], *texts_a[1:]]
-    nearly = comparison.compare(tmp_path / "a.jsonl", write(tmp_path / "c.jsonl", one_changed), 100)
-    assert nearly.cells["text en"].p == 1.0  # every swap gives the same difference, or its negative
+    nearly = comparison.compare(tmp_path / "a.jsonl", write(tmp_path / "c.jsonl", one_changed), trials=100)
+    assert nearly.cells["text en BLEU"].p == 1.0  # every swap gives the same difference, or its negative
     asked = [{**row, "text": f"question {i}"} for i, row in enumerate(texts_a)]
     other = [{**row, "text": f"question {i + 1}"} for i, row in enumerate(texts_a)]
     with pytest.raises(ConfigError, match=r"line 1 of .*x\.jsonl and of .*y\.jsonl are different rows"):
-        comparison.compare(write(tmp_path / "x.jsonl", asked), write(tmp_path / "y.jsonl", other), 100)
+        comparison.compare(write(tmp_path / "x.jsonl", asked), write(tmp_path / "y.jsonl", other), trials=100)
+
+
+def test_macro_f1_and_correlation_are_compared_by_a_paired_bootstrap(tmp_path: Path) -> None:
+    draw = np.random.default_rng(7)
+    truth = [str(label) for label in draw.choice(["a", "b"], size=120, p=[0.9, 0.1])]
+    sides = ["a"] * 120, [label if draw.random() < 0.9 else "ab"[label == "a"] for label in truth]
+    files = [
+        write(
+            tmp_path / f"{number}.jsonl",
+            [{"language": "de", "prediction": p, "label": t} for p, t in zip(side, truth, strict=True)],
+        )
+        for number, side in enumerate(sides)
+    ]
+    found = comparison.compare(*files, trials=300).cells
+    oracles = {
+        "macro F1": lambda t, p: metrics.f1_score(t, p, average="macro"),
+        "MCC": metrics.matthews_corrcoef,
+    }
+    raw = {}
+    for metric, oracle in oracles.items():
+        cell = found[f"classification de {metric}"]
+        values = [oracle(truth, list(side)) for side in sides]
+        assert (cell.first, cell.second) == pytest.approx(tuple(100 * value for value in values))
+        observed = values[1] - values[0]
+        apart = [
+            oracle(np.array(truth)[rows], np.array(sides[1])[rows])
+            - oracle(np.array(truth)[rows], np.array(sides[0])[rows])
+            for rows in labels.draws(120, 300)
+        ]
+        raw[metric] = (1 + sum(abs(d - observed) >= abs(observed) - 1e-12 for d in apart)) / 301
+        assert raw[metric] < 0.05  # by accuracy, the one that always says "a" is as good
+    accuracy = found["classification de accuracy"]
+    assert abs(accuracy.first - accuracy.second) < 2
+    assert accuracy.p > 0.5
+    least = min(raw, key=lambda name: raw[name])
+    assert found[f"classification de {least}"].p == pytest.approx(3 * raw[least])  # Holm of three tests
+    console = Console(file=io.StringIO(), width=120)
+    comparison.show(comparison.compare(*files, trials=20), console)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert [line.split("│")[2].strip() for line in shown.splitlines() if "classification de" in line] == [
+        "accuracy",
+        "macro F1",
+        "MCC",
+    ]
 
 
 def tagged(tmp_path: Path, sentences: list[tuple[str, str]]) -> list[str]:
@@ -474,6 +640,7 @@ def tagged(tmp_path: Path, sentences: list[tuple[str, str]]) -> list[str]:
         f"model.path={tmp_path}/weights",
         f"evaluation.sources=[{{uri: {tmp_path}/de.jsonl, pair: tags}}]",
         "evaluation.resamples=10",
+        "corpus.sequence_length=32",
     ]
 
 
@@ -530,7 +697,7 @@ def test_an_empty_cell_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[st
         "corpus.languages=[fr, de, cs]",
     ]
     found, rows = evaluate.evaluate(configuration.load(None, settings))
-    reason = "no test rows: corpus.languages names it, and evaluation.sources holds no row in it"
+    reason = "no test rows: the corpus has it, and evaluation.sources holds no row in it"
     assert found.empty == {"tagging": {"cs": reason, "fr": reason}}
     assert set(found.cells["tagging"]) == {"de"}
     assert found.summary("tagging")["span F1"]["worst"] == "de"

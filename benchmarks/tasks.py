@@ -1,8 +1,8 @@
 """A fine-tuning's figures beside the peers of its data set: `python benchmarks/tasks.py runs/ner-wikiann6`.
 
-A run with other settings than those of a ready configuration names that and them, for its command:
-`python benchmarks/tasks.py runs/reviews-amcd-lora finetune_amcd.yaml adapter.kind=lora ...`. Keeps `report.json` and the evaluation of a finished run as `results/<run>.json`, without the places of this machine,
-and prints the table that `benchmarks/README.md` shows.
+Keeps `report.json` and the evaluation of a finished run as `results/<run>.json`, without the places of this machine,
+and prints the table that `benchmarks/README.md` shows. A run with other settings than those of a ready configuration
+names both, for its command: `python benchmarks/tasks.py runs/reviews-amcd-lora finetune_amcd.yaml adapter.kind=lora`.
 """
 
 from __future__ import annotations

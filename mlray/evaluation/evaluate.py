@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mlray import languages, storage
-from mlray.config import ConfigError, RunConfig
+from mlray.config import Adapter, ConfigError, RunConfig
 from mlray.corpus import testsets
 from mlray.corpus.testsets import Case, Checked, Rows
 from mlray.evaluation import labelling, retrieval
@@ -55,13 +55,7 @@ def evaluate(
         raise ConfigError(
             "model.path is empty; name the folder of the weights, e.g. checkpoints/step-*/weights"
         )
-    if config.adapter.kind != "none" and not config.adapter.path:
-        raise ConfigError(
-            f"adapter.kind={config.adapter.kind} but adapter.path is empty; name the trained adapter, or judge the "
-            "backbone alone with adapter.kind=none"
-        )
-    if config.adapter.language_path and not config.adapter.path:
-        raise ConfigError("adapter.language_path lies below the adapter of a task; name that in adapter.path")
+    _check_adapter(config.adapter)
     found_rows, left_out = checked or check(config)
     rows = {name: group for name, group in found_rows.items() if group}
     backbone.quiet()
@@ -90,6 +84,21 @@ def evaluate(
     fill_gaps(report)
     report.about["seconds"] = round(time.monotonic() - begin, 1)
     return report, predictions
+
+
+def _check_adapter(adapter: Adapter) -> None:
+    """Refuses what would not be judged.
+
+    Raises:
+        ConfigError: an adapter, or what lies below it, without its weights.
+    """
+    if adapter.kind != "none" and not adapter.path:
+        raise ConfigError(
+            f"adapter.kind={adapter.kind} but adapter.path is empty; name the trained adapter, or judge the "
+            "backbone alone with adapter.kind=none"
+        )
+    if adapter.language_path and not adapter.path:
+        raise ConfigError("adapter.language_path lies below the adapter of a task; name that in adapter.path")
 
 
 def _about(config: RunConfig, left_out: list[str]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from mlray.corpus.fields import Record
 from mlray.corpus.manifest import Manifest
 from mlray.corpus.windows import WindowReader
 from mlray.models import backbone, tokenizer
+from mlray.models.fertility import measure_fertility
 from mlray.objectives.checks import check_family, check_positions, check_sources
 from mlray.objectives.table import OBJECTIVES
 from mlray.schema import SEPARATOR
@@ -85,7 +86,7 @@ def prepare(config: RunConfig) -> Prepared:
     tokens = _tokenizer(config, folders, manifest, resumes=found is not None)
     _labels(config, folders, manifest, resumes=found is not None)
     room = config.corpus.sequence_length // OBJECTIVES[config.objective.name].texts_in_row - 2
-    fertility = tokenizer.fertility(tokens, validation.texts(manifest), room)
+    fertility = measure_fertility(tokens, validation.texts(manifest), room)
     report.show_fertility(fertility, console)
     fit.open_cutter(config, tokens, manifest)  # refuses what is no corpus for the objective
     model = fit.open_model(config, tokens)

@@ -17,6 +17,7 @@ import mlray.corpus
 from mlray.config import ConfigError
 from mlray.config import Tokenizer as TokenizerConfig
 from mlray.models import tokenizer
+from mlray.models.fertility import measure_fertility
 
 SAMPLE = Path(mlray.corpus.__file__).parent / "sample"
 
@@ -169,7 +170,7 @@ def test_characters_of_byte_tokens_are_those_of_the_text(
     found = tokenizer.vocabulary(over_bytes)
     for text, ids in zip(WRITTEN, tokenizer.encoder(over_bytes).encode(WRITTEN), strict=True):
         assert int(found.characters_V[ids].sum()) == len(text)
-    assert tokenizer.fertility(over_bytes, {"x": WRITTEN}, 9)["x"]["unknown_share"] == 0
+    assert measure_fertility(over_bytes, {"x": WRITTEN}, 9)["x"]["unknown_share"] == 0
 
 
 def test_training_bytes_twice_gives_the_same_tokenizer() -> None:
@@ -318,7 +319,7 @@ def test_fertility_by_hand() -> None:
     merges = [("▁", "a"), ("▁a", "b")]
     vocabulary = numbered([*tokens, "a"])
     fast = fast_tokenizer(models.BPE(vocabulary, merges, unk_token="[UNK]"), pre_tokenizers.Metaspace())
-    found = tokenizer.fertility(fast, {"zh": ["中文"], "en": ["ab ab", "abb x"], "fr": []}, 3)
+    found = measure_fertility(fast, {"zh": ["中文"], "en": ["ab ab", "abb x"], "fr": []}, 3)
     assert list(found) == ["en", "fr", "zh"]
     # ▁ab ▁ab | ▁ab b ▁ [UNK]: 6 tokens for 10 characters, 4 words, 1 unknown.
     assert found["en"] == {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -188,13 +189,15 @@ def _settings(model: Backbone, config: Adapter) -> Any:
     modules = {part for name, _ in inner.named_modules() for part in name.split(".")}
     transposed = family == "gpt2"  # its linear layers are `Conv1D`s of inputs x outputs
     saved = [name for name in _HEADS if name in modules] if "classifier" in modules else None
+    heads = any(re.fullmatch(_NOT_BACKBONE, name) for name, _ in inner.named_modules())
+    excluded = _NOT_BACKBONE if heads else None  # peft complains of what excludes nothing
     if config.kind == "ia3":
         targets, feedforward = _IA3_TARGETS[family]
         return peft.IA3Config(
             target_modules=list(config.targets) or rf".*\.({targets}|{feedforward})",
             feedforward_modules=rf".*\.{feedforward}",
             fan_in_fan_out=transposed,
-            exclude_modules=_NOT_BACKBONE,
+            exclude_modules=excluded,
             modules_to_save=saved,
         )
     return peft.LoraConfig(
@@ -204,7 +207,7 @@ def _settings(model: Backbone, config: Adapter) -> Any:
         use_dora=config.kind == "dora",
         fan_in_fan_out=transposed,
         target_modules=list(config.targets) or "all-linear",
-        exclude_modules=_NOT_BACKBONE,
+        exclude_modules=excluded,
         modules_to_save=saved,
     )
 

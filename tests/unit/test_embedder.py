@@ -6,18 +6,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft
 import pytest
 import torch
+import transformers
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
-from mlray.config import ConfigError, Contrastive, Model, RunConfig
+from mlray.config import Adapter, ConfigError, Contrastive, Model, RunConfig
 from mlray.models import adapters, backbone, embedder
 from mlray.objectives import contrastive
 from mlray.objectives.embedding import TextEmbedder
 from mlray.objectives.pairing import Texts
 from tests.unit import tiny
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning:transformers"
+)
 TEXTS = [*tiny.texts("de", 9, seed=4), *tiny.texts("en", 9, seed=4), "Wasserkocher " * 60, "warm"]
 
 
@@ -53,6 +58,34 @@ def test_packed_texts_have_the_vectors_that_sentence_transformers_gives_them(
     expected = np.stack([peer.encode([text], show_progress_bar=False)[0] for text in TEXTS])
     assert np.abs(found - expected).max() < 2e-6
     assert np.allclose(np.linalg.norm(found, axis=1), 1.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("learns", [False, True])
+def test_an_adapter_makes_the_vectors_that_peft_makes(tmp_path: Path, learns: bool) -> None:
+    base = exported(tmp_path / "base")
+    settings = Contrastive(temperature=0.04, learn_temperature=learns)
+    network = embedder.build(Model(family="xlm-roberta", max_positions=62), settings, tiny.tokens(), base)
+    digest = adapters.digest(network)
+    wrapped = adapters.add(network, Adapter(kind="lora"))
+    moving = {
+        name: parameter.detach() for name, parameter in network.named_parameters() if parameter.requires_grad
+    }
+    assert ("log_scale_1" in moving) == learns
+    for parameter in moving.values():
+        parameter += 0.1 * torch.randn_like(parameter)
+    adapters.export(wrapped, digest, "contrastive", tiny.tokens(), moving, tmp_path / "adapter")
+    config = RunConfig.model_validate({"model": {"family": "xlm-roberta"}, "corpus": {"sequence_length": 60}})
+    found = TextEmbedder(config, base, tmp_path / "adapter").embed(TEXTS)
+    plain = transformers.AutoModel.from_pretrained(base, add_pooling_layer=False)
+    peer = peft.PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()
+    with torch.no_grad():
+        for text, vector in zip(TEXTS, found, strict=True):
+            asked = tiny.tokens()(text, truncation=True, max_length=60, return_tensors="pt")
+            mean = peer(input_ids=asked.input_ids).last_hidden_state[0].mean(0)
+            assert torch.allclose(
+                torch.nn.functional.normalize(mean, dim=0), torch.from_numpy(vector), atol=2e-6
+            )
+    assert np.abs(found - opened(base).embed(TEXTS)).max() > 1e-3
 
 
 def test_the_loss_is_that_of_sentence_transformers(tmp_path: Path) -> None:

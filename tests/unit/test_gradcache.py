@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,15 @@ import pyarrow as pa
 import pytest
 import torch
 
-from mlray.config import Contrastive, Model, Objective
+from mlray.config import Contrastive, Model, Objective, RunConfig
 from mlray.corpus import packing, validation
 from mlray.corpus.windows import Window
 from mlray.models import embedder, tokenizer
 from mlray.objectives import contrastive, pairing
 from mlray.objectives.table import Task
 from mlray.schema import SEPARATOR
-from mlray.training import gradcache, loop
+from mlray.training import checkpoint, gradcache, loop
+from mlray.training.checkpoint import Progress
 from mlray.training.engine import Engine
 from tests.unit import tiny
 
@@ -196,6 +198,36 @@ def test_reading_twice_draws_the_same_dropout(cache: Any, monkeypatch: pytest.Mo
         ]
     assert losses[0.0] == losses[1e9]
     assert losses[0.0][2] != losses[0.0][0]
+
+
+def test_a_learnt_temperature_goes_on_where_it_was(tmp_path: Path) -> None:
+    config = tiny.train(
+        steps=4, micro_batch_size=PAIRS, global_batch_size=PAIRS, warmup_steps=1, schedule="constant"
+    )
+    batches = tiny.deal(rows(), PAIRS) * 4
+
+    def run(engine: Engine, first: int, last: int) -> list[float]:
+        part = config.model_copy(update={"steps": last})
+        taken = loop.steps(engine, batches[first:last], task(), part, start=first, seed=0)
+        return [step.loss for step in taken]
+
+    network = model()
+    engine = Engine(network, config, 1, over_batch=True)
+    start = float(network.log_scale_1.detach())
+    before = run(engine, 0, 2)
+    export = functools.partial(embedder.export, network, tiny.tokens())
+    checkpoint.save(engine, Progress(step=2), RunConfig().to_yaml(), export, str(tmp_path), tiny.STORAGE)
+    learnt = float(network.log_scale_1.detach())
+    after = run(engine, 2, 4)
+    again = model()
+    resumed = Engine(again, config, 1, over_batch=True)
+    found, _ = checkpoint.newest(str(tmp_path), tiny.STORAGE)
+    assert found is not None
+    checkpoint.load(resumed, found, tiny.STORAGE)
+    assert float(again.log_scale_1.detach()) == learnt != start
+    assert run(resumed, 2, 4) == pytest.approx(after, abs=1e-6)
+    assert float(again.log_scale_1.detach()) == pytest.approx(float(network.log_scale_1.detach()), abs=1e-6)
+    assert before[0] > after[-1]
 
 
 def test_validation_looks_for_each_pair_among_its_language() -> None:

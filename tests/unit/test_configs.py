@@ -8,9 +8,12 @@ import pytest
 
 from mlray import configuration
 from mlray.corpus import records, sources
+from mlray.evaluation import evaluate
 from mlray.training import pretrain
 
 ROOT = Path(__file__).parents[2]
+_READ_WHOLE = 6 << 20
+"""Bytes of test sets that are read to their end."""
 CONFIGS = sorted((ROOT / "jobs" / "configs").glob("*.yaml"))
 
 
@@ -28,6 +31,12 @@ def test_a_ready_configuration_loads_and_its_sources_are_there(
         batch = next(batch for batch in records.read(chunk, 100_000, config.storage) if batch)
         good = [record for record in batch if not record.reason]
         assert len(good) > len(batch) / 20, f"{file.uri}: {batch[0].reason}"
+    tested = (
+        sources.list_files(config.evaluation.sources, config.storage) if config.evaluation.sources else ()
+    )
+    if 0 < sum({file.uri: file.size for file in tested}.values()) < _READ_WHOLE:
+        groups, _ = evaluate.check(config)
+        assert all(groups.values())
 
 
 def test_tasks_start_where_the_encoder_ends() -> None:

@@ -14,7 +14,7 @@ import pytest
 from mlray import storage
 from mlray.config import ConfigError, RunConfig, Source
 from mlray.objectives.embedding import TextEmbedder
-from mlray.training.pretrain import pretrain
+from mlray.training.pretrain import prepare, pretrain
 from mlray.tuning.embed import embed
 from mlray.tuning.finetune import finetune
 from mlray.tuning.mine import mine
@@ -114,9 +114,11 @@ def test_mined_negatives_are_a_source_of_pairs(aligned: RunConfig, bucket: str) 
         assert row["ranks"] == sorted(row["ranks"])
         assert row["model"] == weights(bucket)
     source = {"uri": output, "pair": "pair", "negatives": "negatives", "language": "column:language"}
-    again = config(bucket, "hard", corpus={"sources": [source], "sequence_length": 128}, train={"steps": 1},
+    again = config(bucket, "hard", corpus={"sources": [source], "sequence_length": 128},
                    model={"max_positions": 128})  # fmt: skip
-    assert pretrain(again)["steps"] == 1
+    manifest = prepare(again).manifest
+    assert manifest.refused_counts() == {}
+    assert sum(manifest.documents().values()) + len(manifest.held_out) == len(rows)
 
 
 def test_a_language_with_less_than_a_batch_is_told_before_it_starts(cluster: str, bucket: str) -> None:

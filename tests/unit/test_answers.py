@@ -113,6 +113,7 @@ def test_a_report_holds_ranks_against_the_number_of_the_right_sentence(tmp_path:
         "model.family=bert",
         f"model.path={tmp_path}/weights",
         f"evaluation.sources=[{{uri: {tmp_path}/en.json, format: squad}}]",
+        "corpus.sequence_length=64",
     ]
     found, (row,) = evaluate.evaluate(configuration.load(None, overrides))
     rank = row["prediction"].split().index("0") + 1

@@ -83,10 +83,10 @@ def test_predictions_of_a_run_in_s3_are_read_where_they_lie(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], endpoint: str
 ) -> None:
     client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1")
-    client.create_bucket(Bucket="shop")
+    client.create_bucket(Bucket="judged")
     for name, labels in (("a", WRONG), ("b", RIGHT)):
-        client.put_object(Bucket="shop", Key=f"{name}/predictions.jsonl", Body=body(labels).encode())
-    first, second = (f"s3://shop/{name}/predictions.jsonl" for name in "ab")
+        client.put_object(Bucket="judged", Key=f"{name}/predictions.jsonl", Body=body(labels).encode())
+    first, second = (f"s3://judged/{name}/predictions.jsonl" for name in "ab")
     settings = (f"storage.endpoint_url={endpoint}", "evaluation.resamples=20", "--json")
     capfd.readouterr()  # what the server says as it starts
     assert run(monkeypatch, "--predictions", first, *settings) == 0
@@ -96,10 +96,10 @@ def test_predictions_of_a_run_in_s3_are_read_where_they_lie(
     assert run(monkeypatch, "--compare", first, second, *settings) == 0
     cell = json.loads(capfd.readouterr().out)["cells"]["classification de accuracy"]
     assert (cell["first"], cell["second"]) == (50.0, 100.0)
-    assert run(monkeypatch, "--predictions", "s3://shop/none.jsonl", *settings) == 1
+    assert run(monkeypatch, "--predictions", "s3://judged/none.jsonl", *settings) == 1
     printed, errors = capfd.readouterr()
     assert printed == ""
-    assert errors.startswith("failed: cannot read the predictions s3://shop/none.jsonl: ")
+    assert errors.startswith("failed: cannot read the predictions s3://judged/none.jsonl: ")
     assert errors.count("\n") == 1
 
 

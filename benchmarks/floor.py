@@ -21,7 +21,6 @@ from mlray import configuration
 from mlray.corpus.testsets import Case
 from mlray.evaluation import ranking, retrieval
 from mlray.evaluation.evaluate import check
-from mlray.evaluation.report import Figure
 
 RESULTS = Path(__file__).parent / "results"
 GRAMS = {"analyzer": "char_wb", "ngram_range": (2, 4), "sublinear_tf": True}
@@ -32,10 +31,10 @@ def main(path: str, overrides: list[str]) -> None:
     config = configuration.load(path, overrides)
     rows, _ = check(config)
     begin = time.monotonic()
-    cells = {
-        name: {metric: {"value": figure.value, "n": figure.n} for metric, figure in measured(group).items()}
-        for name, group in track(rows.items(), "directions", transient=True)
-    }
+    cells = {}
+    for name, group in track(rows.items(), "directions", transient=True):
+        found = ranking.score(nearest(group), retrieval.truths(group), resamples=1)
+        cells[name] = {metric: {"value": figure.value, "n": figure.n} for metric, figure in found.items()}
     body = {
         "command": f"python benchmarks/floor.py {' '.join([path, *overrides])}",
         "date": date.today().isoformat(),
@@ -50,11 +49,6 @@ def main(path: str, overrides: list[str]) -> None:
         shown = " | ".join(f"{figures[metric]['value']:.1f}" for metric in ("R@1", "accuracy", "MRR"))
         print(f"| {name} | {shown} | {figures['R@1']['n']:,} |")
     print(f"| mean | {np.mean([figures['R@1']['value'] for figures in cells.values()]):.1f} | | | |")
-
-
-def measured(group: list[Case]) -> dict[str, Figure]:
-    """The measures of a direction."""
-    return ranking.score(nearest(group), retrieval.truths(group), resamples=1)
 
 
 def nearest(group: list[Case]) -> list[str]:

@@ -37,7 +37,6 @@ PEERS: dict[str, tuple[str, str, dict[str, float]]] = {
     ),
     "intent-banking77": ("accuracy", "TF-IDF + SVC (ar: MSA alone)", {"en": 91.2, "ar": 88.1}),
     "reviews-amcd": ("MCC", "TF-IDF + SVC", {"en": 74.4, "de": 80.4, "ja": 56.7}),
-    "reviews-amcd-lora": ("MCC", "TF-IDF + SVC", {"en": 74.4, "de": 80.4, "ja": 56.7}),
 }
 """Run -> metric, and the figures of the data set's own description."""
 _EVERY = 20
@@ -74,12 +73,14 @@ def config_of(name: str) -> str:
 def table(name: str, task: str, cells: dict[str, dict[str, dict[str, Any]]]) -> str:
     """A row a language: the figure with its interval, and the peer's."""
     first = next(iter(next(iter(cells.values()))))
-    metric, peer, known = floor(name) if task == "retrieval" else PEERS.get(name, (first, "", {}))
+    metric, peer, known = (
+        floor(name) if task == "retrieval" else PEERS.get(name.removesuffix("-lora"), (first, "", {}))
+    )
     lines = [f"| {task} | {metric} | {peer} | n |", "|---|---|---|---|"]
     for language, figures in sorted(cells.items()):
         figure = figures[metric]
         shown = f"{figure['value']:.1f} ({figure['low']:.1f} to {figure['high']:.1f})"
-        if language in known and figure["value"] > known[language]:
+        if language in known and round(figure["value"], 1) > known[language]:
             shown = f"**{shown}**"
         lines.append(f"| {language} | {shown} | {known.get(language, '-')} | {figure['n']:,} |")
     values = [figures[metric]["value"] for figures in cells.values()]

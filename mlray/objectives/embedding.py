@@ -46,9 +46,13 @@ class TextEmbedder:
             adapters.load(self._model, adapter, language, objective="contrastive")
         self.encoder = tokenizer.encoder(tokens)
         self._length = min(config.corpus.sequence_length, backbone.positions(self._model))
-        self.room = self._length - 2
         self._device = device
         self._model.to(device).eval()
+
+    @property
+    def room(self) -> int:
+        """Tokens of a text that are read."""
+        return self._length - 2
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Unit vectors (N, H) float32; what is longer than `corpus.sequence_length` tokens is cut off."""

@@ -53,7 +53,7 @@ def main(folder: Path, settings: list[str]) -> None:
     job = "finetune" if judged.exists() else "pretrain"
     body = {
         "command": f"python jobs/{job}.py --config jobs/configs/{' '.join(settings or [config_of(name)])}",
-        "date": date.today().isoformat(),
+        "date": date.fromtimestamp((folder / "report.json").stat().st_mtime).isoformat(),
         "training": training,
         "evaluation": evaluation,
     }

@@ -67,7 +67,7 @@ def read(chunk: Chunk, max_chars: int, settings: Storage, first_row: int = 0) ->
             parse = _parse_aligned
         batches = _batched(parse(chunk, max_chars, settings), first_row)
     if chunk.file.without:
-        batches = (_permitted(batch, chunk.file.without, settings) for batch in batches)
+        batches = (_permitted(batch, chunk.file, settings) for batch in batches)
     if chunk.file.part == (0.0, 1.0):
         return batches
     # Records of other parts are left out; the rest keep the rows that they have in the file.
@@ -87,16 +87,19 @@ def _forbidden(place: str, settings: Storage) -> frozenset[int]:
     return frozenset(np.frombuffer(storage.read_bytes(place, settings), np.int64).tolist())
 
 
-def _permitted(batch: list[Record], place: str, settings: Storage) -> list[Record]:
+def _permitted(batch: list[Record], file: SourceFile, settings: Storage) -> list[Record]:
     """The records of a batch; one with a forbidden text is refused."""
-    known = _forbidden(place, settings)
+    known = _forbidden(file.without or "", settings)
     return [
         record._replace(text="", pair="", reason="stands in a test set")
-        if not record.reason
-        and any(fields.digest_of(text) in known for text in (record.text, *record.pair.split(SEPARATOR)))
+        if not record.reason and any(fields.digest_of(text) in known for text in _texts(record, file))
         else record
         for record in batch
     ]
+
+
+def _texts(record: Record, file: SourceFile) -> list[str]:
+    return [record.text, *([] if file.labelled else record.pair.split(SEPARATOR))]
 
 
 def _read_parquet(chunk: Chunk, max_chars: int, settings: Storage, first_row: int) -> Iterator[list[Record]]:

@@ -73,6 +73,8 @@ class SourceFile:
     """Whether a row whose halves are the same is refused."""
     without: str | None = None
     """File with the hashes of texts that may stand in no row; see `records.forbid`."""
+    labelled: bool = False
+    """Whether what a row has beside its text is its label, which may stand in a test set too."""
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> SourceFile:

@@ -19,9 +19,7 @@ def score_texts(predicted: Sequence[str], truth: Sequence[str], resamples: int) 
     """Accuracy (with one label a text also the micro F1), macro F1 and Matthews' correlation, in percent."""
     whole, spread = text_scores(predicted, truth, resamples)
     return {
-        name: figure(
-            float(whole[i]), spread[:, i], len(truth), f"confusion|{name}|bs:{resamples}|seed:{SEED}"
-        )
+        name: figure(float(whole[i]), spread[:, i], len(truth), f"confusion|{name}|{drawn(resamples)}")
         for i, name in enumerate(TEXT_METRICS)
     }
 
@@ -36,7 +34,7 @@ def text_scores(
     """
     numbers = {label: number for number, label in enumerate(sorted({*predicted, *truth}))}
     p_N, t_N = (np.array([numbers[label] for label in side]) for side in (predicted, truth))
-    parts = _parts(len(t_N), resamples, width=len(t_N) + len(numbers))
+    parts = draws(len(t_N), resamples, width=len(t_N) + len(numbers))
     spread = [_text_scores(p_N[rows_RN], t_N[rows_RN], len(numbers)) for rows_RN in parts]
     return _text_scores(p_N[None], t_N[None], len(numbers))[0], np.concatenate(spread)
 
@@ -67,12 +65,12 @@ def score_words(
 ) -> dict[str, Figure]:
     """F1, precision and recall of whole spans (CoNLL's measure, micro average), in percent; sentences are resampled."""
     counts = span_counts(predicted, truth)
-    resampled = draws(len(counts), resamples)
     names = ("span F1", "precision", "recall")
     whole = _span_scores(counts.sum(axis=0))
-    spread = np.array([_span_scores(counts[rows].sum(axis=0)) for rows in resampled])
+    parts = draws(len(counts), resamples, width=counts.size)
+    spread = np.array([_span_scores(sums) for rows_RN in parts for sums in counts[rows_RN].sum(axis=1)])
     return {
-        name: figure(whole[i], spread[:, i], len(counts), f"seqeval|{name}|micro|bs:{resamples}|seed:{SEED}")
+        name: figure(whole[i], spread[:, i], len(counts), f"seqeval|{name}|micro|{drawn(resamples)}")
         for i, name in enumerate(names)
     }
 
@@ -86,17 +84,7 @@ def score_answers(predicted: Sequence[str], truth: Sequence[str], resamples: int
         resamples: of the bootstrap.
     """
     inverse = np.array([reciprocal_rank(p, t) for p, t in zip(predicted, truth, strict=True)])
-    resampled = draws(len(inverse), resamples)
-    columns = {"accuracy": (inverse == 1.0).astype(np.float64), "MRR": inverse}
-    return {
-        name: figure(
-            float(column.mean()),
-            column[resampled].mean(axis=1),
-            len(column),
-            f"{name}|bs:{resamples}|seed:{SEED}",
-        )
-        for name, column in columns.items()
-    }
+    return shares({"accuracy": (inverse == 1.0).astype(np.float64), "MRR": inverse}, resamples)
 
 
 def reciprocal_rank(predicted: str, truth: str) -> float:
@@ -123,13 +111,31 @@ def _span_scores(counts: np.ndarray) -> tuple[float, float, float]:
     return float(f1), float(precision), float(recall)
 
 
-def draws(n: int, resamples: int) -> np.ndarray:
-    """Rows of each resample (resamples, n), with a fixed seed."""
-    return np.concatenate(list(_parts(n, resamples, width=n)))
+def shares(columns: dict[str, np.ndarray], resamples: int) -> dict[str, Figure]:
+    """The mean of each column of shares in percent, with its interval."""
+    values_NM = np.stack(list(columns.values()), axis=1)
+    means_RM = resampled_means(values_NM, resamples)
+    return {
+        name: figure(
+            float(values_NM[:, i].mean()), means_RM[:, i], len(values_NM), f"{name}|{drawn(resamples)}"
+        )
+        for i, name in enumerate(columns)
+    }
 
 
-def _parts(n: int, resamples: int, width: int) -> Iterator[np.ndarray]:
-    """`draws` in parts (R, n), where a resample takes `width` numbers."""
+def drawn(resamples: int) -> str:
+    """The end of a signature: how the interval was made."""
+    return f"bs:{resamples}|seed:{SEED}"
+
+
+def resampled_means(values_NM: np.ndarray, resamples: int) -> np.ndarray:
+    """The mean of each column in each resample, (resamples, M)."""
+    parts = draws(len(values_NM), resamples, width=values_NM.size)
+    return np.concatenate([values_NM[rows_RN].mean(axis=1) for rows_RN in parts])
+
+
+def draws(n: int, resamples: int, width: int) -> Iterator[np.ndarray]:
+    """Rows of each resample in parts (R, n), with a fixed seed; a resample takes `width` numbers of memory."""
     draw = np.random.default_rng(SEED)
     part = max(_AT_ONCE // width, 1)
     for first in range(0, resamples, part):

@@ -79,6 +79,8 @@ def _row(entry: object, place: str) -> Row:
         raise ValueError(f"has the language {entry.get('language')!r}, which is no tag")
     text = entry.get("text")
     said, truth = (_told(entry.get(key), key, task) for key in ("prediction", name))
+    if not truth.strip():
+        raise ValueError(f"has an empty {name}")
     return Row(task, language, said, truth, place, text if isinstance(text, str) else "")
 
 
@@ -148,11 +150,8 @@ def figures(task: str, language: str, rows: Sequence[Row], resamples: int) -> di
     A name may follow the kind of the task, as in `tagging ner`.
 
     Raises:
-        ConfigError: an empty reference, or tags of another number than the true ones; the row is named.
+        ConfigError: tags of another number than the true ones; the row is named.
     """
-    for row in rows:
-        if not row.truth.strip():
-            raise ConfigError(f"{row.place}: the reference in {language!r} is empty")
     predicted, truth = [row.prediction for row in rows], [row.truth for row in rows]
     kind = task.partition(" ")[0]
     if kind == "classification":

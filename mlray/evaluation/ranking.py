@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from mlray.evaluation.labels import SEED, draws, figure
+from mlray.evaluation import labels
 from mlray.evaluation.report import Figure
 
 DEPTH = 100
@@ -72,16 +72,4 @@ def score(predicted: Sequence[str], truth: Sequence[str], resamples: int) -> dic
         resamples: of the bootstrap.
     """
     table = np.array([measures(p.split(), set(t.split())) for p, t in zip(predicted, truth, strict=True)])
-    return shares(dict(zip(METRICS, table.T, strict=True)), resamples)
-
-
-def shares(columns: dict[str, np.ndarray], resamples: int) -> dict[str, Figure]:
-    """The mean of each column of shares in percent, with its interval."""
-    n = len(next(iter(columns.values())))
-    resampled = draws(n, resamples)
-    return {
-        name: figure(
-            float(column.mean()), column[resampled].mean(axis=1), n, f"{name}|bs:{resamples}|seed:{SEED}"
-        )
-        for name, column in columns.items()
-    }
+    return labels.shares(dict(zip(METRICS, table.T, strict=True)), resamples)

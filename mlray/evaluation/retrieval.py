@@ -12,7 +12,7 @@ import numpy as np
 
 from mlray import languages
 from mlray.corpus.testsets import Case
-from mlray.evaluation import ranking
+from mlray.evaluation import labels, ranking
 from mlray.evaluation.report import Figure
 from mlray.objectives import contrastive
 from mlray.objectives.embedding import TextEmbedder
@@ -79,7 +79,7 @@ class Finder:
                 columns.setdefault(language, []).append(pool.above(part, scores_QC, language))
         names = ("R@1", "own above", "others above", BIAS)
         return {
-            language: ranking.shares(dict(zip(names, np.concatenate(values).T, strict=True)), resamples)
+            language: labels.shares(dict(zip(names, np.concatenate(values).T, strict=True)), resamples)
             for language, values in sorted(columns.items())
         }
 

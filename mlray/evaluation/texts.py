@@ -78,14 +78,14 @@ def score(
         meteor = single_meteor_score(*words, stemmer=stemmer, wordnet=_NoSynonyms())
         rows.append([*(found[name].fmeasure for name in ROUGES.values()), meteor, float(same)])
     values = np.array(rows)
-    means = values[labels.draws(len(values), resamples)].mean(axis=1)
+    means = labels.resampled_means(values, resamples)
     stages = "exact+stem" if isinstance(stemmer, SnowballStemmer) else "exact"
     return {
         name: labels.figure(
             float(values[:, i].mean()),
             means[:, i],
             len(values),
-            f"{name}|words:unicode|bs:{resamples}|seed:{labels.SEED}"
+            f"{name}|words:unicode|{labels.drawn(resamples)}"
             + (f"|stages:{stages}" if name == "METEOR" else ""),
         )
         for i, name in enumerate(names)

@@ -7,6 +7,7 @@ spaces only and a sentence would be one word. Every figure carries sacreBLEU's s
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,27 @@ from sacrebleu.metrics.ter import TER
 from mlray import languages
 from mlray.config import ConfigError
 from mlray.evaluation.report import Figure
+
+
+class _Averaged:
+    """Resamples have a mean: sacreBLEU 2.6.0 fails where some score nothing (float) and others do not (float32)."""
+
+    def _compute_score_from_stats(self, stats: Any) -> Any:
+        found = super()._compute_score_from_stats(stats)  # type: ignore[misc]
+        found.score = float(found.score)
+        return found
+
+
+class _Bleu(_Averaged, BLEU):
+    pass
+
+
+class _Chrf(_Averaged, CHRF):
+    pass
+
+
+class _Ter(_Averaged, TER):
+    pass
 
 
 def score(
@@ -39,16 +61,16 @@ def score(
         if not reference.strip():
             raise ConfigError(f"the reference of row {row} in {language!r} is empty")
     metrics: dict[str, Any] = {
-        "BLEU": BLEU(tokenize=languages.metric_tokenizer(language)),
-        "chrF": CHRF(),
+        "BLEU": _Bleu(tokenize=languages.metric_tokenizer(language)),
+        "chrF": _Chrf(),
     }
     sides = list(hypotheses), list(references)
     found = {name: _figure(metric, *sides, resamples) for name, metric in metrics.items()}
     if languages.metric_tokenizer(language) == "13a":
-        return {**found, "TER": _figure(TER(), *sides, resamples)}
+        return {**found, "TER": _figure(_Ter(), *sides, resamples)}
     cut = metrics["BLEU"].tokenizer
     words = tuple([cut(text) for text in side] for side in sides)
-    ter = _figure(TER(), words[0], words[1], resamples)
+    ter = _figure(_Ter(), words[0], words[1], resamples)
     signature = f"{ter.signature}|words:{languages.metric_tokenizer(language)}"
     return {**found, "TER": dataclasses.replace(ter, signature=signature)}
 
@@ -58,4 +80,6 @@ def _figure(metric: Any, hypotheses: list[str], references: list[str], resamples
     half = 0.0
     if len(hypotheses) > 1:
         half = float(metric.corpus_score(hypotheses, [references], n_bootstrap=resamples)._ci)
-    return Figure(plain, plain - half, plain + half, len(hypotheses), str(metric.get_signature()))
+    most = math.inf if isinstance(metric, TER) else 100.0  # more edits than words are possible
+    low, high = max(plain - half, 0.0), min(plain + half, most)
+    return Figure(plain, low, high, len(hypotheses), str(metric.get_signature()))

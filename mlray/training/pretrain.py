@@ -72,7 +72,7 @@ def prepare(config: RunConfig) -> Prepared:
     folders = Folders.of(config)
     corpus_sources = sources.import_datasets(config.corpus.sources, folders.imported, config.storage)
     files = sources.list_files(corpus_sources, config.storage)
-    files = _guarded(files, config, folders)
+    files = guarded(files, config, folders)
     check_sources(config.objective, files)
     # Shows before anything costs time whether the run folder can be written.
     storage.write_bytes(storage.join(folders.root, "config.yaml"), config.to_yaml().encode(), config.storage)
@@ -118,16 +118,16 @@ def _check_adapter(adapter: Adapter) -> None:
         )
 
 
-def _guarded(
-    files: list[sources.SourceFile], config: RunConfig, folders: Folders
-) -> list[sources.SourceFile]:
+def guarded(files: list[sources.SourceFile], config: RunConfig, folders: Folders) -> list[sources.SourceFile]:
     """The files of a corpus that refuses what the objective cannot learn from, and what it is judged on."""
-    distinct, without = OBJECTIVES[config.objective.name].distinct, None
+    row, without = OBJECTIVES[config.objective.name], None
+    labelled = row.labels_of is not None
     if config.corpus.without_tests:
-        groups, _ = testsets.read(config, distinct=distinct)
-        texts = (text for group in groups.values() for case in group for text in (case.text, case.pair))
+        groups, _ = testsets.read(config, distinct=row.distinct)
+        cases = (case for group in groups.values() for case in group)
+        texts = (text for case in cases for text in (case.text, *([] if labelled else [case.pair])))
         without = records.forbid(texts, folders.corpus, config.storage)
-    return [replace(file, distinct=distinct, without=without) for file in files]
+    return [replace(file, distinct=row.distinct, without=without, labelled=labelled) for file in files]
 
 
 def complete(prepared: Prepared) -> dict[str, Any]:

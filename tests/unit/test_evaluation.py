@@ -152,6 +152,15 @@ def test_known_answers_keep_their_values_and_signatures(
     assert (found.high - found.value, found.value - found.low) == pytest.approx((half, half), abs=1e-9)
 
 
+def test_an_interval_stays_inside_the_scale() -> None:
+    good, bad = "we warm the milk slowly today", "nobody knows"
+    found = translation.score([good, good, bad], [good, good, "a lamp for every room"], "en", resamples=200)
+    assert found["BLEU"].high == found["chrF"].high == 100.0
+    assert found["TER"].low == 0.0 < found["TER"].value
+    worse = translation.score(["a b c d e f g h", "x"], ["y", "x"], "en", resamples=200)["TER"]
+    assert worse.value == 400.0 < worse.high  # eight edits of two words
+
+
 def test_ter_by_hand() -> None:
     # 4 edits (insert the, insert you, 2 for "are coming") of the 16 words of the references.
     found = translation.score(HYPOTHESES, REFERENCES, "en", resamples=10)
@@ -266,7 +275,7 @@ def test_scores_of_texts_are_those_of_scikit_learn() -> None:
     assert scores["accuracy"].high - scores["accuracy"].low == pytest.approx(
         392 * (p * (1 - p) / 90) ** 0.5, rel=0.25
     )
-    resampled = [(np.array(truth)[rows], np.array(found)[rows]) for rows in labels.draws(90, 200)]
+    resampled = [(np.array(truth)[rows], np.array(found)[rows]) for rows in drawn(90, 200)]
     for name, oracle in (
         ("macro F1", lambda t, p: metrics.f1_score(t, p, average="macro")),
         ("MCC", metrics.matthews_corrcoef),
@@ -302,14 +311,27 @@ def test_invented_labels_cost_no_memory_and_stay_those_of_scikit_learn() -> None
     assert scores["MCC"].value == pytest.approx(100 * metrics.matthews_corrcoef(truth, found))
 
 
+def drawn(n: int, resamples: int) -> np.ndarray:
+    """Rows of each resample, at once."""
+    return np.random.default_rng(labels.SEED).integers(0, n, size=(resamples, n))
+
+
 def test_resamples_in_parts_are_those_drawn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     truth, found = list("aabbcabc"), list("aabbbbca")
-    whole = labels.draws(8, 33)
-    assert (whole == np.random.default_rng(labels.SEED).integers(0, 8, size=(33, 8))).all()
-    scores = labels.score_texts(found, truth, 33)
+    words = [sentence.split() for sentence in ("B-A O", "O B-A", "B-A I-A", "O O")]
+
+    def scores() -> list[object]:
+        return [
+            labels.score_texts(found, truth, 33),
+            labels.score_words(words, words[::-1], 33),
+            texts.score(["a b", "c", "a"], ["a c", "c", "b"], "en", 33),
+        ]
+
+    whole = scores()
     monkeypatch.setattr(labels, "_AT_ONCE", 50)  # four resamples a part
-    assert (labels.draws(8, 33) == whole).all()
-    assert labels.score_texts(found, truth, 33) == scores
+    assert scores() == whole
+    assert [len(rows) for rows in labels.draws(8, 33, width=12)] == [*[4] * 8, 1]
+    assert (np.concatenate(list(labels.draws(8, 33, width=12))) == drawn(8, 33)).all()
 
 
 def test_scores_of_spans_are_those_of_seqeval() -> None:
@@ -581,6 +603,9 @@ def test_two_models_are_compared_on_the_same_rows(tmp_path: Path) -> None:
     other = [{**row, "text": f"question {i + 1}"} for i, row in enumerate(texts_a)]
     with pytest.raises(ConfigError, match=r"line 1 of .*x\.jsonl and of .*y\.jsonl are different rows"):
         comparison.compare(write(tmp_path / "x.jsonl", asked), write(tmp_path / "y.jsonl", other), trials=100)
+    unlabelled = write(tmp_path / "z.jsonl", [{"language": "en", "prediction": "x", "label": ""}])
+    with pytest.raises(ConfigError, match=r"z\.jsonl: line 1 has an empty label"):
+        comparison.compare(unlabelled, unlabelled, trials=100)
 
 
 def test_macro_f1_and_correlation_are_compared_by_a_paired_bootstrap(tmp_path: Path) -> None:
@@ -608,7 +633,7 @@ def test_macro_f1_and_correlation_are_compared_by_a_paired_bootstrap(tmp_path: P
         apart = [
             oracle(np.array(truth)[rows], np.array(sides[1])[rows])
             - oracle(np.array(truth)[rows], np.array(sides[0])[rows])
-            for rows in labels.draws(120, 300)
+            for rows in drawn(120, 300)
         ]
         raw[metric] = (1 + sum(abs(d - observed) >= abs(observed) - 1e-12 for d in apart)) / 301
         assert raw[metric] < 0.05  # by accuracy, the one that always says "a" is as good
@@ -663,6 +688,12 @@ def test_unknown_labels_may_count_as_wrong(tmp_path: Path) -> None:
     settings = [*tagged(tmp_path, sentences), "evaluation.unknown_labels=wrong"]
     found, rows = evaluate.evaluate(configuration.load(None, settings))
     assert found.cells["tagging"]["de"]["span F1"].n == 2
+    of_each = labels.score_words(
+        [row["prediction"].split() for row in rows], [["O", "B-LOC"], ["O", "B-PER"]], resamples=1
+    )
+    assert (
+        found.cells["tagging"]["de"]["recall"].value == of_each["recall"].value < 100
+    )  # one cannot be found
     assert [row["reference"] for row in rows] == ["O B-LOC", "O B-PER"]
     known = [*tagged(tmp_path, [sentences[0], ("im Alltag", "O O")])]
     assert [row["prediction"] for row in evaluate.evaluate(configuration.load(None, known))[1]] == [
@@ -676,7 +707,7 @@ def test_a_test_set_without_references_or_rows_is_refused(tmp_path: Path) -> Non
     with pytest.raises(ConfigError, match=r"de\.jsonl: row 0 has no reference or label; name its column"):
         evaluate.evaluate(configuration.load(None, settings))
     rows = [{"language": "en", "prediction": "a", "reference": text} for text in ("a", " ")]
-    with pytest.raises(ConfigError, match=r"p\.jsonl: line 2: the reference in 'en' is empty"):
+    with pytest.raises(ConfigError, match=r"p\.jsonl: line 2 has an empty reference"):
         predictions.score(write(tmp_path / "p.jsonl", rows), Evaluation(resamples=20))
 
 

@@ -19,6 +19,8 @@ from mlray.corpus.windows import Window
 from mlray.models import tokenizer
 from mlray.objectives.pairing import Pairs
 from mlray.schema import SEPARATOR
+from mlray.training import pretrain
+from mlray.training.folders import Folders
 from tests.unit import tiny
 
 SETTINGS = Storage()
@@ -82,6 +84,29 @@ def test_rows_with_a_text_of_the_test_set_are_refused_by_name(tmp_path: Path) ->
     assert [record.reason for record in found] == [*["stands in a test set"] * 3, ""]
     assert not found[0].text
     assert records.forbid(["Der Kessel kocht.", "the kettle boils!"], str(tmp_path), SETTINGS) == place
+    labels = read(jsonl(tmp_path / "a.jsonl", rows), {"without": place, "labelled": True}, pair="p")
+    assert [record.text for record in labels if not record.reason] == ["Es ist warm", "Es ist kalt"]
+
+
+def test_a_label_of_the_test_set_may_stand_in_training(tmp_path: Path) -> None:
+    train = [("where is it", "delivery"), ("delivery", "other"), ("Too small!", "return")]
+    test = [("when does it come", "delivery"), ("too small", "return")]
+    for name, rows in (("train", train), ("test", test)):
+        jsonl(tmp_path / f"{name}.jsonl", [{"text": text, "label": label} for text, label in rows])
+    source = {"uri": str(tmp_path / "train.jsonl"), "pair": "label", "language": "en"}
+    config = RunConfig.model_validate(
+        {
+            "run": {"storage_uri": str(tmp_path / "runs")},
+            "objective": {"name": "classification"},
+            "corpus": {"sources": [source], "without_tests": True},
+            "evaluation": {"sources": [{**source, "uri": str(tmp_path / "test.jsonl")}]},
+        }
+    )
+    (file,) = pretrain.guarded(
+        sources.list_files(config.corpus.sources, SETTINGS), config, Folders.of(config)
+    )
+    (found,) = records.read(Chunk(file, 0, file.size), 1000, SETTINGS)
+    assert [record.reason for record in found] == ["", "", "stands in a test set"]
 
 
 def test_a_test_set_can_be_cut_to_the_rows_with_the_smallest_hashes(tmp_path: Path) -> None:

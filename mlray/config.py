@@ -131,8 +131,8 @@ class Model(_Section):
     path: str | None = None
     """Folder, `s3://` prefix or hub name of a checkpoint of the family; the sizes below are then its own."""
     hidden_size: int = Field(256, ge=8)
-    num_layers: int = Field(4, ge=1)
-    """Of the encoder; an encoder-decoder has as many in its decoder."""
+    num_layers: int = Field(4, ge=0)
+    """Of the encoder; an encoder-decoder has as many in its decoder. 0: vectors of texts are means of embeddings."""
     num_heads: int = Field(4, ge=1)
     intermediate_size: int = Field(1024, ge=8)
     max_positions: int = Field(512, ge=8)

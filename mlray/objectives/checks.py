@@ -13,16 +13,22 @@ from mlray.objectives.table import OBJECTIVES
 
 
 def check_family(objective: ObjectiveConfig, model: ModelConfig) -> None:
-    """Refuses a family of models that the objective cannot train.
+    """Refuses a family of models that the objective cannot train, or one without layers.
 
     Raises:
         ConfigError: it names the two, and the families that fit.
     """
-    families = OBJECTIVES[objective.name].families
+    row = OBJECTIVES[objective.name]
+    families = row.families
     if model.family not in families:
         raise ConfigError(
             f"model.family={model.family} does not fit objective.name={objective.name}; take one of "
             f"{', '.join(families)}"
+        )
+    if not model.num_layers and not model.path and (row.texts_in_row == 1 or model.family == "modernbert"):
+        raise ConfigError(
+            "model.num_layers=0 is for vectors of texts, by bert or xlm-roberta; "
+            f"objective.name={objective.name} of {model.family} needs at least 1"
         )
 
 

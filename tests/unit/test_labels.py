@@ -108,6 +108,11 @@ def test_what_does_not_fit_is_named() -> None:
         ConfigError, match=r"model\.family=mbart does not fit objective\.name=tagging; take one of"
     ):
         check_family(Objective(name="tagging"), Model(family="mbart"))
+    with pytest.raises(
+        ConfigError, match=r"model\.num_layers=0 .* objective\.name=tagging of xlm-roberta needs at least 1"
+    ):
+        check_family(Objective(name="tagging"), Model(num_layers=0))
+    check_family(Objective(name="contrastive"), Model(num_layers=0))
 
 
 def test_a_source_without_labels_or_a_task_without_a_source_is_named(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A fine-tuning's figures beside the peers of its data set: `python benchmarks/tasks.py runs/ner-wikiann6`.
+"""A fine-tuning's or an alignment's figures beside the peers of its data set: `python benchmarks/tasks.py runs/ner-wikiann6`.
 
 Keeps `report.json` and the evaluation of a finished run as `results/<run>.json`, without the places of this machine,
 and prints the table that `benchmarks/README.md` shows. A run with other settings than those of a ready configuration
@@ -50,7 +50,7 @@ def main(folder: Path, settings: list[str]) -> None:
     evaluation = json.loads(judged.read_text(encoding="utf-8")) if judged.exists() else {"cells": {}}
     training["losses"] = training["losses"][::_EVERY]
     name = training["run"]
-    job = "finetune" if judged.exists() else "pretrain"
+    job = "align" if "retrieval" in evaluation["cells"] else "finetune" if judged.exists() else "pretrain"
     body = {
         "command": f"python jobs/{job}.py --config jobs/configs/{' '.join(settings or [config_of(name)])}",
         "date": date.fromtimestamp((folder / "report.json").stat().st_mtime).isoformat(),

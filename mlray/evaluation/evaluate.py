@@ -26,7 +26,7 @@ from mlray.evaluation.retrieval import Finder
 from mlray.models import backbone, tokenizer
 from mlray.models.generation import Continuer, Writer
 from mlray.objectives import answers, translation
-from mlray.objectives.checks import check_family
+from mlray.objectives.checks import check_family, check_places
 from mlray.objectives.embedding import TextEmbedder
 from mlray.objectives.table import OBJECTIVES
 
@@ -126,6 +126,7 @@ def check(config: RunConfig) -> Checked:
     if task not in _PREDICT:
         raise ConfigError(f"objective.name={task} has no test; take one of {', '.join(_PREDICT)}")
     check_family(config.objective, config.model)
+    check_places(config)
     groups, left_out = testsets.read(config, distinct=OBJECTIVES[task].distinct)
     for name, group in groups.items():
         labelling.kind(config, name)

@@ -47,9 +47,11 @@ def read(uri: str | Path, settings: Storage = DEFAULT) -> list[Row]:
     try:
         content = storage.read_bytes(storage.absolute(str(uri)), settings).decode()
     except storage.StorageError as error:
-        raise storage.StorageError(f"cannot read the predictions {uri}: {error}") from error
+        raise storage.StorageError(f"cannot read the predictions: {error}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"cannot read the predictions {uri}: {error}") from None
+    if not content.strip():
+        raise ConfigError(f"{uri} is empty")
     lines = content.removesuffix("\n").split("\n")  # texts may hold U+2028
     rows = []
     for number, line in enumerate(lines, start=1):

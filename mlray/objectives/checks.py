@@ -2,14 +2,53 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from pathlib import Path
 
-from mlray import languages
-from mlray.config import ConfigError, RunConfig
+from mlray import languages, storage
+from mlray.config import ConfigError, RunConfig, Storage
 from mlray.config import Model as ModelConfig
 from mlray.config import Objective as ObjectiveConfig
 from mlray.corpus.sources import SourceFile
 from mlray.objectives.table import OBJECTIVES
+
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def check_places(config: RunConfig) -> None:
+    """Refuses checkpoints and tokenizers that are not where the configuration says, before anything costs time.
+
+    Raises:
+        ConfigError: it names the key and the folder.
+        StorageError: a store cannot be reached.
+    """
+    wanted = {
+        "model.path": (config.model.path, "config.json"),
+        "tokenizer.path": (config.tokenizer.path, None),
+        "adapter.path": (config.adapter.path, "adapter_config.json"),
+        "adapter.language_path": (config.adapter.language_path, "adapter_config.json"),
+    }
+    for key, (uri, file) in wanted.items():
+        if uri:
+            _check_place(key, uri, file, config.storage)
+
+
+def _check_place(key: str, uri: str, file: str | None, settings: Storage) -> None:
+    path = Path(uri).expanduser()
+    if not storage.is_s3(uri) and not path.is_dir():
+        # On a hub is what could be a name there, and does not lie in a folder that is here.
+        if _HUB_NAME.fullmatch(uri) and not (path.parent != Path() and path.parent.is_dir()):
+            return
+        raise ConfigError(
+            f"{key}={uri}: there is no such folder; name a folder, an s3:// prefix or a model of a hub"
+        )
+    place = storage.absolute(uri)
+    if file is None or storage.exists(storage.join(place, file), settings):
+        return
+    below = storage.exists(storage.join(place, "weights", file), settings)
+    hint = f"take {storage.join(uri, 'weights')}" if below else "name its weights"
+    raise ConfigError(f"{key}={uri} holds no checkpoint of `transformers` ({file}); {hint}")
 
 
 def check_family(objective: ObjectiveConfig, model: ModelConfig) -> None:

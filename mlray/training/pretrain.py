@@ -22,7 +22,7 @@ from mlray.corpus.manifest import Manifest
 from mlray.corpus.windows import WindowReader
 from mlray.models import backbone, tokenizer
 from mlray.models.fertility import measure_fertility
-from mlray.objectives.checks import check_family, check_positions, check_sources
+from mlray.objectives.checks import check_family, check_places, check_positions, check_sources
 from mlray.objectives.table import OBJECTIVES
 from mlray.schema import SEPARATOR
 from mlray.training import checkpoint as checkpoints
@@ -66,6 +66,7 @@ def prepare(config: RunConfig) -> Prepared:
     """
     backbone.quiet()
     check_family(config.objective, config.model)
+    check_places(config)
     _check_adapter(config.adapter)
     console = Console(width=None if os.environ.get("COLUMNS") else 110)
     config = placed(config)

@@ -99,7 +99,7 @@ def test_predictions_of_a_run_in_s3_are_read_where_they_lie(
     assert run(monkeypatch, "--predictions", "s3://judged/none.jsonl", *settings) == 1
     printed, errors = capfd.readouterr()
     assert printed == ""
-    assert errors.startswith("failed: cannot read the predictions s3://judged/none.jsonl: ")
+    assert errors.startswith("failed: cannot read the predictions: s3://judged/none.jsonl")
     assert errors.count("\n") == 1
 
 
@@ -110,7 +110,7 @@ def test_a_file_that_is_not_there_fails_and_a_bad_one_is_bad_configuration(
     Path("good.jsonl").write_text(body(RIGHT), encoding="utf-8")
     Path("bad.jsonl").write_text(body(RIGHT) + "{\n", encoding="utf-8")
     Path("latin.jsonl").write_bytes(b"\xe4\n")
-    missing = "failed: cannot read the predictions none.jsonl: "
+    missing = "failed: cannot read the predictions: "
     for arguments, code, complaint in (
         (("--predictions", "none.jsonl"), 1, missing),
         (("--compare", "good.jsonl", "none.jsonl"), 1, missing),

@@ -14,12 +14,12 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from mlray.config import ConfigError, Model, Objective, Source, Storage, Tokenizer
+from mlray.config import ConfigError, Model, Objective, RunConfig, Source, Storage, Tokenizer
 from mlray.corpus import packing, sources
 from mlray.corpus.windows import Window
 from mlray.models import backbone, labeller, tokenizer
 from mlray.objectives import labels
-from mlray.objectives.checks import check_family, check_sources
+from mlray.objectives.checks import check_family, check_places, check_sources
 from mlray.objectives.table import Task
 from mlray.schema import NO_TARGET, PackedBatch
 from mlray.training import loop
@@ -113,6 +113,39 @@ def test_what_does_not_fit_is_named() -> None:
     ):
         check_family(Objective(name="tagging"), Model(num_layers=0))
     check_family(Objective(name="contrastive"), Model(num_layers=0))
+
+
+def test_a_checkpoint_that_is_not_there_is_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    weights = tmp_path / "runs" / "a" / "step-1" / "weights"
+    weights.mkdir(parents=True)
+    (weights / "config.json").write_text("{}", encoding="utf-8")
+    for found in (
+        str(weights),
+        "runs/a/step-1/weights",
+        "bert-base",
+        "owner/bert-base",
+    ):  # the last two: of a hub
+        check_places(RunConfig.model_validate({"model": {"path": found}}))
+    for section, path, complaint in (
+        ("model", "runs/nope", r"model\.path=runs/nope: there is no such folder"),
+        ("tokenizer", "runs/a/b/c", r"tokenizer\.path=runs/a/b/c: there is no such folder"),
+        (
+            "model",
+            "runs/a/step-1",
+            r"model\.path=runs/a/step-1 holds no checkpoint .*; take runs/a/step-1/weights",
+        ),
+        ("model", "runs/a", r"model\.path=runs/a holds no checkpoint .*\(config\.json\); name its weights"),
+        (
+            "adapter",
+            "runs/a/step-1/weights",
+            r"adapter\.path=.* holds no checkpoint .*\(adapter_config\.json\)",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=complaint):
+            check_places(RunConfig.model_validate({section: {"path": path}}))
 
 
 def test_a_source_without_labels_or_a_task_without_a_source_is_named(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A fine-tuning's or an alignment's figures beside the peers of its data set: `python benchmarks/tasks.py runs/ner-wikiann6`.
+"""Figures of a fine-tuning or an alignment beside its data set's peers: `python benchmarks/tasks.py runs/ner-wikiann6`.
 
 Keeps `report.json` and the evaluation of a finished run as `results/<run>.json`, without the places of this machine,
 and prints the table that `benchmarks/README.md` shows. A run with other settings than those of a ready configuration

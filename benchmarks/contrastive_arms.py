@@ -1,12 +1,14 @@
 """The arms of `contrastive.py`, each a process: `contrastive_arms.py FOLDER SIZE BATCH MICRO ARM [check]`.
 
 It prints a line of JSON when it is ready, and one after each optimiser step that a line on its input asks for. With
-`check` it prints how far the gradient of its first step is from that of one pass in float64, and ends.
+`check` it prints how far the gradient of its first step, not clipped, is from the reference in float64, and ends; the
+arm `reference` writes that.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import resource
 import sys
 import time
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from mlray.config import Contrastive, Model, Objective, Train
 from mlray.corpus import packing
@@ -25,14 +28,16 @@ from mlray.objectives.table import Task
 from mlray.training import loop
 from mlray.training.engine import Engine
 
-TEMPERATURE, RATE, LENGTH = 0.05, 1e-3, 128
+TEMPERATURE, RATE, LENGTH, CLIP = 0.05, 1e-3, 128, 1.0
+CHUNK = 256
+"""Texts of a pass in float64."""
 Gradients = dict[str, torch.Tensor]
 
 
 class Ours:
     """The job's own loop and engine, without Ray."""
 
-    def __init__(self, folder: Path, pairs: list[list[str]], micro: int, cache: Any) -> None:
+    def __init__(self, folder: Path, pairs: list[list[str]], micro: int, cache: Any, clip: float) -> None:
         tokens = tokenizer.load(folder)
         loss = Contrastive(temperature=TEMPERATURE, symmetric=False, cache=cache)
         self._task = Task(
@@ -45,7 +50,7 @@ class Ours:
         self.model = embedder.build(Model(path=str(folder), dropout=0.0), loss, tokens, folder)
         self._config = Train(
             steps=1 << 20, global_batch_size=len(pairs), micro_batch_size=micro, lr=RATE, warmup_steps=0,
-            schedule="constant", zero_stage=0, precision="fp32", weight_decay=0.0, gradient_clipping=1.0,
+            schedule="constant", zero_stage=0, precision="fp32", weight_decay=0.0, gradient_clipping=clip,
         )  # fmt: skip
         self._engine = Engine(self.model, self._config, len(self._batches), over_batch=True)
 
@@ -58,12 +63,13 @@ class Ours:
 class Peer:
     """sentence-transformers: its model, its loss, AdamW; texts are tokenised beforehand, as ours are."""
 
-    def __init__(self, folder: Path, pairs: list[list[str]], micro: int, arm: str) -> None:
+    def __init__(self, folder: Path, pairs: list[list[str]], micro: int, arm: str, clip: float) -> None:
         from sentence_transformers import SentenceTransformer
         from sentence_transformers.sentence_transformer import losses
 
         self.model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
         self.model.max_seq_length = LENGTH // 2
+        self._clip = clip
         scale = 1 / TEMPERATURE
         if arm == "st":
             self._loss = losses.MultipleNegativesRankingLoss(self.model, scale=scale)
@@ -80,13 +86,14 @@ class Peer:
         self._optimizer.zero_grad()
         loss = self._loss([dict(features) for features in self._features], None)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        if self._clip:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._clip)
         self._optimizer.step()
         return float(loss.detach())
 
 
 def gradients_of(model: Any, step: Callable[[], float]) -> Gradients:
-    """The direction of a first step's gradient: Adam's first moment is a tenth of the clipped gradient."""
+    """The gradient that a step's optimiser is given, by the parameter's name."""
     found: Gradients = {}
     original = torch.optim.AdamW.step
 
@@ -107,69 +114,93 @@ def gradients_of(model: Any, step: Callable[[], float]) -> Gradients:
 
 
 def reference(folder: Path, pairs: list[list[str]]) -> Gradients:
-    """The gradient of one pass over the padded batch in float64, by autograd on the plain `transformers` model."""
+    """The gradient in float64, by autograd on the plain `transformers` model over padded chunks.
+
+    Vectors first, then the loss in rows of the matrix, then each chunk again with the gradient of its vectors: by the
+    chain rule the parts add up to one pass over the whole batch.
+    """
     import transformers
 
-    tokens = tokenizer.load(folder)
-    encoder = tokenizer.encoder(tokens)
+    encoder = tokenizer.encoder(tokenizer.load(folder))
     model = transformers.AutoModel.from_pretrained(
         folder, add_pooling_layer=False, dtype=torch.float64
     ).train()
-    vectors = []
+
+    def vectors(texts: list[list[int]]) -> torch.Tensor:
+        width = max(map(len, texts))
+        ids = torch.tensor([row + [encoder.pad_id] * (width - len(row)) for row in texts])
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in texts])
+        hidden = model(input_ids=ids, attention_mask=mask)[0] * mask[..., None]
+        return torch.nn.functional.normalize(hidden.sum(1) / mask.sum(1, keepdim=True), dim=-1)
+
+    chunks, leaves = [], []
     for side in zip(*pairs, strict=True):
         rows = [
             [encoder.start_id, *ids[: LENGTH // 2 - 2], encoder.end_id] for ids in encoder.encode(list(side))
         ]
-        width = max(map(len, rows))
-        ids = torch.tensor([row + [encoder.pad_id] * (width - len(row)) for row in rows])
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
-        hidden = model(input_ids=ids, attention_mask=mask)[0] * mask[..., None]
-        vectors.append(torch.nn.functional.normalize(hidden.sum(1) / mask.sum(1, keepdim=True), dim=-1))
-    logits = vectors[0] @ vectors[1].T / TEMPERATURE
-    torch.nn.functional.cross_entropy(logits, torch.arange(len(pairs))).backward()
-    return {
-        name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None
-    }
+        parts = [rows[first : first + CHUNK] for first in range(0, len(rows), CHUNK)]
+        with torch.no_grad():
+            leaves.append(torch.cat([vectors(part) for part in parts]))
+        chunks.append(parts)
+    queries, targets = (leaf.requires_grad_() for leaf in leaves)
+    for own in torch.arange(len(pairs)).split(CHUNK):
+        logits = queries[own] @ targets.T / TEMPERATURE
+        (torch.nn.functional.cross_entropy(logits, own, reduction="sum") / len(pairs)).backward()
+    for parts, leaf in zip(chunks, (queries, targets), strict=True):
+        assert leaf.grad is not None
+        for part, gradient in zip(parts, leaf.grad.split(CHUNK), strict=True):
+            vectors(part).backward(gradient)
+    return {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
 
 
 def error(found: Gradients, expected: Gradients) -> float:
-    """The largest difference of a tensor's direction: both gradients brought to length 1 (clipping scales them)."""
+    """The largest difference of a number of the gradient."""
     ends = {name.rpartition("auto_model.")[2].rpartition("model.")[2]: value for name, value in found.items()}
-    common = [name for name in expected if name in ends]
-    if len(common) < len(expected):
-        raise SystemExit(f"no gradient of {sorted(set(expected) - set(common))[0]}")
-    lengths = [
-        torch.sqrt(sum(table[name].double().square().sum() for name in common)) for table in (ends, expected)
-    ]
-    return max(
-        float((ends[name].double() / lengths[0] - expected[name] / lengths[1]).abs().max()) for name in common
-    )
+    if missing := sorted(expected.keys() - ends.keys()):
+        raise SystemExit(f"no gradient of {missing[0]}")
+    return max(float((ends[name].double() - value).abs().max()) for name, value in expected.items())
+
+
+def peak_bytes() -> int:
+    """Largest resident memory since it was last forgotten."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
+
+
+def forget_peak() -> int:
+    """Resident memory now; the peak counts from here (proc_pid_clear_refs(5))."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return peak_bytes()
 
 
 def main() -> None:
     folder, size, batch, micro, arm, *check = sys.argv[1:]
     place, pairs = Path(folder) / size, json.loads((Path(folder) / "pairs.json").read_text())[: int(batch)]
+    known = Path(folder) / f"{size}-{batch}.safetensors"
     torch.set_num_threads(2)
-    cache = {"ours": "auto", "ours-cached": "always"}.get(arm)
-    work: Any = Ours(place, pairs, int(micro), cache) if cache else Peer(place, pairs, int(micro), arm)
-    if check:
-        print(json.dumps(error(gradients_of(work.model, work.step), reference(place, pairs))), flush=True)
+    if arm == "reference":
+        save_file({name: value.contiguous() for name, value in reference(place, pairs).items()}, known)
         return
-    print(json.dumps({"pairs": len(pairs)}), flush=True)
+    cache = {"ours": "auto", "ours-cached": "always"}.get(arm)
+    clip = 0.0 if check else CLIP
+    work: Any = (
+        Ours(place, pairs, int(micro), cache, clip) if cache else Peer(place, pairs, int(micro), arm, clip)
+    )
+    if check:
+        print(json.dumps(error(gradients_of(work.model, work.step), load_file(known))), flush=True)
+        return
+    del pairs
+    print(json.dumps({"ready_bytes": forget_peak()}), flush=True)
     for _ in sys.stdin:
         begin, before = time.perf_counter(), sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
         loss = work.step()
-        print(
-            json.dumps(
-                {
-                    "seconds": time.perf_counter() - begin,
-                    "cpu_s": sum(resource.getrusage(resource.RUSAGE_SELF)[:2]) - before,
-                    "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-                    "loss": loss,
-                }
-            ),
-            flush=True,
-        )
+        told = {
+            "seconds": time.perf_counter() - begin,
+            "cpu_s": sum(resource.getrusage(resource.RUSAGE_SELF)[:2]) - before,
+            "peak_bytes": peak_bytes(),
+            "loss": loss,
+        }
+        print(json.dumps(told), flush=True)
 
 
 if __name__ == "__main__":

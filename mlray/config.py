@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -42,6 +42,8 @@ class Source(_Section):
     value means tab-separated pairs."""
     negatives: str | None = None
     """Column (a list, or lines of a text) with texts that must not be taken for `pair`; `others` in `squad`."""
+    item: str | None = None
+    """Column with what a pair is about, such as a product's id: rows that share it are no negatives of each other."""
     language: str = "filename"
     """`column:<name>`, `partition[:<key>]` (hive), `folder`, `filename` (`de.txt.gz`), or a fixed tag such as `de`."""
     part: tuple[Probability, Probability] = (0.0, 1.0)
@@ -81,7 +83,7 @@ class Corpus(_Section):
     alpha: Probability = 0.3
     """Temperature of the mixture: a language with n rows is drawn with p ~ n^alpha."""
     same_language: bool = False
-    """Each global batch of pairs is of one source language, so that all negatives are of its two languages."""
+    """Batches are of one language (pair) each, so that all negatives are too; what fills none in a window is mixed."""
     task_alpha: Probability = 0.5
     """The same over the tasks of a multi-task run; `alpha` then mixes the languages inside each."""
     curriculum: Literal["none", "length", "language"] = "none"
@@ -211,18 +213,26 @@ class Contrastive(_Section):
     """`all` also tells a text from those of its own side, and so of its own language."""
     language_quota: int = Field(0, ge=0)
     """The negatives of one language count as so many at most; 0: each counts."""
-    dimensions: tuple[int, ...] = ()
-    """Prefixes of the vector that shall serve alone (Matryoshka)."""
+    dimensions: tuple[PositiveInt, ...] = ()
+    """Prefixes of the vector that shall serve alone (Matryoshka), each shorter than it."""
     pooling: Literal["mean", "cls", "last"] = "mean"
     cache: Literal["auto", "always", "never"] = "auto"
     """Whether a batch of several micro-batches is read twice (GradCache): `auto` does so with what does not fit."""
+
+    @model_validator(mode="after")
+    def _is_learnable(self) -> Contrastive:
+        if self.learn_temperature and self.temperature < 0.01:
+            raise ValueError(
+                "a temperature that is learnt starts at 0.01 or above, the lowest that it may reach"
+            )
+        return self
 
 
 class Distillation(_Section):
     """Whom the student of `distillation` learns from: an encoder that is good in one language."""
 
     teacher: str | None = None
-    """Folder, `s3://` prefix or hub name of an encoder."""
+    """Folder or `s3://` prefix of an encoder."""
     language: str = "en"
     """Of the half of each pair that the teacher reads; the student learns to give both halves its vector."""
     loss: Literal["mse", "similarity"] = "mse"

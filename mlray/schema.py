@@ -14,6 +14,7 @@ WINDOW_SCHEMA = pa.schema(
         ("pair", pa.list_(pa.large_string())),
         ("language", pa.list_(pa.int16())),
         ("document", pa.list_(pa.int64())),
+        ("item", pa.list_(pa.int64())),
     ]
 )
 """One window a row, so that no block boundary can ever cut it: parallel lists over its documents."""
@@ -25,10 +26,11 @@ NO_TARGET = -100
 """Where a target stands that is not to be predicted (the convention of torch and `transformers`)."""
 
 
-def packed_schema(sequence_length: int, targets: bool = False) -> pa.Schema:
+def packed_schema(sequence_length: int, targets: bool = False, items: bool = False) -> pa.Schema:
     """Arrow schema of packed rows: `sequence_length` token ids and the documents that lie in them, in order.
 
-    With `targets` a second list of that length lies beside the tokens, column for column.
+    With `targets` a second list of that length lies beside the tokens, column for column; with `items` each row is of
+    one pair, and names what it is about.
     """
     row = pa.list_(pa.int32(), sequence_length)
     return pa.schema(
@@ -40,6 +42,7 @@ def packed_schema(sequence_length: int, targets: bool = False) -> pa.Schema:
             ("languages", pa.list_(pa.int16())),
             ("documents", pa.list_(pa.int64())),
             *([("targets", row)] if targets else []),
+            *([("item", pa.int64())] if items else []),
         ]
     )
 
@@ -71,6 +74,9 @@ class PackedBatch:
     """Row of the batch in which a document lies."""
     targets_BT: np.ndarray | None = None
     """int32; what is to be learnt beside each token, `NO_TARGET` for nothing; None for text alone."""
+
+    item_B: np.ndarray | None = None
+    """int64; what a row of one pair is about, 0 for nothing known; None where rows hold no pair of their own."""
 
     def __len__(self) -> int:
         return len(self.tokens_BT)

@@ -29,6 +29,8 @@ class Record(NamedTuple):
     reason: str
     key: str = ""
     """The cell of `part_by`: rows that share it belong together, such as a text and its translations."""
+    item: int = 0
+    """A number for the cell of `item`; 0 without one."""
 
 
 def record(row: int, cells: list[object], file: SourceFile, max_chars: int) -> Record:
@@ -38,6 +40,7 @@ def record(row: int, cells: list[object], file: SourceFile, max_chars: int) -> R
     """
     language, share = file.fallback, _LAST
     try:
+        item = _known(cells.pop()) if file.item else None
         key = _known(cells.pop()) if file.part_by else None
         if key is not None:
             share = share_of(str(key))
@@ -60,7 +63,8 @@ def record(row: int, cells: list[object], file: SourceFile, max_chars: int) -> R
         pair = _told(pair, text, others, file, max_chars)
     except BadRecord as error:
         return bad(row, str(error), file, share, language)
-    return Record(row, language, text, pair, "", "" if key is None else str(key))
+    number = 0 if item is None else digest_of(f"{file.item} {item}")
+    return Record(row, language, text, pair, "", "" if key is None else str(key), number)
 
 
 def bad(row: int, reason: str, file: SourceFile, share: float = _LAST, language: str = "") -> Record:
@@ -85,7 +89,7 @@ def digest_of(text: str) -> int:
 
 def columns(file: SourceFile) -> list[str]:
     """The columns that a record is made of, in order."""
-    named = (*file.columns, file.pair, file.negatives, file.language_column, file.part_by)
+    named = (*file.columns, file.pair, file.negatives, file.language_column, file.part_by, file.item)
     return [name for name in named if name]
 
 

@@ -51,6 +51,8 @@ class Piece(NamedTuple):
     """As long as `tokens`."""
     texts: tuple[tuple[int, int], ...] = ()
     """Of a piece with a row of its own, as a pair has it: length and name of each text in `tokens`."""
+    item: int = 0
+    """Of such a piece: a number of what it is about; 0 if that is not known."""
 
 
 class Cutter(Protocol):
@@ -183,6 +185,7 @@ def pack_pieces(items: list[Piece], pad_id: int, sequence_length: int, window: i
         return pa.FixedSizeListArray.from_arrays(pa.array(table.ravel()), sequence_length)
 
     targets = [item.targets for item in placed if item.targets is not None]
+    apart = any(item.texts for item in placed)  # a piece a row
     offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
 
     def per_row(values: np.ndarray, kind: pa.DataType) -> pa.Array:
@@ -197,8 +200,9 @@ def pack_pieces(items: list[Piece], pad_id: int, sequence_length: int, window: i
             per_row(np.repeat([item.language for item in placed], texts_of), pa.int16()),
             per_row(np.array([name for own in texts for _, name in own]), pa.int64()),
             *([spread(targets, NO_TARGET)] if targets else []),
+            *([np.array([item.item for item in placed], np.int64)] if apart else []),
         ],
-        schema=packed_schema(sequence_length, targets=bool(targets)),
+        schema=packed_schema(sequence_length, targets=bool(targets), items=apart),
     )
 
 
@@ -223,6 +227,7 @@ def unpack(table: pa.Table) -> PackedBatch:
         documents_D=_chunk(table, "documents").flatten().to_numpy(),
         batch_D=batch_D,
         targets_BT=_square(table, "targets") if "targets" in table.column_names else None,
+        item_B=_chunk(table, "item").to_numpy() if "item" in table.column_names else None,
     )
 
 

@@ -69,6 +69,8 @@ class SourceFile:
     """What stands before the language of every row of a multi-task run."""
     negatives: str | None = None
     """Column of the hard negatives."""
+    item: str | None = None
+    """Column of the item that a row is about."""
     distinct: bool = False
     """Whether a row whose halves are the same is refused."""
     without: str | None = None
@@ -161,12 +163,16 @@ def _check_columns(uri: str, kind: str, language: str | None, source: Source) ->
         raise ConfigError(
             f"{uri}: format={kind} has no columns; set corpus.sources[].language to a tag or filename"
         )
-    if part_by and part_by not in _NO_COLUMNS[kind]:
-        known = ", ".join(sorted(_NO_COLUMNS[kind]))
-        raise ConfigError(
-            f"{uri}: format={kind} has no column {part_by!r}; leave corpus.sources[].part_by out"
-            + (f" or take one of {known}" if known else "")
-        )
+    known = _NO_COLUMNS[kind]
+    for key, column, allowed in (
+        ("part_by", part_by, known),
+        ("item", source.item, known if kind == "squad" else set[str]()),
+    ):
+        if column and column not in allowed:
+            raise ConfigError(
+                f"{uri}: format={kind} has no column {column!r}; leave corpus.sources[].{key} out"
+                + (f" or take one of {', '.join(sorted(allowed))}" if allowed else "")
+            )
 
 
 def _aligned(file: SourceFile, halves: list[storage.File]) -> SourceFile:
@@ -242,7 +248,7 @@ def _describe(file: storage.File, root: str, source: Source) -> SourceFile:
         pair = source.pair
     described = SourceFile(file.uri, file.size, file.etag, kind, codec, columns, pair, language, column)
     described = replace(described, part=source.part, part_by=source.part_by, task=source.task)
-    described = replace(described, negatives=source.negatives)
+    described = replace(described, negatives=source.negatives, item=source.item)
     return replace(described, language=described.name(language)) if language else described
 
 

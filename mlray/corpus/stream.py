@@ -107,6 +107,7 @@ class _ReadWindows:
                 "pair": [window.pair],
                 "language": [window.language],
                 "document": [window.document],
+                "item": [window.item],
             }
             yield pa.table(columns, schema=WINDOW_SCHEMA)
 
@@ -121,9 +122,7 @@ class _PackWindows:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         values = table.to_pylist()[0]
-        window = Window(
-            values["window"], values["text"], values["pair"], values["language"], values["document"]
-        )
+        window = Window(*(values[name] for name in WINDOW_SCHEMA.names))
         packed = curriculum.pack(window, self._cutter, self._corpus, self._seed, self._batch_rows)
         return packed.slice(self._start.row) if window.number == self._start.window else packed
 

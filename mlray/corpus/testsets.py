@@ -10,6 +10,7 @@ from mlray import storage
 from mlray.config import ConfigError, RunConfig, Source
 from mlray.corpus import lines, records, sources
 from mlray.corpus.fields import Record, share_of
+from mlray.schema import SEPARATOR
 
 
 class Case(NamedTuple):
@@ -23,6 +24,8 @@ class Case(NamedTuple):
     """In the file, from 0."""
     key: str = ""
     """The cell of `part_by`: rows of several sets that share it are one row, such as a text and its translation."""
+    item: int = 0
+    """Number of what a pair is about; 0 if that is not known."""
 
     @property
     def place(self) -> str:
@@ -72,7 +75,8 @@ def _take(file: sources.SourceFile, config: RunConfig, found: Rows, bad: list[st
     """Adds the rows of a file."""
     for row, record in rows_of(file, config):
         if not record.reason:
-            case = Case(record.text, record.pair, file.uri, row, record.key)
+            right = record.pair.split(SEPARATOR)[0]  # hard negatives are for training
+            case = Case(record.text, right, file.uri, row, record.key, record.item)
             found.setdefault(record.language, []).append(case)
             continue
         bad.append(f"{file.uri}: row {row} cannot be scored: {record.reason}")

@@ -7,7 +7,7 @@ windows that are read in order read every byte once.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -31,6 +31,8 @@ class Window:
     language: list[int]
     document: list[int]
     """Chunk number x 2^32 + raw row: names a document of the corpus for ever."""
+    item: list[int] = field(default_factory=list)
+    """`Record.item` of each; empty: they have none."""
 
 
 class _Cursor:
@@ -95,6 +97,7 @@ class WindowReader:
             window.pair.append(record.pair)
             window.language.append(language)
             window.document.append((chunk << DOCUMENT_ROW_BITS) + record.row)
+            window.item.append(record.item)
         return window
 
     def _take(self, piece: Slice) -> list[Record]:

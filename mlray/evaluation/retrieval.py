@@ -115,7 +115,7 @@ class _Pool:
     spoken_C: np.ndarray
     """Language (that of a text's first pair)."""
     items_C: np.ndarray
-    """Number of the item that a text means: pairs that share a text are of one."""
+    """Number of the item that a text means: pairs that share a text, or what they are about, are of one."""
 
     @classmethod
     def of(cls, rows: dict[str, list[Case]]) -> _Pool:
@@ -127,9 +127,9 @@ class _Pool:
                 spoken.setdefault(case.pair, target)
         place = {text: number for number, text in enumerate(spoken)}
         ends = np.array([[place[case.text], place[case.pair]] for group in rows.values() for case in group])
-        return cls(
-            list(spoken), place, np.array(list(spoken.values())), contrastive.linked(ends, len(spoken))
-        )
+        about = np.array([case.item for group in rows.values() for case in group])
+        items = contrastive.with_items(ends, about, len(spoken))
+        return cls(list(spoken), place, np.array(list(spoken.values())), items)
 
     def above(self, part: Sequence[Case], scores_QC: np.ndarray, language: str) -> np.ndarray:
         """Of each query (Q, 4): is the right one first, and the shares of `own`, of others above it, and between."""

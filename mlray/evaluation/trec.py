@@ -40,23 +40,27 @@ def read(run: Path, qrels: Path) -> list[Row]:
     Documents come by falling score, and of equals by falling name, as trec_eval takes them; the rank is not looked at.
 
     Raises:
-        ConfigError: a file cannot be read, a line is none of its kind, a query has no right document; it is named.
+        ConfigError: a file cannot be read, a line is none of its kind, a list has a document twice, a query has no
+            right document; it is named.
     """
     right: dict[str, list[str]] = {}
     for place, (query, _, document, relevance) in _lines(qrels, 4):
         right.setdefault(query, [])
         if _number(relevance, place) > 0:
             right[query].append(document)
-    found: dict[str, list[tuple[float, str]]] = {}
+    found: dict[str, dict[str, float]] = {}
     for place, (query, _, document, _, score, _) in _lines(run, 6):
         if query not in right:
             raise ConfigError(f"{place}: the query {query!r} is not judged in {qrels}")
-        found.setdefault(query, []).append((_number(score, place), document))
+        if document in found.setdefault(query, {}):
+            raise ConfigError(f"{place}: the document {document!r} stands twice in the list of {query!r}")
+        found[query][document] = _number(score, place)
     rows = []
     for query, documents in right.items():
         if not documents:
             raise ConfigError(f"{qrels}: no document is right for the query {query!r}")
-        ranked = [document for _, document in sorted(found.get(query, []), reverse=True)]
+        scores = found.get(query, {})
+        ranked = sorted(scores, key=lambda document: (scores[document], document), reverse=True)
         language = query.rpartition(":")[0] or languages.UNKNOWN
         rows.append(Row(TASK, language, " ".join(ranked), " ".join(documents), str(qrels)))
     return rows

@@ -21,7 +21,7 @@ from mlray.config import Model as ModelConfig
 from mlray.models import backbone, loading, tokenizer
 from mlray.models.backbone import PackedEncoder
 
-_LARGEST_SCALE = math.log(100.0)
+LARGEST_SCALE = math.log(100.0)
 """Of a learnt temperature (Radford et al. 2021)."""
 _POOLING_FILE = "1_Pooling/config.json"
 
@@ -31,7 +31,13 @@ class Embedder(PackedEncoder):
 
     def __init__(self, model: transformers.PreTrainedModel, config: Contrastive) -> None:
         super().__init__(model)
+        width = int(model.config.hidden_size)
+        if max(config.dimensions, default=0) >= width:
+            raise ConfigError(
+                f"contrastive.dimensions={list(config.dimensions)}: the vector has {width}, a prefix has less"
+            )
         self.pooling = config.pooling
+        self.learns_scale = config.learn_temperature
         self.log_scale_1 = torch.nn.Parameter(
             torch.tensor([-math.log(config.temperature)]), requires_grad=config.learn_temperature
         )
@@ -54,7 +60,8 @@ class Embedder(PackedEncoder):
         """
         hidden_RH = self.read(tokens_BT, segments_BT, offsets_BT).flatten(0, 1).float()
         vectors_NH = torch.nn.functional.normalize(self._pool(hidden_RH, texts_BT, first_N, last_N), dim=-1)
-        return vectors_NH * (0.5 * self.log_scale_1.float().clamp(max=_LARGEST_SCALE)).exp()
+        scale_1 = self.log_scale_1.float()
+        return vectors_NH * (0.5 * (scale_1.clamp(max=LARGEST_SCALE) if self.learns_scale else scale_1)).exp()
 
     def _pool(
         self, hidden_RH: torch.Tensor, texts_BT: torch.Tensor, first_N: torch.Tensor, last_N: torch.Tensor

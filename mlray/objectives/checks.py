@@ -26,6 +26,7 @@ def check_places(config: RunConfig) -> None:
     wanted = {
         "model.path": (config.model.path, "config.json"),
         "tokenizer.path": (config.tokenizer.path, None),
+        "distillation.teacher": (config.distillation.teacher, "config.json"),
         "adapter.path": (config.adapter.path, "adapter_config.json"),
         "adapter.language_path": (config.adapter.language_path, "adapter_config.json"),
     }

@@ -24,13 +24,21 @@ _BLOCK_BYTES = 64 << 20
 
 
 def groups(texts: Texts) -> np.ndarray:
-    """Number of the item that a text means (N,): pairs with a text in common are of one item, and so on along a chain.
+    """Number of the item that a text means (N,): pairs with a text, or a known item, in common are of one item.
 
-    Two translations of a sentence, or two queries of a product, are no negatives of each other.
+    And so on along a chain: two translations of a sentence, or two queries of a product, are no negatives.
     """
     _, names_N = np.unique(texts.names_N, return_inverse=True)
-    ends = np.stack([names_N[_by_pair(texts, role)] for role in (QUERY, TARGET)], axis=1)
-    return linked(ends, int(names_N.max(initial=-1)) + 1)[names_N]
+    queries_P, targets_P = (_by_pair(texts, role) for role in (QUERY, TARGET))
+    ends = np.stack([names_N[queries_P], names_N[targets_P]], axis=1)
+    return with_items(ends, texts.items_N[queries_P], int(names_N.max(initial=-1)) + 1)[names_N]
+
+
+def with_items(ends_P2: np.ndarray, items_P: np.ndarray, size: int) -> np.ndarray:
+    """As `linked`, and pairs of the same known item (not 0) are linked to each other."""
+    known, numbers_K = np.unique(items_P[items_P != 0], return_inverse=True)
+    about = np.stack([ends_P2[items_P != 0, 0], size + numbers_K], axis=1)
+    return linked(np.concatenate([ends_P2, about]), size + len(known))[:size]
 
 
 def linked(ends_P2: np.ndarray, size: int) -> np.ndarray:
@@ -140,17 +148,20 @@ def _add(
         queries_bH = vectors_NH[rows_b]
         logits_bM = queries_bH @ candidates_MH.T
         right_b = own_b[:, None]
-        logits_bM.scatter_add_(1, right_b, -config.margin * queries_bH.square().sum(-1, keepdim=True))
         same_bM = (search.item_P[own_b][:, None] == search.item_M[None]).scatter_(1, right_b, False)
         logits_bM.masked_fill_(same_bM, -math.inf)
+        found += int((logits_bM.argmax(-1) == own_b).sum())  # whatever the margin and the quota make of it
+        logits_bM.scatter_add_(1, right_b, -config.margin * queries_bH.square().sum(-1, keepdim=True))
         if search.speaks_ML is not None:
             logits_bM += _quota(same_bM, right_b, search.speaks_ML.to(logits_bM.dtype), config.language_quota)
         sums_b = logits_bM.logsumexp(-1)
         total += float((sums_b - logits_bM.gather(1, right_b)[:, 0]).sum())
-        found += int((logits_bM.argmax(-1) == own_b).sum())
         weights_bM = logits_bM.sub_(sums_b[:, None]).exp_()
         weights_bM.scatter_add_(1, right_b, torch.full_like(weights_bM[:, :1], -1.0))
-        gradient_NH[rows_b] += weights_bM @ candidates_MH
+        length_b1 = (
+            2.0 * config.margin * weights_bM.gather(1, right_b)
+        )  # the margin grows with the query's length
+        gradient_NH[rows_b] += weights_bM @ candidates_MH - length_b1 * queries_bH
         towards_MH += weights_bM.T @ queries_bH
     gradient_NH.index_add_(0, search.columns_M, towards_MH)
     return total, found

@@ -53,7 +53,8 @@ class Pairs:
             parts = [[start, *next(encoded)[:room], end] for _ in texts]
             named = tuple((len(part), name(text)) for part, text in zip(parts, texts, strict=True))
             tokens = [token for part in parts for token in part]
-            pieces.append(Piece(tokens, window.language[i], window.document[i], texts=named))
+            item = window.item[i] if window.item else 0
+            pieces.append(Piece(tokens, window.language[i], window.document[i], texts=named, item=item))
         return pieces
 
 
@@ -74,16 +75,18 @@ class Texts:
     """int64; `QUERY`, `TARGET`, and from 2 on the hard negatives."""
     languages_N: np.ndarray
     """int64; number of the text's own language."""
+    items_N: np.ndarray
+    """int64; what the text's pair is about, 0 if that is not known."""
 
     def stack(self) -> np.ndarray:
-        """All as one array (4, N), to be sent."""
-        return np.stack([self.names_N, self.pairs_N, self.roles_N, self.languages_N])
+        """All as one array (5, N), to be sent."""
+        return np.stack([self.names_N, self.pairs_N, self.roles_N, self.languages_N, self.items_N])
 
     @classmethod
     def join(cls, parts: Sequence[np.ndarray]) -> Texts:
         """Of several workers' or micro-batches' arrays, with pairs numbered on."""
         first = np.cumsum([0, *(part[1].max(initial=-1) + 1 for part in parts)])
-        moved = [part + np.array([[0], [first[i]], [0], [0]]) for i, part in enumerate(parts)]
+        moved = [part + np.array([[0], [first[i]], [0], [0], [0]]) for i, part in enumerate(parts)]
         return cls(*np.concatenate(moved, axis=1))
 
 
@@ -113,7 +116,8 @@ def collate(batch: PackedBatch, pad_id: int, sides_L2: np.ndarray) -> tuple[dict
     """
     pairs_N, roles_N = roles(batch)
     half_N = np.minimum(roles_N, TARGET)  # a hard negative is one of the target's side
-    texts = Texts(batch.documents_D, pairs_N, roles_N, sides_L2[batch.languages_D, half_N])
+    item_B = np.zeros(len(batch), np.int64) if batch.item_B is None else batch.item_B
+    texts = Texts(batch.documents_D, pairs_N, roles_N, sides_L2[batch.languages_D, half_N], item_B[pairs_N])
     return repack(batch, np.arange(len(pairs_N)), pad_id), texts
 
 

@@ -145,9 +145,16 @@ def open_tokenizer(config: RunConfig, folders: Folders) -> Any:
 
 def open_task(config: RunConfig, tokens: Any, manifest: manifests.Manifest) -> Task:
     """What a run learns."""
-    vocabulary = tokenizer.vocabulary(tokens)
-    names = open_labels(config)
-    return Task(config.objective, vocabulary, manifest.languages, config.run.seed, names, config.contrastive)
+    return Task(
+        config.objective,
+        tokenizer.vocabulary(tokens),
+        manifest.languages,
+        config.run.seed,
+        open_labels(config),
+        config.contrastive,
+        config.distillation,
+        OBJECTIVES[config.objective.name].teacher(config),
+    )
 
 
 def open_cutter(config: RunConfig, tokens: Any, manifest: manifests.Manifest) -> Cutter:

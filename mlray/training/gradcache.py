@@ -70,7 +70,8 @@ def _read(
             with weighed:
                 vectors.append(engine.forward(one.model))
             each = weighed.bytes * largest / one.model["tokens_BT"].numel()
-            kept = max(int(budget // max(each, 1.0)), 1)
+            # With sharded weights a forward and a backward are collective calls: all keep as many as the poorest.
+            kept = min(engine.gather(max(int(budget // max(each, 1.0)), 1)))
             continue
         with torch.set_grad_enabled(place < kept):
             vectors.append(engine.forward(one.model))
@@ -105,9 +106,9 @@ def _loss(
     engine: Engine, own_nH: torch.Tensor, texts: list[np.ndarray], task: Task
 ) -> tuple[float, int, torch.Tensor]:
     """Loss sum and finds of own pairs, and the gradient of all workers' losses to own vectors (n, H)."""
-    own_4n = torch.from_numpy(Texts.join(texts).stack()).to(engine.device)
+    own_5n = torch.from_numpy(Texts.join(texts).stack()).to(engine.device)
     everyone = gather_rows(engine, own_nH)
-    told = [part.T.cpu().numpy() for part in gather_rows(engine, own_4n.T.contiguous())]
+    told = [part.T.cpu().numpy() for part in gather_rows(engine, own_5n.T.contiguous())]
     pairs = [int(part[1].max(initial=-1)) + 1 for part in told]
     first = sum(pairs[: engine.rank])
     total, found, gradient_NH = contrastive.loss(
@@ -166,18 +167,18 @@ def validate(engine: Engine, batches: list[PackedBatch], task: Task) -> dict[str
     )
 
 
-def _figures(vectors_NH: torch.Tensor, told_5N: np.ndarray, task: Task) -> dict[str, dict[str, float]]:
+def _figures(vectors_NH: torch.Tensor, told_6N: np.ndarray, task: Task) -> dict[str, dict[str, float]]:
     table = {}
     for number, name in enumerate(task.languages):
-        own_N = np.flatnonzero(told_5N[4] == number)
+        own_N = np.flatnonzero(told_6N[5] == number)
         if not len(own_N):
             continue
-        names, pairs, roles, spoken = told_5N[:4, own_N]
+        names, pairs, roles, spoken, items = told_6N[:5, own_N]
         unique, pairs = np.unique(pairs, return_inverse=True)
         every = np.arange(len(unique))
         total, found, _ = contrastive.loss(
             vectors_NH[torch.from_numpy(own_N).to(vectors_NH.device)],
-            Texts(names, pairs, roles, spoken),
+            Texts(names, pairs, roles, spoken, items),
             every,
             task.contrastive,
         )

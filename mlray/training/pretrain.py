@@ -171,6 +171,9 @@ def placed(config: RunConfig) -> RunConfig:
         "tokenizer": config.tokenizer.model_copy(update={"path": _here(config.tokenizer.path)}),
         "model": config.model.model_copy(update={"path": _here(config.model.path)}),
         "adapter": config.adapter.model_copy(update=adapter),
+        "distillation": config.distillation.model_copy(
+            update={"teacher": _here(config.distillation.teacher)}
+        ),
     }
     return config.model_copy(update=sections)
 

@@ -15,13 +15,14 @@ import numpy as np
 
 from mlray import storage
 from mlray.config import ConfigError, RunConfig
-from mlray.corpus import testsets, vectors
+from mlray.corpus import lines, testsets, vectors
 from mlray.corpus.testsets import Case
 from mlray.evaluation import ranking
 from mlray.models import backbone
 from mlray.objectives import contrastive
 from mlray.schema import SEPARATOR
-from mlray.training import placement
+from mlray.training import placement, pretrain
+from mlray.training.folders import Folders
 from mlray.tuning.embed import opener
 
 
@@ -34,7 +35,7 @@ def mine(
     `ranks` of the negatives, the `model`, and `source`, the pair's file and row.
 
     Args:
-        config: its `corpus.sources` are pairs.
+        config: its `corpus.sources` are pairs; with `corpus.without_tests` those of the test sets are bad rows.
         model: folder or `s3://` prefix of the encoder.
         output: the file.
         count: negatives of a pair at most.
@@ -79,7 +80,8 @@ def _lines(
     place = {text: number for number, text in enumerate(texts)}
     vectors_NH = vectors.of_texts(texts, opened, config.cluster)
     ends = np.array([[place[case.text], place[case.pair]] for group in pairs.values() for case in group])
-    items_N = contrastive.linked(ends, len(texts))
+    about = np.array([case.item for group in pairs.values() for case in group])
+    items_N = contrastive.with_items(ends, about, len(texts))
     for language, group in pairs.items():
         numbers = np.array([[place[case.text], place[case.pair]] for case in group])
         found = _found(numbers, vectors_NH, items_N, limits, config, told)
@@ -92,14 +94,18 @@ def _lines(
 def _pairs(config: RunConfig) -> tuple[dict[str, list[Case]], int]:
     found: dict[str, list[Case]] = {}
     bad = 0
-    for file in testsets.files_of(config.corpus.sources, config):
-        for row, record in testsets.rows_of(file, config):
-            pair = record.pair.split(SEPARATOR)[0]
-            if record.reason or not pair or pair == record.text:
-                bad += 1
-            else:
-                case = Case(record.text, pair, file.uri, row, record.key)
-                found.setdefault(record.language, []).append(case)
+    files = testsets.files_of(config.corpus.sources, config)
+    for file in pretrain.guarded(files, config, Folders.of(config)):
+        try:
+            for row, record in testsets.rows_of(file, config):
+                pair = record.pair.split(SEPARATOR)[0]
+                if record.reason or not pair or pair == record.text:
+                    bad += 1
+                else:
+                    case = Case(record.text, pair, file.uri, row, record.key, record.item)
+                    found.setdefault(record.language, []).append(case)
+        except lines.BrokenChunk as error:
+            raise ConfigError(f"{file.uri}: {error}") from error
     if not found:
         raise ConfigError("corpus.sources holds no pair to mine hard negatives for; name its column in pair")
     return found, bad

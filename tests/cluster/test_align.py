@@ -29,6 +29,7 @@ PRODUCTS = {
     "pair": "description",
     "language": "column:language",
     "part_by": "product_id",
+    "item": "product_id",
 }
 
 
@@ -119,6 +120,32 @@ def test_mined_negatives_are_a_source_of_pairs(aligned: RunConfig, bucket: str) 
     manifest = prepare(again).manifest
     assert manifest.refused_counts() == {}
     assert sum(manifest.documents().values()) + len(manifest.held_out) == len(rows)
+
+
+def test_a_student_is_distilled_by_the_job(aligned: RunConfig, bucket: str, s3: str) -> None:
+    german, english = (sample.sentences(language)[:200] for language in ("de", "en"))
+    pairs = [{"de": one, "en": other} for one, other in zip(german, english, strict=True)]
+    body = "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs)
+    boto3.client("s3", endpoint_url=s3).put_object(Bucket=bucket, Key="halves.jsonl", Body=body.encode())
+    source = {"uri": f"s3://{bucket}/halves.jsonl", "text": "de", "pair": "en", "language": "de-en"}
+    made = config(
+        bucket,
+        "distilled",
+        corpus={"sources": [{**source, "part": [0.1, 1.0]}], "validation_rows": 8},
+        objective={"name": "distillation"},
+        distillation={"teacher": weights(bucket)},
+        evaluation={"sources": [{**source, "part": [0.0, 0.1]}], "resamples": 20},
+        train={"steps": 4},
+    )
+    report = finetune(made)
+    assert report is not None
+    assert report.cells["retrieval"].keys() == {"de-en", "en-de"}
+    told = json.loads(storage.read_bytes(f"s3://{bucket}/runs/distilled/report.json", made.storage))
+    assert told["losses"][-1][1] < told["losses"][0][1]
+    absent = {"teacher": f"s3://{bucket}/nowhere"}
+    alone = config(bucket, "none", objective={"name": "distillation"}, distillation=absent)
+    with pytest.raises(ConfigError, match=r"distillation\.teacher=.*nowhere holds no checkpoint"):
+        finetune(alone)
 
 
 def test_a_language_with_less_than_a_batch_is_told_before_it_starts(cluster: str, bucket: str) -> None:

@@ -20,13 +20,16 @@ from mlray.schema import SEPARATOR
 from tests.unit import tiny
 
 
-def texts_of(pairs: list[list[str]], spoken: list[list[int]] | None = None) -> Texts:
-    """Of pairs as lists: query, target, hard negatives; and the languages of these."""
+def texts_of(
+    pairs: list[list[str]], spoken: list[list[int]] | None = None, items: list[int] | None = None
+) -> Texts:
+    """Of pairs as lists: query, target, hard negatives; the languages of these, and what each pair is about."""
     names = [pairing.name(text) for own in pairs for text in own]
     numbers = [i for i, own in enumerate(pairs) for _ in own]
     roles = [role for own in pairs for role in range(len(own))]
     languages = [one for own in spoken for one in own] if spoken else [0] * len(names)
-    return Texts(*(np.array(values, dtype=np.int64) for values in (names, numbers, roles, languages)))
+    about = [items[i] if items else 0 for i in numbers]
+    return Texts(*(np.array(values, dtype=np.int64) for values in (names, numbers, roles, languages, about)))
 
 
 def meanings(pairs: list[list[str]]) -> dict[str, int]:
@@ -66,7 +69,7 @@ def brute(vectors: torch.Tensor, pairs: Any, spoken: Any, **kwargs: Any) -> torc
         for a in [a for a, (_, role, _) in enumerate(flat) if role == of]:
             (right,) = [b for b, (i, role, _) in enumerate(flat) if (i, role) == (flat[a][0], to)]
             others = rivals(flat, a, right, to, pairs, config.negatives == "all")
-            terms = [part[a] @ part[right] - config.margin * part[a].detach().square().sum()]
+            terms = [part[a] @ part[right] - config.margin * part[a].square().sum()]
             for b in others:
                 same = sum(tongue[c] == tongue[b] for c in others)
                 weight = min(1.0, config.language_quota / same) if config.language_quota else 1.0
@@ -132,7 +135,11 @@ def test_a_pair_that_is_nearest_is_found() -> None:
     eye = torch.eye(4).repeat_interleave(2, 0)
     assert contrastive.loss(eye, texts_of(PLAIN), np.arange(4), Contrastive())[1] == 4
     crossed = eye[torch.tensor([0, 3, 2, 1, 4, 5, 6, 7])]
-    assert contrastive.loss(crossed, texts_of(PLAIN), np.arange(4), Contrastive())[1] == 2
+    for kwargs in ({}, {"margin": 0.3}, {"language_quota": 1}):
+        texts = texts_of(PLAIN, SPOKEN)
+        assert contrastive.loss(crossed, texts, np.arange(4), Contrastive.model_validate(kwargs))[1] == 2
+    close = torch.nn.functional.normalize(eye + 0.4, dim=-1)
+    assert contrastive.loss(close, texts_of(PLAIN), np.arange(4), Contrastive(margin=2.0))[1] == 4
 
 
 def test_texts_of_one_item_are_joined_along_a_chain() -> None:
@@ -140,6 +147,21 @@ def test_texts_of_one_item_are_joined_along_a_chain() -> None:
     by_text = dict(zip([text for own in SHARED for text in own], found.tolist(), strict=True))
     assert by_text["a"] == by_text["A"] == by_text["b"] == by_text["B"]
     assert len({by_text[text] for text in "acd"}) == 3
+
+
+def test_pairs_about_the_same_item_are_no_negatives_of_each_other() -> None:
+    found = contrastive.groups(texts_of(PLAIN, items=[7, 0, 7, 0]))
+    by_text = dict(zip([text for own in PLAIN for text in own], found.tolist(), strict=True))
+    assert by_text["a"] == by_text["A"] == by_text["c"] == by_text["C"]
+    assert len({by_text[text] for text in "abd"}) == 3
+    torch.manual_seed(2)
+    vectors = torch.randn(8, 6, dtype=torch.float64)
+    told = contrastive.loss(vectors, texts_of(PLAIN, items=[7, 0, 7, 0]), np.arange(4), Contrastive())
+    # The same loss as where a text that both have in common would say so.
+    linked = texts_of(PLAIN)
+    linked.names_N[4] = linked.names_N[0]
+    assert told[0] == contrastive.loss(vectors, linked, np.arange(4), Contrastive())[0]
+    assert told[0] < contrastive.loss(vectors, texts_of(PLAIN), np.arange(4), Contrastive())[0]
 
 
 def test_joined_texts_number_their_pairs_on() -> None:
@@ -156,6 +178,7 @@ def window(*pairs: list[str]) -> Window:
         [SEPARATOR.join(own[1:]) for own in pairs],
         [i % 2 for i in range(len(pairs))],
         list(range(len(pairs))),
+        [100 + i for i in range(len(pairs))],
     )
 
 
@@ -176,6 +199,7 @@ def test_a_row_of_the_stream_is_a_pair_and_packing_finds_every_text_again() -> N
         places = np.flatnonzero(texts.pairs_N == number)
         assert texts.roles_N[places].tolist() == list(range(len(own)))
         kind = pairs.index(own) % 2
+        assert (texts.items_N[places] == 100 + pairs.index(own)).all()
         assert texts.languages_N[places].tolist() == [spoken[kind][min(role, 1)] for role in range(len(own))]
         for place, text in zip(places, own, strict=True):
             first, last = int(inputs["first_N"][place]), int(inputs["last_N"][place])

@@ -103,7 +103,7 @@ def test_the_loss_is_that_of_sentence_transformers(tmp_path: Path) -> None:
         expected = float(MultipleNegativesRankingLoss(peer, scale=25.0)(features, None))
     vectors = opened(folder).embed([text for pair in zip(queries, targets, strict=True) for text in pair])
     told = np.arange(18)
-    texts = Texts(told, told // 2, told % 2, np.zeros(18, np.int64))
+    texts = Texts(told, told // 2, told % 2, *np.zeros((2, 18), np.int64))
     total, _, _ = contrastive.loss(
         torch.from_numpy(vectors) * 5.0, texts, np.arange(9), Contrastive(temperature=0.04, symmetric=False)
     )
@@ -122,8 +122,31 @@ def test_vectors_are_as_long_as_the_temperature_says() -> None:
     }
     with torch.no_grad():
         assert torch.allclose(network(**inputs).norm(dim=-1), torch.full((2,), 5.0), atol=1e-5)
+        network.learns_scale = True
         network.log_scale_1.fill_(50.0)  # a temperature below 0.01 is not learnt
         assert torch.allclose(network(**inputs).norm(dim=-1), torch.full((2,), 10.0), atol=1e-4)
+
+
+def test_a_temperature_is_what_it_says_and_only_a_learnt_one_has_a_bound() -> None:
+    sizes = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "intermediate_size": 24, "max_positions": 62}
+    config = Model.model_validate(sizes)
+    network = embedder.build(config, Contrastive(temperature=0.002), tiny.tokens(), None).eval()
+    batch = torch.ones(1, 4, dtype=torch.long)
+    one = torch.zeros(1, dtype=torch.long)
+    vector_1H = network(batch, batch, torch.arange(4)[None], batch * 0, one, one + 3)
+    assert float(vector_1H.detach().square().sum()) == pytest.approx(1 / 0.002, rel=1e-4)
+    with pytest.raises(ValueError, match=r"learnt starts at 0\.01"):
+        Contrastive(temperature=0.002, learn_temperature=True)
+
+
+@pytest.mark.parametrize("dimensions", [(16,), (4, 99)])
+def test_a_prefix_is_shorter_than_the_vector(dimensions: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match=r"contrastive\.dimensions=.* the vector has 16"):
+        embedder.build(
+            Model(hidden_size=16, num_heads=2), Contrastive(dimensions=dimensions), tiny.tokens(), None
+        )
+    with pytest.raises(ValueError, match="greater than 0"):
+        Contrastive(dimensions=(0,))
 
 
 def test_a_masked_encoder_becomes_an_embedder_without_its_head(tmp_path: Path) -> None:

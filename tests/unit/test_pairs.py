@@ -109,6 +109,13 @@ def test_a_label_of_the_test_set_may_stand_in_training(tmp_path: Path) -> None:
     assert [record.reason for record in found] == ["", "", "stands in a test set"]
 
 
+def test_hard_negatives_of_a_test_set_are_no_part_of_the_right_answer(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", [{"text": "where", "p": "here", "n": ["there", "nowhere"]}])
+    source = {"uri": str(path), "pair": "p", "negatives": "n", "language": "en"}
+    found, _ = testsets.read(RunConfig.model_validate({"evaluation": {"sources": [source]}}))
+    assert [(case.text, case.pair) for case in found["en"]] == [("where", "here")]
+
+
 def test_a_test_set_can_be_cut_to_the_rows_with_the_smallest_hashes(tmp_path: Path) -> None:
     rows = [{"text": f"Satz {i}", "p": f"sentence {i}", "id": i % 50} for i in range(200)]
     source = {

@@ -168,6 +168,11 @@ def test_a_run_is_ranked_by_its_scores(tmp_path: Path) -> None:
         ("q1 Q0 a 1 0.1", "q1 0 a 1", "run: line 1 has 5 columns instead of 6"),
         ("q1 Q0 a 1 much x", "q1 0 a 1", "run: line 1: 'much' is no number"),
         ("q9 Q0 a 1 0.1 x", "q1 0 a 1", "the query 'q9' is not judged"),
+        (
+            "q1 Q0 a 1 0.1 x\nq1 Q0 a 2 0.1 x",
+            "q1 0 a 1",
+            "line 2: the document 'a' stands twice in the list of 'q1'",
+        ),
         ("q1 Q0 a 1 0.1 x", "q1 0 a 0", "no document is right for the query 'q1'"),
     ],
 )

@@ -67,8 +67,9 @@ def show(report: Report, console: Console) -> None:
     for task, table in report.cells.items():
         console.print(_table(report, task, table))
     for task, reasons in report.empty.items():
-        for language, reason in reasons.items():
-            console.print(f"{task}, {language}: {reason}", markup=False)
+        for reason in dict.fromkeys(reasons.values()):
+            names = [language for language, own in reasons.items() if own == reason]
+            console.print(f"{task}, {', '.join(names)}: {reason}", markup=False)
     for language, number in report.about.get("cut_off", {}).items():
         console.print(
             f"{language}: {number:,} texts are longer than a row, and were judged without their end",
@@ -94,7 +95,10 @@ def _table(report: Report, task: str, table: dict[str, dict[str, Figure]]) -> Ta
     for language, figures in sorted(table.items()):
         cells = [_shown(figures[name]) for name in metrics]
         shown.add_row(escape(language), *cells, f"{figures[metrics[0]].n:,}")
-    for language in report.empty.get(task, {}):
+    empty = report.empty.get(task, {})
+    for language in (
+        empty if len(empty) <= len(table) else ()
+    ):  # a corpus of pairs has many; they are told below
         shown.add_row(escape(language), *("-" for _ in metrics), "0")
     summary = report.summary(task)
     shown.add_section()

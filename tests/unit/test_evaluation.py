@@ -496,7 +496,7 @@ def test_ready_predictions_are_scored_without_a_model(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"bad\.jsonl: line 2 is no object with prediction, language, and"):
         predictions.read(tmp_path / "bad.jsonl")
     (tmp_path / "none.jsonl").write_text("")
-    with pytest.raises(ConfigError, match=r"none\.jsonl: line 1 is not JSON"):
+    with pytest.raises(ConfigError, match=r"none\.jsonl is empty"):
         predictions.read(tmp_path / "none.jsonl")
     deep = '{"text": ' + "[" * 100_000
     (tmp_path / "deep.jsonl").write_text(json.dumps(rows[0]) + f"\n{deep}\n")
@@ -737,7 +737,7 @@ def test_an_empty_cell_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert f'<td>fr</td><td class="empty" colspan="3">{reason}</td><td>0</td>' in output.page(found)
     output.tell(found, rows, str(tmp_path / "out"), Storage(), as_json=False)
     printed = capsys.readouterr().out
-    assert "fr: no test rows" in printed
+    assert "tagging, cs, fr: no test rows" in printed
     rows_of_tasks = [
         *(
             {"language": language, "prediction": "a", "label": label}

@@ -13,8 +13,8 @@ st-cached-tokens the same with `mini_batch_num_tokens`, which lets it form chunk
 st               `MultipleNegativesRankingLoss`, the whole batch in one pass, where that fits
 
 First every arm gives the gradient of its first step, which is compared with that in float64. Then the timed rounds,
-in alternating order, a step each after one to warm up. Memory is what a step takes beyond what the process holds when
-it is ready: model and tokenised batch. Figures go to `results/contrastive.json` and to the terminal; ratios are ours
+in alternating order, a step each after one to warm up. Memory is the peak of the process, and how much of that lies
+above what it holds when it is ready (model and tokenised batch). Figures go to `results/contrastive.json` and to the terminal; ratios are ours
 over theirs, round by round, that of `ours` and that of `ours-cached`.
 """
 
@@ -147,6 +147,7 @@ def run(size: str, batch: int, arguments: argparse.Namespace, folder: Path) -> d
             "losses": [one["loss"] for one in timed],
             "pairs_per_s": measure.spread([batch / one["seconds"] for one in timed]),
             "cpu_s": measure.spread([one["cpu_s"] for one in timed]),
+            "peak_mib": round(timed[-1]["peak_bytes"] / 2**20),
             "step_mib": round((timed[-1]["peak_bytes"] - found[name]["ready_bytes"]) / 2**20),
             **{
                 f"{ours}_over_it": measure.ratio(
@@ -177,13 +178,22 @@ def render(report: dict[str, Any]) -> str:
                 str(one["pairs_per_s"]),
                 *(str(one.get(f"{ours}_over_it", "-")) for ours in ("ours", "ours-cached")),
                 str(one["cpu_s"]),
+                f"{one['peak_mib']:,}",
                 f"{one['step_mib']:,}",
                 f"{one['gradient_error']:.1e}",
             )
             for arm, one in arms.items()
         ]
         ratios = ("ours / it", "ours-cached / it")
-        header = (f"{name} pairs", "pairs/s", *ratios, "CPU s a step", "MiB of a step", "gradient error")
+        header = (
+            f"{name} pairs",
+            "pairs/s",
+            *ratios,
+            "CPU s a step",
+            "peak MiB",
+            "of a step",
+            "gradient error",
+        )
         tables.append(measure.table(header, rows))
     return "\n\n".join(tables)
 

@@ -14,8 +14,8 @@ st               `MultipleNegativesRankingLoss`, the whole batch in one pass, wh
 
 First every arm gives the gradient of its first step, which is compared with that in float64. Then the timed rounds,
 in alternating order, a step each after one to warm up. Memory is the peak of the process, and how much of that lies
-above what it holds when it is ready (model and tokenised batch). Figures go to `results/contrastive.json` and to the terminal; ratios are ours
-over theirs, round by round, that of `ours` and that of `ours-cached`.
+above what it holds when it is ready (model and tokenised batch). Figures go to `results/contrastive.json` and to the
+terminal; ratios are ours over theirs, round by round, that of `ours` and that of `ours-cached`.
 """
 
 from __future__ import annotations

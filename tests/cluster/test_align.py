@@ -135,6 +135,7 @@ def test_a_student_is_distilled_by_the_job(aligned: RunConfig, bucket: str, s3: 
         objective={"name": "distillation"},
         distillation={"teacher": weights(bucket)},
         evaluation={"sources": [{**source, "part": [0.0, 0.1]}], "resamples": 20},
+        tokenizer={"vocab_size": 1500},
         train={"steps": 4},
     )
     report = finetune(made)

@@ -96,9 +96,8 @@ def _table(report: Report, task: str, table: dict[str, dict[str, Figure]]) -> Ta
         cells = [_shown(figures[name]) for name in metrics]
         shown.add_row(escape(language), *cells, f"{figures[metrics[0]].n:,}")
     empty = report.empty.get(task, {})
-    for language in (
-        empty if len(empty) <= len(table) else ()
-    ):  # a corpus of pairs has many; they are told below
+    # A corpus of pairs has many; they are told below.
+    for language in empty if len(empty) <= len(table) else ():
         shown.add_row(escape(language), *("-" for _ in metrics), "0")
     summary = report.summary(task)
     shown.add_section()

@@ -21,7 +21,7 @@ from mlray.config import Model as ModelConfig
 from mlray.models import backbone, loading, tokenizer
 from mlray.models.backbone import PackedEncoder
 
-LARGEST_SCALE = math.log(100.0)
+_LARGEST_SCALE = math.log(100.0)
 """Of a learnt temperature (Radford et al. 2021)."""
 _POOLING_FILE = "1_Pooling/config.json"
 
@@ -61,7 +61,9 @@ class Embedder(PackedEncoder):
         hidden_RH = self.read(tokens_BT, segments_BT, offsets_BT).flatten(0, 1).float()
         vectors_NH = torch.nn.functional.normalize(self._pool(hidden_RH, texts_BT, first_N, last_N), dim=-1)
         scale_1 = self.log_scale_1.float()
-        return vectors_NH * (0.5 * (scale_1.clamp(max=LARGEST_SCALE) if self.learns_scale else scale_1)).exp()
+        return (
+            vectors_NH * (0.5 * (scale_1.clamp(max=_LARGEST_SCALE) if self.learns_scale else scale_1)).exp()
+        )
 
     def _pool(
         self, hidden_RH: torch.Tensor, texts_BT: torch.Tensor, first_N: torch.Tensor, last_N: torch.Tensor

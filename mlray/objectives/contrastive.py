@@ -158,9 +158,8 @@ def _add(
         total += float((sums_b - logits_bM.gather(1, right_b)[:, 0]).sum())
         weights_bM = logits_bM.sub_(sums_b[:, None]).exp_()
         weights_bM.scatter_add_(1, right_b, torch.full_like(weights_bM[:, :1], -1.0))
-        length_b1 = (
-            2.0 * config.margin * weights_bM.gather(1, right_b)
-        )  # the margin grows with the query's length
+        # The margin grows with the square of the query's length.
+        length_b1 = 2.0 * config.margin * weights_bM.gather(1, right_b)
         gradient_NH[rows_b] += weights_bM @ candidates_MH - length_b1 * queries_bH
         towards_MH += weights_bM.T @ queries_bH
     gradient_NH.index_add_(0, search.columns_M, towards_MH)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
@@ -82,8 +82,9 @@ class Corpus(_Section):
     sources: tuple[Source, ...] = ()
     alpha: Probability = 0.3
     """Temperature of the mixture: a language with n rows is drawn with p ~ n^alpha."""
-    same_language: bool = False
-    """Batches are of one language (pair) each, so that all negatives are too; what fills none in a window is mixed."""
+    batches: Literal["mixed", "language", "source"] = "mixed"
+    """Of pairs: each batch is of one language (pair), or of one of `sources`, so that all negatives are too; what fills
+    none in a window is mixed."""
     task_alpha: Probability = 0.5
     """The same over the tasks of a multi-task run; `alpha` then mixes the languages inside each."""
     curriculum: Literal["none", "length", "language"] = "none"
@@ -211,6 +212,8 @@ class Contrastive(_Section):
     """The text is also looked for from what belongs to it."""
     negatives: Literal["targets", "all"] = "targets"
     """`all` also tells a text from those of its own side, and so of its own language."""
+    hard_weight: float = Field(1.0, gt=0)
+    """A hard negative counts as so many others."""
     language_quota: int = Field(0, ge=0)
     """The negatives of one language count as so many at most; 0: each counts."""
     dimensions: tuple[PositiveInt, ...] = ()
@@ -318,6 +321,48 @@ class Train(_Section):
     """Continue from the newest good checkpoint of the run folder."""
 
 
+class Sweep(_Section):
+    """A search over settings (Ray Tune), and the objective that decides it: macro - gap_weight * (macro - worst)."""
+
+    space: dict[str, dict[str, list[Any]]] = {}
+    """Key of this page -> `{choice: [...]}`, or `uniform`, `loguniform`, `integer` and `[low, high]`."""
+    algorithm: Literal["random", "grid", "tpe", "pareto", "pbt"] = "random"
+    """`tpe` is Optuna's; `pareto` is too, with mean and worst language as two objectives."""
+    early_stopping: bool = True
+    """Stop what is behind the others at the same step (ASHA); of `random`, `grid` and `tpe`."""
+    reduction_factor: int = Field(3, ge=2)
+    """ASHA keeps one of so many at each rung."""
+    grace_steps: int = Field(100, ge=1)
+    """No trial is stopped, or cloned from another, before."""
+    num_trials: int = Field(8, ge=1)
+    max_concurrent: int = Field(1, ge=1)
+    metric: Literal["accuracy", "loss"] = "accuracy"
+    """Of the validation, per language."""
+    gap_weight: float = Field(0.5, ge=0)
+    floors: dict[str, float] = {}
+    """Language -> value of the metric; a trial below it at a rung is stopped, and cannot win."""
+    min_rows: int = Field(20, ge=1)
+    """Held-out rows that each language must have."""
+    mlflow_uri: str | None = None
+    """Where MLflow also keeps the trials, such as `sqlite:///mlflow.db`; needs the extra `mlflow`."""
+
+
+class Release(_Section):
+    """Where bundles are kept, and what the gate lets a challenger cost; in points of the metric that decides."""
+
+    registry_uri: str = "registry"
+    """Local folder or `s3://bucket/prefix`."""
+    min_gain: float = 0.0
+    """The mean over the languages must gain so much on every task; below 0 it may lose."""
+    tolerance: float = Field(1.0, ge=0)
+    """No language may lose more."""
+    tolerances: dict[str, Annotated[float, Field(ge=0)]] = {}
+    """The same for single languages or directions."""
+    confirmed_only: bool = False
+    """A loss beyond the tolerance counts only where the paired test tells it from chance."""
+    significance: Annotated[float, Field(gt=0, lt=1)] = 0.05
+
+
 class Cluster(_Section):
     """What the run asks of Ray."""
 
@@ -348,6 +393,8 @@ class RunConfig(_Section):
     adapter: Adapter = Adapter()
     evaluation: Evaluation = Evaluation()
     train: Train = Train()
+    sweep: Sweep = Sweep()
+    release: Release = Release()
     cluster: Cluster = Cluster()
 
     @property

@@ -9,7 +9,7 @@ import argparse
 import difflib
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,33 @@ def load(path: str | Path | None = None, overrides: tuple[str, ...] | list[str] 
     for override in overrides:
         _apply(values, override)
     return build(values)
+
+
+def parse(text: str, place: str) -> RunConfig:
+    """The configuration in a text that was read at `place`.
+
+    Raises:
+        ConfigError: as `load`.
+    """
+    return build(_sections(text, place))
+
+
+def change(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
+    """The configuration with other values at some dotted keys.
+
+    Raises:
+        ConfigError: as `load`.
+    """
+    changed = config.model_dump(mode="json")
+    for key, value in values.items():
+        *parents, leaf = key.split(".")
+        node = changed
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"{key}: {parent!r} is a value, not a section")
+        node[leaf] = value
+    return build(changed)
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -110,13 +137,18 @@ def exit_code(work: Callable[[], object]) -> int:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        return _sections(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the configuration {path}: {error}") from None
+
+
+def _sections(text: str, place: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{place} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold sections such as `train:`, not a {type(values).__name__}")
+        raise ConfigError(f"{place} must hold sections such as `train:`, not a {type(values).__name__}")
     return {name: section for name, section in values.items() if section is not None}
 
 
@@ -152,11 +184,25 @@ def _explain(error: ValidationError) -> str:
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
-            nearest = max(_known_keys(), key=lambda known: _likeness(key, known))
-            lines.append(f"unknown key {key!r}; did you mean {nearest!r}?")
+            lines.append(_unknown(key))
         else:
             lines.append(f"{key}: {item['msg']} (got {item['input']!r})")
     return "; ".join(lines)
+
+
+def check_key(key: str) -> None:
+    """Refuses a dotted key that the configuration does not have.
+
+    Raises:
+        ConfigError: it names the nearest neighbour.
+    """
+    if key not in _known_keys():
+        raise ConfigError(_unknown(key))
+
+
+def _unknown(key: str) -> str:
+    nearest = max(_known_keys(), key=lambda known: _likeness(key, known))
+    return f"unknown key {key!r}; did you mean {nearest!r}?"
 
 
 def _known_keys() -> list[str]:

@@ -15,6 +15,7 @@ WINDOW_SCHEMA = pa.schema(
         ("language", pa.list_(pa.int16())),
         ("document", pa.list_(pa.int64())),
         ("item", pa.list_(pa.int64())),
+        ("source", pa.list_(pa.int16())),
     ]
 )
 """One window a row, so that no block boundary can ever cut it: parallel lists over its documents."""

@@ -1,35 +1,27 @@
 """One door to S3 and local files: list, read from an offset, atomic write, folders up and down.
 
-boto3 lists and writes (ETags, errors that can be named), `pyarrow.fs` reads. Keys come from the environment or the
-instance role. Every failure is a `StorageError` of one line that names the object and the endpoint.
+Every failure is an `access.StorageError` of one line that names the object and the endpoint.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import boto3
-import botocore.config
 import pyarrow as pa
 import pyarrow.fs as pafs
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import ClientError
 
-from mlray.config import RunError, Storage
+from mlray.access import StorageError, client, filesystem, is_s3, named, split, where
+from mlray.config import Storage
 
-_ATTEMPTS = 3
-_FAILURES = (BotoCoreError, ClientError, boto3.exceptions.Boto3Error, OSError)
-
-
-class StorageError(RunError):
-    """An object that cannot be listed, read or written."""
+_TAKEN = {"PreconditionFailed", "ConditionalRequestConflict"}
+"""What S3 answers to a conditional write that lost."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +31,6 @@ class File:
     uri: str
     size: int
     etag: str
-
-
-def is_s3(uri: str) -> bool:
-    """True for `s3://bucket/key`."""
-    return uri.startswith("s3://")
 
 
 def absolute(uri: str) -> str:
@@ -64,7 +51,7 @@ def list_files(uri: str, storage: Storage) -> list[File]:
     """
     files = _list_s3(uri, storage) if is_s3(uri) else _list_local(Path(uri))
     if not files:
-        raise StorageError(f"no files at {_where(uri, storage)}")
+        raise StorageError(f"no files at {where(uri, storage)}")
     return sorted(files, key=lambda file: file.uri)
 
 
@@ -72,10 +59,10 @@ def exists(uri: str, storage: Storage) -> bool:
     """True if the object or file is there."""
     if not is_s3(uri):
         return Path(uri).is_file()
-    bucket, key = _split(uri)
-    with _named(uri, storage):
+    bucket, key = split(uri)
+    with named(uri, storage):
         try:
-            _client(storage).head_object(Bucket=bucket, Key=key)
+            client(storage).head_object(Bucket=bucket, Key=key)
         except ClientError as error:
             if error.response["Error"]["Code"] in {"404", "NoSuchKey", "NotFound"}:
                 return False
@@ -88,12 +75,12 @@ def list_folders(uri: str, storage: Storage) -> list[str]:
     if not is_s3(uri):
         folder = Path(uri)
         return sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
-    bucket, key = _split(uri)
+    bucket, key = split(uri)
     prefix = f"{key.rstrip('/')}/" if key.strip("/") else ""
     names: list[str] = []
-    with _named(uri, storage):
+    with named(uri, storage):
         pages = (
-            _client(storage)
+            client(storage)
             .get_paginator("list_objects_v2")
             .paginate(Bucket=bucket, Prefix=prefix, Delimiter="/")
         )
@@ -108,7 +95,7 @@ def open_input(uri: str, storage: Storage) -> pa.NativeFile:
     Raises:
         StorageError: it is absent or unreachable.
     """
-    with _named(uri, storage):
+    with named(uri, storage):
         if is_s3(uri):
             return filesystem(storage).open_input_file(uri.removeprefix("s3://"))
         return pafs.LocalFileSystem(use_mmap=False).open_input_file(uri)
@@ -116,30 +103,58 @@ def open_input(uri: str, storage: Storage) -> pa.NativeFile:
 
 def read_bytes(uri: str, storage: Storage) -> bytes:
     """The whole content of a small file."""
-    with open_input(uri, storage) as file, _named(uri, storage):
+    with open_input(uri, storage) as file, named(uri, storage):
         return bytes(file.read())
 
 
 def write_bytes(uri: str, data: bytes, storage: Storage) -> None:
     """Writes a small file atomically: a reader sees the old content or the new one, never a part."""
-    with _named(uri, storage):
+    with named(uri, storage):
         if is_s3(uri):
-            bucket, key = _split(uri)
-            _client(storage).put_object(Bucket=bucket, Key=key, Body=data)
+            bucket, key = split(uri)
+            client(storage).put_object(Bucket=bucket, Key=key, Body=data)
             return
-        path = Path(uri)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with _temporary(Path(uri), data) as temporary:
+            temporary.replace(uri)
+
+
+def create_bytes(uri: str, data: bytes, storage: Storage) -> bool:
+    """Writes a small file atomically where there is none; False: somebody else was first, and theirs stays.
+
+    An attempt whose answer was lost may be repeated by the client, and then finds its own file: the same content is
+    taken for a success, so two writers must not write the same.
+    """
+    with named(uri, storage):
         try:
-            with os.fdopen(descriptor, "wb") as file:
-                os.fchmod(descriptor, 0o644)
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+            if is_s3(uri):
+                bucket, key = split(uri)
+                client(storage).put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+            else:
+                with _temporary(Path(uri), data) as temporary:
+                    os.link(temporary, uri)
+        except FileExistsError:
+            return False
+        except ClientError as error:
+            if error.response["Error"]["Code"] not in _TAKEN:
+                raise
+            return read_bytes(uri, storage) == data
+    return True
+
+
+@contextlib.contextmanager
+def _temporary(path: Path, data: bytes) -> Iterator[Path]:
+    """A file beside `path` that holds `data` to the disk; gone after the block, unless it got another name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(descriptor, 0o644)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield Path(name)
+    finally:
+        Path(name).unlink(missing_ok=True)
 
 
 def upload(local: Path, uri: str, storage: Storage) -> None:
@@ -149,10 +164,10 @@ def upload(local: Path, uri: str, storage: Storage) -> None:
             if path.is_file():
                 upload(path, join(uri, path.relative_to(local).as_posix()), storage)
         return
-    with _named(uri, storage):
+    with named(uri, storage):
         if is_s3(uri):
-            bucket, key = _split(uri)
-            _client(storage).upload_file(str(local), bucket, key)
+            bucket, key = split(uri)
+            client(storage).upload_file(str(local), bucket, key)
             return
         target = Path(uri)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -175,9 +190,9 @@ def local_copy(uri: str, storage: Storage) -> Iterator[Path]:
         for file in list_files(uri, storage):
             target = folder / "copy" / file.uri.removeprefix(base).lstrip("/")
             target.parent.mkdir(parents=True, exist_ok=True)
-            bucket, key = _split(file.uri)
-            with _named(file.uri, storage):
-                _client(storage).download_file(bucket, key, str(target))
+            bucket, key = split(file.uri)
+            with named(file.uri, storage):
+                client(storage).download_file(bucket, key, str(target))
         yield folder / "copy"
 
 
@@ -193,16 +208,16 @@ def delete_folder(uri: str, storage: Storage) -> None:
     if not is_s3(uri):
         shutil.rmtree(uri, ignore_errors=True)
         return
-    bucket, key = _split(uri)
-    with _named(uri, storage):
+    bucket, key = split(uri)
+    with named(uri, storage):
         pages = (
-            _client(storage)
+            client(storage)
             .get_paginator("list_objects_v2")
             .paginate(Bucket=bucket, Prefix=f"{key.rstrip('/')}/")
         )
         for page in pages:
             for entry in page.get("Contents", []):
-                _client(storage).delete_object(Bucket=bucket, Key=entry["Key"])
+                client(storage).delete_object(Bucket=bucket, Key=entry["Key"])
 
 
 def _list_local(path: Path) -> list[File]:
@@ -220,10 +235,10 @@ def _list_local(path: Path) -> list[File]:
 
 
 def _list_s3(uri: str, storage: Storage) -> list[File]:
-    bucket, prefix = _split(uri)
+    bucket, prefix = split(uri)
     files: list[File] = []
-    with _named(uri, storage):
-        for page in _client(storage).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+    with named(uri, storage):
+        for page in client(storage).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
             for entry in page.get("Contents", []):
                 key = entry["Key"]
                 inside = key[len(prefix) :]
@@ -232,69 +247,3 @@ def _list_s3(uri: str, storage: Storage) -> list[File]:
                 if below and not hidden and not key.endswith("/"):
                     files.append(File(f"s3://{bucket}/{key}", entry["Size"], entry["ETag"].strip('"')))
     return files
-
-
-def _split(uri: str) -> tuple[str, str]:
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
-    return bucket, key
-
-
-def _endpoint(storage: Storage) -> str | None:
-    return storage.endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-
-
-@functools.lru_cache(maxsize=8)
-def _client(storage: Storage) -> Any:
-    settings = botocore.config.Config(
-        connect_timeout=storage.timeout_s,
-        read_timeout=storage.timeout_s,
-        retries={"total_max_attempts": _ATTEMPTS, "mode": "standard"},
-        s3={"addressing_style": "path"} if _endpoint(storage) else {},
-    )
-    return boto3.client("s3", endpoint_url=_endpoint(storage), region_name=storage.region, config=settings)
-
-
-@functools.lru_cache(maxsize=8)
-def filesystem(storage: Storage) -> pafs.S3FileSystem:
-    """Arrow's view of S3 with this endpoint and these limits."""
-    endpoint = _endpoint(storage)
-    scheme, _, host = (endpoint or "https://").rpartition("://")
-    return pafs.S3FileSystem(
-        region=storage.region,
-        endpoint_override=host or None,
-        scheme=scheme or "https",
-        connect_timeout=storage.timeout_s,
-        request_timeout=storage.timeout_s,
-        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS),
-    )
-
-
-def raise_if_transport(error: Exception, uri: str, storage: Storage) -> None:
-    """Tells a failed connection from damaged content: both reach Arrow's readers as `OSError`.
-
-    Raises:
-        StorageError: the error came from the network or the operating system, not from the bytes.
-    """
-    if isinstance(error, OSError) and (error.errno is not None or "AWS Error" in str(error)):
-        raise StorageError(f"{_where(uri, storage)}: {_cause(error)}") from error
-
-
-def _where(uri: str, storage: Storage) -> str:
-    return f"{uri} (endpoint {_endpoint(storage) or 'AWS'})" if is_s3(uri) else uri
-
-
-@contextlib.contextmanager
-def _named(uri: str, storage: Storage) -> Iterator[None]:
-    try:
-        yield
-    except _FAILURES as error:
-        raise StorageError(f"{_where(uri, storage)}: {_cause(error)}") from error
-
-
-def _cause(error: Exception) -> str:
-    if isinstance(error, ClientError):
-        detail = error.response["Error"]
-        return f"{detail.get('Code')} {detail.get('Message', '')}".strip()
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return " ".join(str(error).split())

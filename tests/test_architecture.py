@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(path for folder in ("mlray", "jobs", "serve_app") for path in (ROOT / folder).rglob("*.py"))
-BASE = {"config", "configuration", "schema", "languages", "storage"}
+BASE = {"access", "config", "configuration", "schema", "languages", "seal", "storage"}
 LAYERS = [
     {"base"},
     {"corpus", "models"},
@@ -30,10 +30,10 @@ HOMES = {
     "transformers": "mlray/models/",
     "peft": "mlray/models/",
     "tokenizers": "mlray/models/",
-    "boto3": "mlray/storage.py",
+    "boto3": "mlray/access.py",
 }
 MAX_FILE, MAX_JOB, MAX_FUNCTION, MAX_LOOP = 300, 50, 50, 60
-MAX_CONFIG = 400
+MAX_CONFIG = 450
 """`mlray/config.py` is a list of settings: it stays one page, though a longer one."""
 
 

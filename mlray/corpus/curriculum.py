@@ -43,10 +43,10 @@ def stages(pieces: Sequence[Piece], kind: str) -> list[list[Piece]]:
 def pack(window: Window, cutter: Cutter, corpus: Corpus, seed: int, batch_rows: int = 0) -> pa.Table:
     """Packed rows of a window, in stages where the run has a curriculum and the window is one of its first.
 
-    With `corpus.same_language` each global batch, `batch_rows` rows of a pair each, is of one language.
+    With `corpus.batches` each global batch, `batch_rows` rows of a pair each, is of one language or of one source.
     """
-    if corpus.same_language:
-        return by_language(packing.pack(window, cutter, corpus.sequence_length, seed), batch_rows, seed)
+    if corpus.batches != "mixed":
+        return _batches(window, cutter, corpus, seed, batch_rows)
     if corpus.curriculum == "none" or window.number >= corpus.curriculum_windows:
         return packing.pack(window, cutter, corpus.sequence_length, seed)
     pad_id = cutter.encoder.pad_id
@@ -57,19 +57,24 @@ def pack(window: Window, cutter: Cutter, corpus: Corpus, seed: int, batch_rows: 
     return _numbered(pa.concat_tables(tables))
 
 
-def by_language(table: pa.Table, batch_rows: int, seed: int) -> pa.Table:
-    """The rows of a window in batches of one language, in a seeded order; what fills none comes last, mixed."""
-    languages = np.array([own[0] for own in table.column("languages").to_pylist()])
-    batches, rest = [], []
-    for language in np.unique(languages):
-        rows = np.flatnonzero(languages == language)
-        whole = len(rows) // batch_rows * batch_rows
-        batches += np.split(rows[:whole], whole // batch_rows) if whole else []
-        rest.append(rows[whole:])
-    order = np.random.default_rng([seed, 5, table.column("window")[0].as_py()]).permutation(len(batches))
-    return _numbered(
-        table.take(np.concatenate([*(batches[i] for i in order), np.sort(np.concatenate(rest))]))
-    )
+def _batches(window: Window, cutter: Cutter, corpus: Corpus, seed: int, batch_rows: int) -> pa.Table:
+    """The rows of a window in batches of one group, in a seeded order; what fills none comes last, mixed."""
+    own = window.language if corpus.batches == "language" else window.source
+    group_of = dict(zip(window.document, own, strict=True))
+    pieces: dict[int, list[Piece]] = {}
+    for piece in cutter(window):
+        pieces.setdefault(group_of[piece.document], []).append(piece)
+    pad_id, length = cutter.encoder.pad_id, corpus.sequence_length
+    whole, rest = [], []
+    for group in sorted(pieces):
+        table = packing.pack_pieces(pieces[group], pad_id, length, window.number, seed)
+        filled = len(table) // batch_rows * batch_rows
+        whole += [table.slice(start, batch_rows) for start in range(0, filled, batch_rows)]
+        rest.append(table.slice(filled))
+    draw = np.random.default_rng([seed, 5, window.number])
+    last = pa.concat_tables(rest)
+    ordered = [whole[i] for i in draw.permutation(len(whole))]
+    return _numbered(pa.concat_tables([*ordered, last.take(draw.permutation(len(last)))]))
 
 
 def _numbered(table: pa.Table) -> pa.Table:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from mlray import storage
+from mlray import access, storage
 from mlray.config import Storage
 from mlray.corpus.sources import SourceFile
 
@@ -90,7 +90,7 @@ def _blocks(chunk: Chunk, position: int, settings: Storage) -> Iterator[bytes | 
             while block := stream.read(size):
                 yield block
         except (OSError, pa.ArrowInvalid) as error:
-            storage.raise_if_transport(error, file.uri, settings)
+            access.raise_if_transport(error, file.uri, settings)
             yield BrokenChunk(f"damaged {file.codec or 'file'}: {first_line(error)}")
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlray import storage
+from mlray import access, storage
 from mlray.config import Storage
 from mlray.corpus import fields, lines, tables
 from mlray.corpus.cleaning import BadRecord, decode
@@ -42,7 +42,7 @@ def chunks(file: SourceFile, chunk_bytes: int, settings: Storage) -> list[Chunk]
             with storage.open_input(file.uri, settings) as handle:
                 footer = pq.ParquetFile(handle).metadata
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-            storage.raise_if_transport(error, file.uri, settings)
+            access.raise_if_transport(error, file.uri, settings)
             raise BrokenChunk(f"not a readable parquet file: {first_line(error)}") from None
         groups = range(footer.num_row_groups)
         return [Chunk(file, group, footer.row_group(group).num_rows) for group in groups]
@@ -126,7 +126,7 @@ def _read_parquet(chunk: Chunk, max_chars: int, settings: Storage, first_row: in
                     ]
                 row += len(batch)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-            storage.raise_if_transport(error, file.uri, settings)
+            access.raise_if_transport(error, file.uri, settings)
             raise BrokenChunk(f"damaged parquet page: {first_line(error)}") from None
 
 

@@ -9,12 +9,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from mlray.access import StorageError
 from mlray.config import ConfigError, Corpus, Storage
 from mlray.corpus import lines, records
 from mlray.corpus.fields import Record
 from mlray.corpus.manifest import CHUNK_BYTES, ChunkEntry, HeldOut, Manifest, Part, Refused
 from mlray.corpus.sources import SourceFile
-from mlray.storage import StorageError
 
 
 @dataclass

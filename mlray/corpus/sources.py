@@ -77,6 +77,8 @@ class SourceFile:
     """File with the hashes of texts that may stand in no row; see `records.forbid`."""
     labelled: bool = False
     """Whether what a row has beside its text is its label, which may stand in a test set too."""
+    source: int = 0
+    """Its place in `corpus.sources`."""
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> SourceFile:
@@ -114,8 +116,8 @@ def list_files(sources: tuple[Source, ...], settings: Storage) -> list[SourceFil
         raise ConfigError(
             "corpus.sources is empty; name at least one, e.g. corpus.sources=[{uri: s3://bucket/corpus}]"
         )
-    found: set[SourceFile] = set()
-    for source in sources:
+    found: dict[SourceFile, int] = {}
+    for number, source in enumerate(sources):
         _check(source)
         label_map = label_maps.read(source.label_map, settings) if source.label_map else ()
         root = storage.absolute(source.uri)
@@ -125,8 +127,9 @@ def list_files(sources: tuple[Source, ...], settings: Storage) -> list[SourceFil
                 described = _aligned(
                     described, storage.list_files(storage.absolute(source.pair_uri), settings)
                 )
-            found.add(replace(described, label_map=label_map))
-    return sorted(found, key=lambda file: (file.uri, file.pair_uri or "", repr(file)))
+            found.setdefault(replace(described, label_map=label_map), number)  # named twice, it is read once
+    files = [replace(file, source=number) for file, number in found.items()]
+    return sorted(files, key=lambda file: (file.uri, file.pair_uri or "", repr(file)))
 
 
 def _matching(root: str, source: Source, settings: Storage) -> list[storage.File]:

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 
+from mlray.access import StorageError
 from mlray.config import Corpus, RunError, Storage
 from mlray.corpus import curriculum, packing, scan
 from mlray.corpus.manifest import Manifest
@@ -26,7 +27,6 @@ from mlray.corpus.packing import Cutter
 from mlray.corpus.sources import SourceFile
 from mlray.corpus.windows import Window, WindowReader
 from mlray.schema import WINDOW_SCHEMA, PackedBatch, Position
-from mlray.storage import StorageError
 
 _BLOCK_BYTES = 1 << 20
 _IDS_PER_BLOCK = 64
@@ -108,6 +108,7 @@ class _ReadWindows:
                 "language": [window.language],
                 "document": [window.document],
                 "item": [window.item],
+                "source": [window.source],
             }
             yield pa.table(columns, schema=WINDOW_SCHEMA)
 
@@ -149,8 +150,8 @@ def dataset(
 ) -> ray.data.Dataset:
     """Packed rows from `start` on, over `num_windows` windows, in blocks as `deal` says.
 
-    Batches of one language (`corpus.same_language`) have `batch_rows`. What does not fill a round of `deal` at the end
-    of the stream is in no defined order.
+    Batches of one language or source (`corpus.batches`) have `batch_rows`. What does not fill a round of `deal` at the
+    end of the stream is in no defined order.
     """
     ids = np.arange(start.window, start.window + num_windows)
     # Ready blocks, and a share of a CPU for every stage: a read task of Ray's own would ask for a whole one, which a

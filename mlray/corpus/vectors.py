@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 
+from mlray.access import StorageError
 from mlray.config import Cluster, Source, Storage
 from mlray.corpus import lines, records, scan, sources, stream
 from mlray.corpus.sources import SourceFile
-from mlray.storage import StorageError
 
 _CHUNK_BYTES = 4 << 20
 _TEXTS, _QUERIES = 2048, 512

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from mlray.access import StorageError
 from mlray.config import Storage
 from mlray.corpus import lines, records
 from mlray.corpus.fields import Record
 from mlray.corpus.manifest import Manifest
 from mlray.corpus.mixture import Mixture, Slice
-from mlray.storage import StorageError
 
 DOCUMENT_ROW_BITS = 32
 
@@ -33,6 +33,8 @@ class Window:
     """Chunk number x 2^32 + raw row: names a document of the corpus for ever."""
     item: list[int] = field(default_factory=list)
     """`Record.item` of each; empty: they have none."""
+    source: list[int] = field(default_factory=list)
+    """Which of `corpus.sources` each comes from."""
 
 
 class _Cursor:
@@ -98,6 +100,7 @@ class WindowReader:
             window.language.append(language)
             window.document.append((chunk << DOCUMENT_ROW_BITS) + record.row)
             window.item.append(record.item)
+            window.source.append(self._manifest.chunks[chunk].chunk.file.source)
         return window
 
     def _take(self, piece: Slice) -> list[Record]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlray import languages, storage
+from mlray import access, languages, storage
 from mlray.config import ConfigError, Evaluation, Storage
 from mlray.evaluation import labels, ranking, texts, translation
 from mlray.evaluation.report import Figure, Report
@@ -46,8 +46,8 @@ def read(uri: str | Path, settings: Storage = DEFAULT) -> list[Row]:
     """
     try:
         content = storage.read_bytes(storage.absolute(str(uri)), settings).decode()
-    except storage.StorageError as error:
-        raise storage.StorageError(f"cannot read the predictions: {error}") from error
+    except access.StorageError as error:
+        raise access.StorageError(f"cannot read the predictions: {error}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"cannot read the predictions {uri}: {error}") from None
     if not content.strip():

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import transformers
 
-from mlray import storage
+from mlray import access, storage
 from mlray.config import ConfigError, Contrastive, Distillation, Storage
 from mlray.config import Model as ModelConfig
 from mlray.models import backbone, loading, tokenizer
@@ -158,7 +158,7 @@ def family_of(uri: str, settings: Storage) -> str:
     """
     try:
         found = str(json.loads(storage.read_bytes(storage.join(uri, "config.json"), settings))["model_type"])
-    except (storage.StorageError, ValueError, KeyError):
+    except (access.StorageError, ValueError, KeyError):
         raise ConfigError(
             f"{uri} holds no checkpoint of `transformers` (config.json); name its weights"
         ) from None

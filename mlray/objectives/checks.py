@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from mlray import languages, storage
+from mlray import access, languages, storage
 from mlray.config import ConfigError, RunConfig, Storage
 from mlray.config import Model as ModelConfig
 from mlray.config import Objective as ObjectiveConfig
@@ -37,7 +37,7 @@ def check_places(config: RunConfig) -> None:
 
 def _check_place(key: str, uri: str, file: str | None, settings: Storage) -> None:
     path = Path(uri).expanduser()
-    if not storage.is_s3(uri) and not path.is_dir():
+    if not access.is_s3(uri) and not path.is_dir():
         # On a hub is what could be a name there, and does not lie in a folder that is here.
         if _HUB_NAME.fullmatch(uri) and not (path.parent != Path() and path.parent.is_dir()):
             return

@@ -56,8 +56,9 @@ def loss(
     it is the mean over those prefixes and the whole, each brought to the length of the whole (Matryoshka, Kusupati et
     al. 2022). The right target's logit is lessened by margin / temperature (Yang et al. 2019). Negatives are the
     targets and hard negatives of all other pairs, and with `negatives=all` their queries, but for texts of the same
-    item (see `groups`); with `language_quota` those of one language count together as so many at most. `symmetric`:
-    the mean of this and of the loss of finding the query from the target.
+    item (see `groups`). A hard negative counts as `hard_weight` others; with `language_quota` those of one language
+    count together as so many at most. `symmetric`: the mean of this and of the loss of finding the query from the
+    target.
 
     Args:
         vectors_NH: of all texts of the global batch, in fp32 or wider.
@@ -103,6 +104,8 @@ class _Search:
     item_M: torch.Tensor
     speaks_ML: torch.Tensor | None
     """One for the language of a candidate, if languages have a quota."""
+    weight_M: torch.Tensor | None
+    """Logarithm of what a candidate counts as, if hard negatives count as more or less than one."""
 
 
 def _search(
@@ -120,9 +123,13 @@ def _search(
     if config.language_quota:
         width = int(texts.languages_N.max(initial=0)) + 1
         speaks_ML = torch.eye(width, device=device)[torch.from_numpy(texts.languages_N[columns_M]).to(device)]
+    weight_M = None
+    if to == TARGET and config.hard_weight != 1.0:
+        hard_M = torch.from_numpy(texts.roles_N[columns_M] > TARGET).to(device, torch.float64)
+        weight_M = math.log(config.hard_weight) * hard_M
     told = (rows_P, columns_M, items_N[rows_P], items_N[columns_M])
     rows, columns, item_P, item_M = (torch.from_numpy(array).to(device) for array in told)
-    return _Search(rows, columns, item_P, item_M, speaks_ML)
+    return _Search(rows, columns, item_P, item_M, speaks_ML, weight_M)
 
 
 def _by_pair(texts: Texts, role: int) -> np.ndarray:
@@ -154,6 +161,8 @@ def _add(
         logits_bM.scatter_add_(1, right_b, -config.margin * queries_bH.square().sum(-1, keepdim=True))
         if search.speaks_ML is not None:
             logits_bM += _quota(same_bM, right_b, search.speaks_ML.to(logits_bM.dtype), config.language_quota)
+        if search.weight_M is not None:
+            logits_bM += search.weight_M.to(logits_bM.dtype)
         sums_b = logits_bM.logsumexp(-1)
         total += float((sums_b - logits_bM.gather(1, right_b)[:, 0]).sum())
         weights_bM = logits_bM.sub_(sums_b[:, None]).exp_()

@@ -12,7 +12,6 @@ taken. Nothing here is pickled.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -23,13 +22,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from mlray import storage
+from mlray import seal, storage
 from mlray.config import RunError, Storage
 from mlray.schema import Position
 from mlray.training.engine import STATE_KEYS, Engine
 
 COMMIT = "COMMIT.json"
-_DIGEST_BYTES = 32 << 20
 
 
 @dataclass
@@ -117,7 +115,7 @@ def save(
                 (stage / "config.yaml").write_text(config_yaml, encoding="utf-8")
                 (stage / "progress.json").write_text(progress.to_json(), encoding="utf-8")
             storage.upload(stage, target, settings)
-            return _describe(stage)
+            return seal.describe(stage)
 
     _together(engine, target, clear)
     shard, whole = _shard(engine)
@@ -167,24 +165,7 @@ def newest(folder: str, settings: Storage) -> tuple[Checkpoint | None, list[str]
 
 def verify(uri: str, settings: Storage) -> str | None:
     """None if every file is as COMMIT says, else the fault."""
-    if not storage.exists(storage.join(uri, COMMIT), settings):
-        return f"it has no {COMMIT}"
-    try:
-        body = json.loads(storage.read_bytes(storage.join(uri, COMMIT), settings))
-        digests = {str(name): str(entry["sha256"]) for name, entry in body["files"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return f"{COMMIT} is damaged"
-    for name, expected in digests.items():
-        place = storage.join(uri, name)
-        if not storage.exists(place, settings):
-            return f"{name} is missing"
-        digest = hashlib.sha256()
-        with storage.open_input(place, settings) as file:
-            while block := file.read(_DIGEST_BYTES):
-                digest.update(block)
-        if digest.hexdigest() != expected:
-            return f"{name} does not match its sha256"
-    return None
+    return seal.verify(uri, COMMIT, settings)
 
 
 def load(engine: Engine, checkpoint: Checkpoint, settings: Storage) -> None:
@@ -255,13 +236,3 @@ def _tensors(folder: Path) -> Iterator[Callable[[str, tuple[int, ...]], dict[str
             return tensors
 
         yield read
-
-
-def _describe(stage: Path) -> dict[str, dict[str, Any]]:
-    files = {}
-    for path in sorted(stage.rglob("*")):
-        if path.is_file():
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            files[path.relative_to(stage).as_posix()] = {"sha256": digest, "bytes": path.stat().st_size}
-    return files

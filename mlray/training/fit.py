@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
-import json
 import logging
 import os
 import re
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,17 +18,16 @@ import ray.train
 import ray.train.torch
 import torch
 
-from mlray import configuration, storage
+from mlray import access, configuration, storage
 from mlray.config import RunConfig, RunError
 from mlray.corpus import manifest as manifests
 from mlray.corpus import stream, validation
 from mlray.corpus.mixture import Mixture
 from mlray.corpus.packing import Cutter
-from mlray.corpus.windows import WindowReader
-from mlray.models import adapters, backbone, freezing, tokenizer
-from mlray.objectives.table import OBJECTIVES, Task
+from mlray.models import backbone, tokenizer
+from mlray.objectives.table import OBJECTIVES
 from mlray.training import checkpoint as checkpoints
-from mlray.training import loop, resume
+from mlray.training import loop, parts, resume
 from mlray.training.checkpoint import Progress
 from mlray.training.engine import Engine
 from mlray.training.folders import Folders
@@ -40,24 +37,45 @@ from mlray.training.precision import probe_precision, settle
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Of glibc's malloc.h."""
 _KEPT_BYTES = 1 << 30
+_ROW_BYTES = 16
+"""Of a token of a packed row in the object store, with its target, and some room."""
 _OUR_ERROR = re.compile(r"\b(?:StorageError|RunError|ConfigError): ")
 
 
-def fit(config: RunConfig) -> None:
+@dataclass(frozen=True)
+class Shared:
+    """What runs that differ in settings alone have in common, in the object store: it is read once."""
+
+    rows: Any = None
+    """The packed rows of the stream from its beginning (a materialised dataset)."""
+    backbone: Any = None
+    """Reference to the files of `model.path`, name -> content."""
+
+
+ALONE = Shared()
+
+
+def fit(config: RunConfig, shared: Shared = ALONE, watchers: Sequence[ray.train.UserCallback] = ()) -> None:
     """Runs the loop on `cluster.num_workers` workers until it ends.
+
+    Args:
+        config: of the run, whose folder holds manifest and tokenizer.
+        shared: what need not be read again.
+        watchers: told of every report: `step`, `loss`, `languages` (a validation's scores) and `checkpoint` (the
+            folder of one that was saved at this step).
 
     Raises:
         RunError: the workers failed more often than `cluster.max_failures` allows.
     """
     folders = Folders.of(config)
-    remote = storage.is_s3(folders.root)
+    remote = access.is_s3(folders.root)
     workers = {"CPU": config.cluster.cpus_per_worker}
     if config.cluster.gpus_per_worker:
         workers["GPU"] = config.cluster.gpus_per_worker
     place = storage.join(folders.root, "ray")
     trainer = ray.train.torch.TorchTrainer(
         _work,
-        train_loop_config=config.model_dump(mode="json"),
+        train_loop_config={"config": config.model_dump(mode="json"), "backbone": shared.backbone},
         torch_config=ray.train.torch.TorchConfig(
             backend="nccl" if config.cluster.gpus_per_worker else "gloo"
         ),
@@ -66,13 +84,14 @@ def fit(config: RunConfig) -> None:
             use_gpu=config.cluster.gpus_per_worker > 0,
             resources_per_worker=workers,
         ),
-        datasets={"train": functools.partial(_open_stream, config.model_dump(mode="json"))},
+        datasets={"train": functools.partial(_open_stream, config.model_dump(mode="json"), shared.rows)},
         dataset_config=ray.train.DataConfig(execution_options=stream.execution_options()),
         run_config=ray.train.RunConfig(
             name=f"{config.run.name}-{time.time_ns():x}",
             storage_path=place.removeprefix("s3://"),
-            storage_filesystem=storage.filesystem(config.storage) if remote else None,
+            storage_filesystem=access.filesystem(config.storage) if remote else None,
             failure_config=ray.train.FailureConfig(max_failures=config.cluster.max_failures),
+            callbacks=list(watchers),
         ),
     )
     try:
@@ -90,15 +109,43 @@ def _cause(error: BaseException) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def _open_stream(values: dict[str, Any]) -> Any:
+def share(config: RunConfig, *, rows: bool) -> Shared:
+    """Reads the backbone of a run once, and with `rows` its stream, for all that have the same.
+
+    Rows that would fill more than a third of the object store are left to each run.
+    """
+    store = ray.cluster_resources().get("object_store_memory", 0.0)
+    wanted = config.train.steps * config.train.global_batch_size * config.corpus.sequence_length * _ROW_BYTES
+    shared_rows = None
+    if rows and wanted < store / 3:
+        values = config.model_dump(mode="json")
+        opened = _stream(configuration.build(values), Progress())
+        opened.context.execution_options = stream.execution_options()
+        shared_rows = opened.materialize()
+    backbone_files = None
+    if config.model.path and access.is_s3(config.model.path):  # a local folder is one for all already
+        with storage.local_copy(config.model.path, config.storage) as folder:
+            names = [
+                path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()
+            ]
+            backbone_files = ray.put({name: np.fromfile(folder / name, np.uint8) for name in names})
+    return Shared(shared_rows, backbone_files)
+
+
+def _open_stream(values: dict[str, Any], rows: Any) -> Any:
     """Builds the stream each time that workers are started: from the newest good checkpoint on."""
     config = configuration.build(values)
+    found, _ = checkpoints.newest(Folders.of(config).checkpoints, config.storage)
+    if rows is not None and found is None:
+        return rows
+    return _stream(config, found.progress if found else Progress())
+
+
+def _stream(config: RunConfig, progress: Progress) -> Any:
     folders = Folders.of(config)
-    manifest = _manifest(folders, config)
-    reader = open_reader(config, manifest)
-    cutter = open_cutter(config, open_tokenizer(config, folders), manifest)
-    found, _ = checkpoints.newest(folders.checkpoints, config.storage)
-    progress = found.progress if found else Progress()
+    manifest = parts.open_manifest(config)
+    reader = parts.open_reader(config, manifest)
+    cutter = parts.open_cutter(config, parts.open_tokenizer(config, folders), manifest)
     left = (config.train.steps - progress.step) * config.gradient_accumulation_steps
     deal = stream.Deal.of(config.corpus, config.train.micro_batch_size, config.cluster.num_workers, left)
     rows = left * config.train.micro_batch_size * config.cluster.num_workers + deal.rows_per_round
@@ -131,74 +178,22 @@ def _rows_per_window(
     return max(config.corpus.window_rows * tokens / config.corpus.sequence_length, 1.0)
 
 
-def open_reader(config: RunConfig, manifest: manifests.Manifest) -> WindowReader:
-    """The windows of a run."""
-    mixture = Mixture.of(manifest, config.corpus, config.run.seed)
-    return WindowReader(manifest, mixture, config.corpus.max_chars, config.storage)
-
-
-def open_tokenizer(config: RunConfig, folders: Folders) -> Any:
-    """The tokenizer of a run."""
-    with storage.local_copy(folders.tokenizer, config.storage) as folder:
-        return tokenizer.load(folder, OBJECTIVES[config.objective.name].special_tokens)
-
-
-def open_task(config: RunConfig, tokens: Any, manifest: manifests.Manifest) -> Task:
-    """What a run learns."""
-    return Task(
-        config.objective,
-        tokenizer.vocabulary(tokens),
-        manifest.languages,
-        config.run.seed,
-        open_labels(config),
-        config.contrastive,
-        config.distillation,
-        OBJECTIVES[config.objective.name].teacher(config),
-    )
-
-
-def open_cutter(config: RunConfig, tokens: Any, manifest: manifests.Manifest) -> Cutter:
-    """What cuts the documents of a run.
-
-    Raises:
-        ConfigError: the corpus or the tokenizer is none for the objective.
-    """
-    task = open_task(config, tokens, manifest)
-    return task.cutter(tokenizer.encoder(tokens), config.corpus.sequence_length)
-
-
-def open_labels(config: RunConfig) -> list[str]:
-    """The labels of a run; none if the objective has none."""
-    place = Folders.of(config).labels
-    if not storage.exists(place, config.storage):
-        return []
-    found: list[str] = json.loads(storage.read_bytes(place, config.storage))
-    return found
-
-
-def _manifest(folders: Folders, config: RunConfig) -> manifests.Manifest:
-    manifest = manifests.load(folders.corpus, config.storage)
-    if manifest is None:
-        raise RunError(f"{folders.corpus} holds no manifest; has the run folder been moved?")
-    return manifest
-
-
 def _work(values: dict[str, Any]) -> None:
     """What every worker runs, from its first line to the last checkpoint."""
-    config = configuration.build(values)
+    config = configuration.build(values["config"])
     folders = Folders.of(config)
     _prepare_process(config)
-    manifest = _manifest(folders, config)
-    tokens = open_tokenizer(config, folders)
-    task = open_task(config, tokens, manifest)
+    manifest = parts.open_manifest(config)
+    tokens = parts.open_tokenizer(config, folders)
+    task = parts.open_task(config, tokens, manifest)
     cutter = task.cutter(tokenizer.encoder(tokens), config.corpus.sequence_length)
     table = validation.rows(manifest, cutter, config.corpus.sequence_length, config.run.seed)
     held_out = validation.batches(table, config.train.micro_batch_size)
     torch.manual_seed(config.run.seed)
-    model = open_model(config, tokens)
+    model = parts.open_model(config, tokens, values["backbone"])
     precision = probe_precision(config.train.precision)
     settled = settle(config.train, config.cluster.num_workers, precision)
-    export = open_export(config, model, tokens)  # what is trained must be known to the engine
+    export = parts.open_export(config, model, tokens)  # what is trained must be known to the engine
     engine = Engine(model, settled, config.gradient_accumulation_steps, task.over_batch)
     found, refused = checkpoints.newest(folders.checkpoints, config.storage)
     progress = found.progress if found else Progress()
@@ -214,20 +209,29 @@ def _work(values: dict[str, Any]) -> None:
         progress.peak_bytes = max(progress.peak_bytes, engine.peak_bytes)
         monitor.stepped(step)
         last = step.number == config.train.steps
-        stop = False
+        stop, scores = False, {}
         if last or step.number % config.train.validate_every == 0:
-            monitor.validated(progress, loop.validate(engine, held_out, task))
+            scores = loop.validate(engine, held_out, task)
+            monitor.validated(progress, scores)
             stop = resume.should_stop(progress, config.train)
         best = progress.best_step == step.number
+        saved = ""
         if last or stop or best or step.number % config.train.checkpoint_every == 0:
-            checkpoints.save(engine, progress, config.to_yaml(), export, folders.checkpoints, config.storage)
-            if engine.rank == 0:
-                kept = config.train.keep_checkpoints
-                checkpoints.retain(folders.checkpoints, kept, config.storage, progress.best_step)
-            ray.train.report({"step": step.number, "loss": step.loss})
+            saved = _save(engine, progress, config, export)
+        if scores or saved:
+            told = {"step": step.number, "loss": step.loss, "languages": scores, "checkpoint": saved}
+            ray.train.report(told)
         if stop:
             break
     monitor.close()
+
+
+def _save(engine: Engine, progress: Progress, config: RunConfig, export: Callable[..., None]) -> str:
+    folder, settings = Folders.of(config).checkpoints, config.storage
+    place = checkpoints.save(engine, progress, config.to_yaml(), export, folder, settings)
+    if engine.rank == 0:
+        checkpoints.retain(folder, config.train.keep_checkpoints, settings, progress.best_step)
+    return place
 
 
 def _prepare_process(config: RunConfig) -> None:
@@ -249,39 +253,6 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         for parameter in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
             mallopt(parameter, _KEPT_BYTES)
-
-
-def open_model(config: RunConfig, tokens: Any) -> Any:
-    """The model that a configuration names, fresh or loaded.
-
-    Raises:
-        ConfigError: as `backbone.build`.
-    """
-    build = OBJECTIVES[config.objective.name].build
-    if config.model.path is None:
-        return build(config, tokens, None, open_labels(config))
-    with storage.local_copy(config.model.path, config.storage) as folder:
-        return build(config, tokens, folder, open_labels(config))
-
-
-def open_export(
-    config: RunConfig, model: Any, tokens: Any
-) -> Callable[[dict[str, torch.Tensor], Path], None]:
-    """What writes the result of a run; it also puts the adapter into the model, or freezes a part of it.
-
-    Raises:
-        ConfigError: the adapter or `train.freeze_layers` does not fit the model.
-    """
-    if config.adapter.kind == "none":
-        kept = freezing.freeze(model, config.train)
-        write = OBJECTIVES[config.objective.name].export
-        return lambda weights, folder: write(model, tokens, {**kept, **weights}, folder)
-    found = adapters.digest(model)
-    with contextlib.ExitStack() as stack:
-        place = config.adapter.language_path
-        language = stack.enter_context(storage.local_copy(place, config.storage)) if place else None
-        wrapped = adapters.add(model, config.adapter, language)
-    return functools.partial(adapters.export, wrapped, found, config.objective.name, tokens)
 
 
 def _advance(progress: Progress, step: loop.Step, languages: list[str], log_every: int) -> None:

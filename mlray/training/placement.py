@@ -53,6 +53,16 @@ def check(config: RunConfig) -> None:
     )
 
 
+def wanted_cpus(config: RunConfig) -> float:
+    """CPUs of a run: its workers and the least that its input pipeline needs."""
+    return config.cluster.num_workers * config.cluster.cpus_per_worker + stream.least_cpus(config.corpus)
+
+
+def cpus() -> float:
+    """CPUs of the cluster."""
+    return float(ray.cluster_resources().get("CPU", 0.0))
+
+
 def _places(config: RunConfig) -> tuple[int, dict[str, float]]:
     offer = {"CPU": 0.0, "GPU": 0.0}
     fitting = 0

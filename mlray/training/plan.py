@@ -75,28 +75,45 @@ def make(
 
 
 def check_batches(config: RunConfig, manifest: Manifest) -> None:
-    """Refuses batches of one language where a window cannot be made of them.
+    """Refuses batches of one language or source where a window cannot be made of them.
 
     Raises:
-        ConfigError: the window is no multiple of the batch, or a language gives less than a batch to it.
+        ConfigError: the window is no multiple of the batch, or a language or source gives less than a batch to it.
     """
-    window, batch = config.corpus.window_rows, config.train.global_batch_size
-    if not config.corpus.same_language:
+    kind, window, batch = config.corpus.batches, config.corpus.window_rows, config.train.global_batch_size
+    if kind == "mixed":
         return
     if window % batch:
         raise ConfigError(
-            f"corpus.same_language needs windows of whole batches: corpus.window_rows={window} is no multiple of "
+            f"corpus.batches={kind} needs windows of whole batches: corpus.window_rows={window} is no multiple of "
             f"train.global_batch_size={batch}"
         )
     mixture = Mixture.of(manifest, config.corpus, config.run.seed)
     rows = dict(zip(mixture.languages, mixture.proportions * window, strict=True))
+    if kind == "source":
+        rows = _by_source(manifest, rows)
     least = min(rows, key=lambda name: rows[name])
     if rows[least] < batch:
         raise ConfigError(
             f"{least} gives {rows[least]:,.0f} pairs to a window of {window}, less than the batch of {batch} that "
-            "corpus.same_language makes of one language; raise corpus.window_rows, lower corpus.alpha or "
-            "train.global_batch_size, or leave corpus.same_language out"
+            f"corpus.batches={kind} makes of one {kind}; raise corpus.window_rows, lower corpus.alpha or "
+            "train.global_batch_size, or set corpus.batches=mixed"
         )
+
+
+def _by_source(manifest: Manifest, rows: dict[str, float]) -> dict[str, float]:
+    """Rows of each language in a window -> those of each source, as they share the language in the whole corpus."""
+    documents = manifest.documents()
+    found: dict[str, float] = {}
+    for entry in manifest.chunks:
+        name = f"corpus.sources[{entry.chunk.file.source}]"
+        given = sum(
+            rows[part.language] * part.documents / documents[part.language]
+            for part in entry.parts
+            if part.documents
+        )
+        found[name] = found.get(name, 0.0) + given
+    return {name: given for name, given in found.items() if given}
 
 
 def show(plan: Plan, refused: dict[str, dict[str, int]], console: Console) -> None:

@@ -26,7 +26,7 @@ from mlray.objectives.checks import check_family, check_places, check_positions,
 from mlray.objectives.table import OBJECTIVES
 from mlray.schema import SEPARATOR
 from mlray.training import checkpoint as checkpoints
-from mlray.training import fit, placement, plan, report, resume
+from mlray.training import fit, parts, placement, plan, report, resume
 from mlray.training.folders import Folders
 from mlray.training.plan import Plan
 
@@ -89,11 +89,13 @@ def prepare(config: RunConfig) -> Prepared:
     room = config.corpus.sequence_length // OBJECTIVES[config.objective.name].texts_in_row - 2
     fertility = measure_fertility(tokens, validation.texts(manifest), room)
     report.show_fertility(fertility, console)
-    fit.open_cutter(config, tokens, manifest)  # refuses what is no corpus for the objective
-    model = fit.open_model(config, tokens)
+    parts.open_cutter(config, tokens, manifest)  # refuses what is no corpus for the objective
+    model = parts.open_model(config, tokens)
     if found:
         resume.check_backbone(config, found, model)
-    fit.open_export(config, model, tokens)  # refuses an adapter, or a part to freeze, that the model has not
+    parts.open_export(
+        config, model, tokens
+    )  # refuses an adapter, or a part to freeze, that the model has not
     check_positions(config, backbone.positions(model))
     plan.check_batches(config, manifest)
     outline = plan.make(config, manifest, fertility, model)
@@ -274,7 +276,7 @@ def _labels_of(record: Record, chunk: lines.Chunk, config: RunConfig) -> Iterabl
 
 def _texts(config: RunConfig, manifest: Manifest) -> Iterator[str]:
     """The first documents of the mixture, at most once through the corpus."""
-    reader = fit.open_reader(config, manifest)
+    reader = parts.open_reader(config, manifest)
     limit = min(config.tokenizer.train_rows, int(reader.mixture.counts.sum()))
     documents = (
         text

@@ -22,7 +22,7 @@ _FIXED = {
         "task_alpha",
         "window_rows",
         "sequence_length",
-        "same_language",
+        "batches",
         "without_tests",
         "curriculum",
         "curriculum_windows",

@@ -17,7 +17,7 @@ from mlray.corpus.testsets import Checked
 from mlray.evaluation import evaluate, output
 from mlray.evaluation.report import Report
 from mlray.models import adapters, backbone
-from mlray.training import fit
+from mlray.training import parts
 from mlray.training.folders import Folders
 from mlray.training.pretrain import complete, prepare
 
@@ -48,7 +48,7 @@ def finetune(config: RunConfig, *, plan_only: bool = False, merged: bool = False
     checked = evaluate.check(config) if config.evaluation.sources else None
     prepared = prepare(config)
     if checked:
-        evaluate.check_model(config, checked[0], prepared.tokens, fit.open_labels(prepared.config))
+        evaluate.check_model(config, checked[0], prepared.tokens, parts.open_labels(prepared.config))
     if plan_only:
         return None
     trained = complete(prepared)
@@ -80,8 +80,8 @@ def merge(config: RunConfig, trained: dict[str, Any]) -> str:
         ConfigError: the adapter is none of the backbone.
     """
     folders = Folders.of(config)
-    tokens = fit.open_tokenizer(config, folders)
-    model = fit.open_model(config, tokens)
+    tokens = parts.open_tokenizer(config, folders)
+    model = parts.open_model(config, tokens)
     with contextlib.ExitStack() as stack:
         places = (trained["weights"], config.adapter.language_path)
         adapter, language = (

@@ -73,6 +73,7 @@ def brute(vectors: torch.Tensor, pairs: Any, spoken: Any, **kwargs: Any) -> torc
             for b in others:
                 same = sum(tongue[c] == tongue[b] for c in others)
                 weight = min(1.0, config.language_quota / same) if config.language_quota else 1.0
+                weight *= config.hard_weight if flat[b][1] > 1 else 1.0
                 terms.append(part[a] @ part[b] + math.log(weight))
             losses.append(torch.logsumexp(torch.stack(terms), 0) - terms[0])
     return torch.stack(losses).sum() / (len(widths) * len(ways))
@@ -94,6 +95,8 @@ SPOKEN = [[0, 1], [0, 1], [2, 1], [3, 1]]
         (PLAIN, None, {"negatives": "all"}),
         (HARD, None, {}),
         (HARD, None, {"symmetric": False, "negatives": "all"}),
+        (HARD, None, {"hard_weight": 3.0}),
+        (HARD, None, {"hard_weight": 0.5, "negatives": "all", "margin": 0.1}),
         (SHARED, None, {}),
         (SHARED, None, {"negatives": "all", "dimensions": (2, 5)}),
         (PLAIN, SPOKEN, {"negatives": "all", "language_quota": 1}),

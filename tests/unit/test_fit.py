@@ -25,7 +25,7 @@ from tests.unit import tiny
             "ValueError: no such thing",
         ),
         (
-            "ray.exceptions.RayTaskError: x\nmlray.storage.StorageError: s3://b/de.txt: NoSuchKey\n"
+            "ray.exceptions.RayTaskError: x\nmlray.access.StorageError: s3://b/de.txt: NoSuchKey\n"
             "ray.exceptions.UserCodeException: UDF failed to process a data block",
             "s3://b/de.txt: NoSuchKey",
         ),

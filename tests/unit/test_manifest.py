@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlray.access import StorageError
 from mlray.config import ConfigError, Corpus, Source, Storage
 from mlray.corpus import manifest as manifests
 from mlray.corpus import records, scan, sources
 from mlray.corpus.manifest import Manifest, Refused
-from mlray.storage import StorageError
 
 SETTINGS = Storage()
 BuildManifest = Callable[[tuple[Source, ...], Corpus], Manifest]

@@ -135,15 +135,30 @@ def window(counts: list[int]) -> Window:
     languages = [language for language, count in enumerate(counts) for _ in range(count)]
     order = np.random.default_rng(0).permutation(len(languages))
     texts = [f"warm kettle {i}" for i in order]
-    return Window(4, texts, ["leise"] * len(texts), [languages[i] for i in order], order.tolist())
+    groups = [languages[i] for i in order]
+    sources = [group // 2 for group in groups]
+    return Window(4, texts, ["leise"] * len(texts), groups, order.tolist(), source=sources)
+
+
+def test_batches_of_one_source_are_of_all_its_languages() -> None:
+    cutter = Pairs(tokenizer.encoder(tiny.tokens()), 64)
+    made = window([20, 12, 16])  # the first two languages are of one source
+    corpus = Corpus(sequence_length=64, batches="source")
+    packed = curriculum.pack(made, cutter, corpus, 0, batch_rows=16)
+    languages = [own[0] for own in packed.column("languages").to_pylist()]
+    batches = [set(languages[start : start + 16]) for start in range(0, 48, 16)]
+    assert sorted(map(sorted, batches)) == [[0, 1], [0, 1], [2]]
+    documents = {document for own in packed.column("documents").to_pylist() for document in own}
+    unsorted = curriculum.pack(made, cutter, Corpus(sequence_length=64), 0)
+    assert documents == {document for own in unsorted.column("documents").to_pylist() for document in own}
 
 
 def test_batches_of_one_language_hold_each_pair_once() -> None:
     cutter = Pairs(tokenizer.encoder(tiny.tokens()), 64)
     made = window([23, 9, 16])
     mixed, sorted_ = (
-        curriculum.pack(made, cutter, Corpus(sequence_length=64, same_language=same), 0, batch_rows=8)
-        for same in (False, True)
+        curriculum.pack(made, cutter, Corpus(sequence_length=64, batches=batches), 0, batch_rows=8)
+        for batches in ("mixed", "language")
     )
     assert sorted_.column("row").to_pylist() == list(range(48))
     assert sorted(map(str, mixed.column("documents").to_pylist())) == sorted(
@@ -154,7 +169,7 @@ def test_batches_of_one_language_hold_each_pair_once() -> None:
     assert [len(batch) for batch in batches[:5]] == [1, 1, 1, 1, 1]
     assert sorted(batch.pop() for batch in batches[:5]) == [0, 0, 1, 2, 2]
     assert len(batches[5]) == 2  # 7 of the first and 1 of the second are left
-    assert curriculum.pack(made, cutter, Corpus(sequence_length=64, same_language=True), 0, 8).equals(sorted_)
+    assert curriculum.pack(made, cutter, Corpus(sequence_length=64, batches="language"), 0, 8).equals(sorted_)
     assert packing.unpack(sorted_).next_position.row == 48
 
 

@@ -83,3 +83,21 @@ def test_a_window_that_leaves_files_in_their_order_is_told() -> None:
         plan.show_order(outline, rows, console)
         text = console.file.getvalue()  # type: ignore[attr-defined]
         assert ("corpus.window_rows=100" in text) == told
+
+
+def test_a_source_that_fills_no_batch_is_named() -> None:
+    files = [
+        SourceFile(uri, 1, "", "jsonl", None, ("text",), None, None, "language", source=n)
+        for n, uri in enumerate("ab")
+    ]
+    parts = [Part("de", 30, 600, ()), Part("de", 10, 200, ())]
+    made = Manifest(
+        tuple(ChunkEntry(Chunk(file), (part,)) for file, part in zip(files, parts, strict=True)), (), (), ""
+    )
+    sizes = ["corpus.batches=source", "corpus.window_rows=64", "train.micro_batch_size=16"]
+    plan.check_batches(configuration.load(None, [*sizes, "train.global_batch_size=16"]), made)
+    with pytest.raises(ConfigError) as caught:
+        plan.check_batches(configuration.load(None, [*sizes, "train.global_batch_size=32"]), made)
+    assert str(caught.value).startswith(
+        "corpus.sources[1] gives 16 pairs to a window of 64, less than the batch of 32"
+    )

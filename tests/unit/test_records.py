@@ -15,12 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlray.access import StorageError
 from mlray.config import ConfigError, Source, Storage
 from mlray.corpus import records, sources
 from mlray.corpus.fields import Record
 from mlray.corpus.lines import BrokenChunk, Chunk
 from mlray.corpus.sources import SourceFile
-from mlray.storage import StorageError
 
 SETTINGS = Storage()
 MAX_CHARS = 1000

@@ -38,7 +38,7 @@ def test_what_does_not_move_the_stream_may_change(found: Checkpoint, change: str
         ("corpus.alpha", "0.7", "0.3"),
         ("corpus.window_rows", "64", "8192"),
         ("corpus.sequence_length", "64", "128"),
-        ("corpus.same_language", "True", "False"),
+        ("corpus.batches", "language", "mixed"),
         ("contrastive.temperature", "0.1", "0.05"),
         ("distillation.loss", "similarity", "mse"),
         ("run.seed", "1", "0"),

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from mlray.access import StorageError
 from mlray.config import ConfigError, Source, Storage
 from mlray.corpus import sources
 from mlray.corpus.sources import SourceFile
-from mlray.storage import StorageError
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -138,3 +138,13 @@ def test_empty_source_is_an_error(tmp_path: Path) -> None:
     named = (Source(uri=f"{tmp_path}/full"), Source(uri=f"{tmp_path}/none"))
     with pytest.raises(StorageError, match=f"^no files at {tmp_path}/none$"):
         sources.list_files(named, Storage())
+
+
+def test_a_file_that_two_sources_name_is_read_once_and_belongs_to_the_first(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jsonl", "b.jsonl")
+    first, second = (
+        Source(uri=str(tmp_path / "b.jsonl"), language="de"),
+        Source(uri=str(tmp_path), language="de"),
+    )
+    found = sources.list_files((first, second), Storage())
+    assert [(Path(file.uri).name, file.source) for file in found] == [("a.jsonl", 1), ("b.jsonl", 0)]

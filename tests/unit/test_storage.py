@@ -4,6 +4,7 @@ import contextlib
 import resource
 import socket
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from mlray import storage
+from mlray.access import StorageError
 from mlray.config import Storage
-from mlray.storage import StorageError
 
 LOCAL = Storage()
 BUCKET = "shop"
@@ -108,6 +109,22 @@ def test_failed_write_leaves_the_old_content(tmp_path: Path) -> None:
         storage.write_bytes(str(target), b"x" * 5000, LOCAL)
     assert target.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_only_the_first_creates_a_file(tmp_path: Path) -> None:
+    uri = f"{tmp_path}/history/1.json"
+    assert storage.create_bytes(uri, b"first", LOCAL)
+    assert not storage.create_bytes(uri, b"second", LOCAL)
+    assert storage.read_bytes(uri, LOCAL) == b"first"
+    assert [path.name for path in (tmp_path / "history").iterdir()] == ["1.json"]
+
+
+def test_of_many_that_create_a_file_one_wins(tmp_path: Path) -> None:
+    uri = f"{tmp_path}/1.json"
+    with ThreadPoolExecutor(16) as pool:
+        won = list(pool.map(lambda i: storage.create_bytes(uri, b"%d" % i, LOCAL), range(64)))
+    assert sum(won) == 1
+    assert storage.read_bytes(uri, LOCAL) == b"%d" % won.index(True)
 
 
 def test_failed_upload_leaves_the_old_content(tmp_path: Path) -> None:
@@ -251,6 +268,14 @@ def test_s3_write_exists_and_ranged_read(s3: Storage, bucket: Any) -> None:
         file.seek(3)
         assert file.read(2) == b"on"
     assert bucket.Object("новый/a b+c%20.bin").get()["Body"].read() == b"second"
+
+
+def test_s3_only_the_first_creates_a_file(s3: Storage, bucket: Any) -> None:
+    uri = "s3://shop/history/1.json"
+    assert storage.create_bytes(uri, b"first", s3)
+    assert not storage.create_bytes(uri, b"second", s3)
+    assert storage.create_bytes(uri, b"first", s3)  # an attempt whose answer was lost
+    assert bucket.Object("history/1.json").get()["Body"].read() == b"first"
 
 
 def test_s3_upload_and_local_copy_of_a_folder(s3: Storage, bucket: Any, tmp_path: Path) -> None:

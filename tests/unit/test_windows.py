@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mlray.access import StorageError
 from mlray.config import Corpus, Source, Storage
 from mlray.corpus.manifest import Manifest
 from mlray.corpus.mixture import Mixture
 from mlray.corpus.windows import WindowReader
-from mlray.storage import StorageError
 
 SETTINGS = Storage()
 WINDOW_ROWS = 48

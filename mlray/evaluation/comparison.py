@@ -53,15 +53,25 @@ class Comparison:
 
 
 def compare(
-    first: str | Path, second: str | Path, settings: Storage = DEFAULT, trials: int = significance.TRIALS
+    first: str | Path,
+    second: str | Path,
+    settings: Storage = DEFAULT,
+    trials: int = significance.TRIALS,
+    *,
+    shared_only: bool = False,
 ) -> Comparison:
     """Tests on each language whether the second file's model is another than the first's.
+
+    With `shared_only` tasks and languages that only one of the files has are left out.
 
     Raises:
         ConfigError: as `read`, or the two do not hold the same rows.
         StorageError: as `read`.
     """
     a, b = read(first, settings), read(second, settings)
+    if shared_only:
+        both = by_language(a).keys() & by_language(b).keys()
+        a, b = ([row for row in side if (row.task, row.language) in both] for side in (a, b))
     if len(a) != len(b):
         raise ConfigError(f"{first} has {len(a)} rows and {second} {len(b)}; a paired test needs the same")
     for number, (one, other) in enumerate(zip(a, b, strict=True), start=1):

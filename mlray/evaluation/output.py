@@ -16,7 +16,7 @@ from mlray.evaluation.comparison import Comparison
 from mlray.evaluation.leakage import Leakage
 from mlray.evaluation.report import Figure, Report
 
-_STYLE = """
+STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem;color:#1b1f24}
 table{border-collapse:collapse;margin:1rem 0 2rem}th,td{padding:.35rem .7rem;text-align:right;border:1px solid #d8dee4}
 th:first-child,td:first-child{text-align:left}td small{color:#57606a;display:block}
@@ -73,7 +73,7 @@ def page(result: Report) -> str:
     about = html.escape(json.dumps(result.about, ensure_ascii=False, indent=1))
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
-        f'content="width=device-width"><title>Evaluation</title><style>{_STYLE}</style></head><body>'
+        f'content="width=device-width"><title>Evaluation</title><style>{STYLE}</style></head><body>'
         f"<h1>Evaluation per language</h1>{tables}<h2>What was judged</h2><pre>{about}</pre></body></html>\n"
     )
 

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mlray.config import ConfigError
+
 LOWER_IS_BETTER = {"TER", "own above", "others above", "language bias"}
 
 
@@ -60,6 +62,26 @@ class Report:
             "summary": {task: self.summary(task) for task in self.cells},
         }
         return json.dumps(body, ensure_ascii=False, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Report:
+        """Reads `to_json` back.
+
+        Raises:
+            ConfigError: it is none.
+        """
+        try:
+            body = json.loads(text)
+            cells = {
+                task: {
+                    language: {name: Figure(**figure) for name, figure in row.items()}
+                    for language, row in table.items()
+                }
+                for task, table in body["cells"].items()
+            }
+            return cls(dict(body["about"]), cells, dict(body["empty"]))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(f"it is no report of an evaluation: {error!r}") from None
 
 
 def show(report: Report, console: Console) -> None:

@@ -1,0 +1,38 @@
+"""Makes a run the challenger, asks the gate whether it may follow the champion, or goes back to the one before.
+
+python jobs/promote.py --to challenger --run s3://bucket/runs/align release.registry_uri=s3://bucket/registry
+python jobs/promote.py --to champion --why "new products" release.registry_uri=s3://bucket/registry
+"""
+
+import sys
+
+from mlray import configuration
+
+
+def main() -> int:
+    """Parses, decides, and says in one line why it failed: 0 done, 1 refused or failed, 2 bad configuration."""
+    parser = configuration.parser("Promote a bundle, or roll back; without either, print the history.")
+    acts = parser.add_mutually_exclusive_group()
+    acts.add_argument("--to", choices=("challenger", "champion"), help="what the run or bundle becomes")
+    acts.add_argument("--rollback", action="store_true", help="back to the champion before, model and index")
+    parser.add_argument("--run", help="folder of a run that ended and was evaluated (--to challenger)")
+    parser.add_argument("--bundle", help="name of a bundle (--to champion); without it the challenger")
+    parser.add_argument("--index", help="name of the product index that is served with it (--to champion)")
+    parser.add_argument("--why", default="", help="a sentence for the history")
+    parser.add_argument("--dry-run", action="store_true", help="print the verdict of the gate, and stop")
+    arguments = parser.parse_intermixed_args()
+    if (arguments.to == "challenger") != bool(arguments.run):
+        parser.error("--to challenger and --run go together")
+
+    def work() -> None:
+        config = configuration.load(arguments.config, arguments.overrides)
+        # Loads torch: not before the configuration is good.
+        from mlray.release import promotion
+
+        promotion.decide(config, arguments)
+
+    return configuration.exit_code(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

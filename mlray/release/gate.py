@@ -1,0 +1,163 @@
+"""The gate: whether a challenger may follow the champion. A pure function of two reports and of paired tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from mlray.config import Release
+from mlray.evaluation.report import Report
+
+METRICS = {
+    "answer": "MRR",
+    "classification": "accuracy",
+    "retrieval": "MRR",
+    "tagging": "span F1",
+}
+"""Kind of task -> the metric that decides, one that a paired test can be made of; others are judged by BLEU."""
+_SLACK = 1e-9
+"""Of figures that went through a sum in another order."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One language of one task."""
+
+    task: str
+    language: str
+    metric: str
+    champion: float
+    challenger: float | None
+    """None: it was not judged on this language."""
+    tolerance: float
+    p: float | None
+    """Of the paired test, corrected for their number; None: there was none."""
+    refused: str | None
+    """Why; None if it may pass."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate says, and about what."""
+
+    lines: tuple[Line, ...]
+    macro: dict[str, tuple[float, float]]
+    """Task -> mean over the champion's languages, of the champion and of the challenger."""
+    refusals: tuple[str, ...]
+    """Sentences; none: the challenger may follow."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the challenger may follow."""
+        return not self.refusals
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "passed": self.passed}
+
+
+def judge(champion: Report, challenger: Report, p_values: Mapping[str, float], settings: Release) -> Verdict:
+    """Compares task by task and language by language.
+
+    A challenger passes if on every task the mean over the languages gains at least `min_gain` and no language loses
+    more than its tolerance. With `confirmed_only` a loss counts only where the paired test tells it from chance.
+
+    Args:
+        champion: whose tasks and languages must all be there.
+        challenger: may have more.
+        p_values: `<task> <language> <metric>` -> p of the paired test, as `Comparison.cells` are called.
+        settings: the limits, in points.
+    """
+    lines, macro, refusals = [], {}, []
+    for task, table in champion.cells.items():
+        metric = METRICS.get(task.partition(" ")[0], "BLEU")
+        if metric not in next(iter(table.values())):  # such as the language bias, which no gate is made of
+            continue
+        other = challenger.cells.get(task, {})
+        found = [
+            _line(task, language, metric, table, other, p_values.get(f"{task} {language} {metric}"), settings)
+            for language in sorted(table)
+        ]
+        lines += found
+        refusals += [line.refused for line in found if line.refused]
+        shared = [(line.champion, line.challenger) for line in found if line.challenger is not None]
+        if not shared:
+            continue
+        before, after = (sum(side) / len(shared) for side in zip(*shared, strict=True))
+        macro[task] = (before, after)
+        if after - before < settings.min_gain - _SLACK:
+            refusals.append(
+                f"{task}: the mean {metric} goes from {before:.2f} to {after:.2f}, and release.min_gain asks for "
+                f"{settings.min_gain:+g}"
+            )
+    if not lines:
+        refusals.append("the champion's report holds nothing that could be compared")
+    return Verdict(tuple(lines), macro, tuple(refusals))
+
+
+def _line(
+    task: str,
+    language: str,
+    metric: str,
+    champion: Mapping[str, Any],
+    challenger: Mapping[str, Any],
+    p: float | None,
+    settings: Release,
+) -> Line:
+    before = float(champion[language][metric].value)
+    tolerance = settings.tolerances.get(language, settings.tolerance)
+    if language not in challenger:
+        why = f"{task}, {language}: the challenger was not judged on this language"
+        return Line(task, language, metric, before, None, tolerance, p, why)
+    after = float(challenger[language][metric].value)
+    lost, refused = before - after, None
+    real = p is not None and p < settings.significance
+    if lost > tolerance + _SLACK and (real or not settings.confirmed_only):
+        test = "no paired test" if p is None else f"p = {p:.4f}"
+        refused = (
+            f"{task}, {language}: {metric} falls by {lost:.2f} from {before:.2f} to {after:.2f} ({test}), and its "
+            f"tolerance is {tolerance:g}"
+        )
+    return Line(task, language, metric, before, after, tolerance, p, refused)
+
+
+def show(verdict: Verdict, console: Console) -> None:
+    """Prints the verdict: a row for each language, the means, and each refusal as a sentence."""
+    table = Table(title="Gate", title_justify="left")
+    for heading in (
+        "task",
+        "language",
+        "metric",
+        "champion",
+        "challenger",
+        "change",
+        "tolerance",
+        "p (Holm)",
+        "",
+    ):
+        table.add_column(
+            heading, justify="left" if heading in {"task", "language", "metric", ""} else "right"
+        )
+    for line in verdict.lines:
+        after, change = "-", "-"
+        if line.challenger is not None:
+            after, change = f"{line.challenger:.2f}", f"{line.challenger - line.champion:+.2f}"
+        p = "-" if line.p is None else f"{line.p:.4f}"
+        mark = "[bold red]refused[/]" if line.refused else "ok"
+        names = (escape(line.task), escape(line.language), line.metric, f"{line.champion:.2f}")
+        table.add_row(*names, after, change, f"{line.tolerance:g}", p, mark)
+    for task, (before, after_mean) in verdict.macro.items():
+        table.add_section()
+        table.add_row(
+            escape(task), "mean", "", f"{before:.2f}", f"{after_mean:.2f}", f"{after_mean - before:+.2f}"
+        )
+    console.print(table)
+    for sentence in verdict.refusals:
+        console.print(f"refused: {sentence}", markup=False, highlight=False)
+    if verdict.passed:
+        console.print("passed: no language pays for the mean")

@@ -1,0 +1,159 @@
+"""What a person decides about bundles: to challenge, to promote, to roll back. Each is one event of the registry."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from mlray import storage
+from mlray.config import ConfigError, RunConfig, RunError
+from mlray.evaluation import comparison
+from mlray.release import bundle, gate
+from mlray.release.gate import Verdict
+from mlray.release.registry import Event, History, Registry
+
+
+def decide(config: RunConfig, asked: Namespace) -> None:
+    """What `jobs/promote.py` was asked for, and the history afterwards.
+
+    Raises:
+        ConfigError: as `challenge`, `promote` and `rollback`.
+        RunError: likewise; or the gate refused.
+    """
+    console, verdict = Console(), None
+    if asked.rollback:
+        rollback(config, asked.why)
+    elif asked.to == "challenger":
+        challenge(config, asked.run, asked.why)
+    elif asked.to == "champion":
+        verdict, _ = promote(config, asked.bundle, asked.index, asked.why, dry_run=asked.dry_run)
+        if verdict:
+            gate.show(verdict, console)
+        else:
+            console.print("no champion yet: there is nothing to compare with")
+    show(open_registry(config).history(), console)
+    if verdict and not verdict.passed:
+        raise RunError(f"the gate refused: {verdict.refusals[0]}")
+
+
+def open_registry(config: RunConfig) -> Registry:
+    """The registry of a configuration."""
+    return Registry(storage.absolute(config.release.registry_uri), config.storage)
+
+
+def challenge(config: RunConfig, run_uri: str, why: str) -> Event:
+    """Makes a bundle of a run and names it the challenger.
+
+    Raises:
+        ConfigError: as `bundle.make`.
+        RunError: storage failed, or somebody else was first.
+    """
+    registry = open_registry(config)
+    before = registry.history()
+    name = bundle.make(run_uri, registry)
+    return registry.append(before, action="challenge", bundle=name, index=None, why=why)
+
+
+def promote(
+    config: RunConfig, name: str | None, index: str | None, why: str, *, dry_run: bool = False
+) -> tuple[Verdict | None, Event | None]:
+    """Asks the gate, and makes a bundle champion if it says yes.
+
+    Args:
+        config: where the registry is, and the limits of the gate.
+        name: the bundle; None is the challenger.
+        index: the product index that is served with it, built by its encoder.
+        why: a sentence for the history.
+        dry_run: only ask.
+
+    Returns:
+        The verdict (None: there is no champion yet), and the event (None: the gate refused, or `dry_run`).
+
+    Raises:
+        ConfigError: no such bundle, an index of another encoder, or the reports are on different rows.
+        RunError: a file of the bundle or index is missing or altered, or somebody else was first.
+    """
+    registry = open_registry(config)
+    before = registry.history()
+    if name is None:
+        if before.challenger is None:
+            raise ConfigError(
+                f"{registry.uri} has no challenger; name a bundle, or --to challenger --run first"
+            )
+        name = before.challenger.bundle
+    if before.champion and (before.champion.bundle, before.champion.index) == (name, index):
+        raise ConfigError(f"{name} is champion already")
+    registry.check("bundles", name)
+    if index is not None:
+        registry.check("indexes", index)
+        _check_index(registry, name, index)
+    verdict = _verdict(registry, before, name, config)
+    if dry_run or (verdict and not verdict.passed):
+        return verdict, None
+    said = verdict.to_dict() if verdict else None
+    return verdict, registry.append(before, action="promote", bundle=name, index=index, why=why, verdict=said)
+
+
+def rollback(config: RunConfig, why: str) -> Event:
+    """Makes the bundle and index champion that were so before the present ones.
+
+    Raises:
+        ConfigError: there was none before.
+        RunError: they are not whole any more, or somebody else was first.
+    """
+    registry = open_registry(config)
+    before = registry.history()
+    if len(before.reigns) < 2:
+        raise ConfigError(f"{registry.uri} has no champion before the present one, nothing to go back to")
+    earlier = before.reigns[-2]
+    registry.check("bundles", earlier.bundle)
+    if earlier.index is not None:
+        registry.check("indexes", earlier.index)
+    return registry.append(before, action="rollback", bundle=earlier.bundle, index=earlier.index, why=why)
+
+
+def _check_index(registry: Registry, name: str, index: str) -> None:
+    built_by = registry.about("indexes", index).get("bundle")
+    if built_by != name:
+        raise ConfigError(
+            f"the index {index} was built by the encoder of {built_by}, and {name} would not find in it; "
+            f"jobs/index.py --bundle {name}"
+        )
+
+
+def _verdict(registry: Registry, history: History, name: str, config: RunConfig) -> Verdict | None:
+    if history.champion is None:
+        return None
+    (old, old_rows), (new, new_rows) = (
+        bundle.report_of(registry, one) for one in (history.champion.bundle, name)
+    )
+    found = comparison.compare(old_rows, new_rows, config.storage, shared_only=True)
+    p_values = {key: cell.p for key, cell in found.cells.items()}
+    return gate.judge(old, new, p_values, config.release)
+
+
+def show(history: History, console: Console) -> None:
+    """Prints the history, the newest event last, and who is champion and challenger."""
+    table = Table(title="History", title_justify="left")
+    for heading in ("", "when", "who", "what", "bundle", "index", "why"):
+        table.add_column(heading)
+    for event in history.events:
+        table.add_row(
+            str(event.number),
+            event.when[:19],
+            escape(event.who),
+            event.action,
+            escape(event.bundle),
+            escape(event.index or "-"),
+            escape(event.why),
+        )
+    console.print(table)
+    champion, challenger = history.champion, history.challenger
+    console.print(f"champion    {champion.bundle if champion else '-'}", markup=False, highlight=False)
+    console.print(
+        f"index       {(champion.index if champion else None) or '-'}", markup=False, highlight=False
+    )
+    console.print(f"challenger  {challenger.bundle if challenger else '-'}", markup=False, highlight=False)

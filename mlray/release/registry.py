@@ -1,0 +1,189 @@
+"""The registry: bundles that nobody changes, and a history that only grows; the champion is what it says last.
+
+    bundles/<name>/         a model and its report, see `bundle`; BUNDLE.json names the sha256 of every file
+    indexes/<name>/         vectors of products by the encoder of one bundle, see `index`; INDEX.json likewise
+    history/00000001.json   one event: what was decided, by whom, when and why
+
+An event is one conditional write, made when all that it names lies complete. So of two promoters one wins and the
+other is told, and wherever a promotion is killed the champion is a bundle that is whole.
+"""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from mlray import seal, storage
+from mlray.config import ConfigError, RunError, Storage
+
+MARKS = {"bundles": "BUNDLE.json", "indexes": "INDEX.json"}
+"""Kind of thing -> the file that seals it."""
+
+
+class ConflictError(RunError):
+    """Another promoter was first; nothing was changed."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of the history."""
+
+    number: int
+    action: Literal["challenge", "promote", "rollback"]
+    bundle: str
+    """The challenger, or who is champion from here on."""
+    index: str | None
+    who: str
+    when: str
+    """ISO 8601, UTC."""
+    why: str
+    verdict: dict[str, Any] | None = None
+    """What the gate said."""
+
+
+@dataclass(frozen=True)
+class History:
+    """All events, the oldest first."""
+
+    events: tuple[Event, ...] = ()
+
+    @property
+    def reigns(self) -> tuple[Event, ...]:
+        """The promotions that hold, the last that of the champion: a rollback has taken the one before it away."""
+        found: list[Event] = []
+        for event in self.events:
+            if event.action == "promote":
+                found.append(event)
+            elif event.action == "rollback" and found:
+                found.pop()
+        return tuple(found)
+
+    @property
+    def champion(self) -> Event | None:
+        """Whose bundle and index are served."""
+        return self.reigns[-1] if self.reigns else None
+
+    @property
+    def challenger(self) -> Event | None:
+        """The newest bundle that has asked for promotion and did not get it yet."""
+        last = next((event for event in reversed(self.events) if event.action == "challenge"), None)
+        promoted = {event.bundle for event in self.events if last and event.number > last.number}
+        return None if last is None or last.bundle in promoted else last
+
+
+@dataclass(frozen=True)
+class Registry:
+    """A folder or `s3://` prefix."""
+
+    uri: str
+    settings: Storage
+
+    def history(self) -> History:
+        """The events up to now.
+
+        Raises:
+            RunError: one is damaged, or missing.
+        """
+        folder = storage.join(self.uri, "history")
+        events: list[Event] = []
+        while storage.exists(place := storage.join(folder, f"{len(events) + 1:08d}.json"), self.settings):
+            try:
+                events.append(Event(**json.loads(storage.read_bytes(place, self.settings))))
+            except (ValueError, TypeError) as error:
+                raise RunError(f"{place} is no event of a registry: {error}") from None
+        return History(tuple(events))
+
+    def append(self, after: History, **event: Any) -> Event:
+        """Writes the event that follows `after`.
+
+        Raises:
+            ConflictError: another one follows it already.
+            StorageError: it could not be written.
+        """
+        made = Event(
+            number=len(after.events) + 1,
+            who=getpass.getuser(),
+            when=datetime.now(UTC).isoformat(),
+            **event,
+        )
+        place = storage.join(self.uri, "history", f"{made.number:08d}.json")
+        body = json.dumps(asdict(made), ensure_ascii=False, indent=1).encode()
+        if not storage.create_bytes(place, body, self.settings):
+            first = self.history().events[made.number - 1]
+            raise ConflictError(
+                f"{first.who} was first: {first.action} of {first.bundle} at {first.when}; look at it and try again"
+            )
+        return made
+
+    def put(self, kind: str, folder: Path, name: str, about: dict[str, Any]) -> str:
+        """Keeps a local folder for ever, under a name that ends with the hash of its content, which is returned.
+
+        Raises:
+            StorageError: it could not be written; then nothing counts as there.
+        """
+        files = seal.describe(folder)
+        body = json.dumps(
+            {"about": about, "files": files}, ensure_ascii=False, indent=1, sort_keys=True
+        ).encode()
+        full = f"{name}-{hashlib.sha256(body).hexdigest()[:12]}"
+        target = storage.join(self.uri, kind, full)
+        if self.fault(kind, full) is not None:  # else it is here already
+            storage.upload(folder, target, self.settings)
+            storage.write_bytes(storage.join(target, MARKS[kind]), body, self.settings)
+        return full
+
+    def place(self, kind: str, name: str) -> str:
+        """The folder of a bundle or index.
+
+        Raises:
+            ConfigError: it is no name of one.
+        """
+        if "/" in name or name.startswith(".") or not name:
+            raise ConfigError(f"{name!r} is no name of a bundle or index")
+        return storage.join(self.uri, kind, name)
+
+    def about(self, kind: str, name: str) -> dict[str, Any]:
+        """What a bundle or index says of itself.
+
+        Raises:
+            ConfigError: there is none of this name.
+        """
+        place = storage.join(self.place(kind, name), MARKS[kind])
+        if not storage.exists(place, self.settings):
+            raise ConfigError(
+                f"{place} is not there; {self.uri} holds {', '.join(self.names(kind)) or 'none'}"
+            )
+        found: dict[str, Any] = json.loads(storage.read_bytes(place, self.settings))["about"]
+        return found
+
+    def names(self, kind: str) -> list[str]:
+        """The bundles or indexes that are here."""
+        return storage.list_folders(storage.join(self.uri, kind), self.settings)
+
+    def fault(self, kind: str, name: str) -> str | None:
+        """None if a bundle or index is whole, file by file, and holds nothing else; otherwise what is wrong with it."""
+        place = self.place(kind, name)
+        fault = seal.verify(place, MARKS[kind], self.settings)
+        if fault is None:
+            body = json.loads(storage.read_bytes(storage.join(place, MARKS[kind]), self.settings))
+            known = {storage.join(place, path) for path in (*body["files"], MARKS[kind])}
+            found = {file.uri for file in storage.list_files(place, self.settings)}
+            extra = sorted(found - known)
+            fault = f"{extra[0].removeprefix(place + '/')} is not one of its files" if extra else None
+        return fault
+
+    def check(self, kind: str, name: str) -> None:
+        """Refuses what is not whole.
+
+        Raises:
+            ConfigError: there is none of this name.
+            RunError: a file is missing or altered.
+        """
+        self.about(kind, name)
+        if fault := self.fault(kind, name):
+            raise RunError(f"{self.place(kind, name)} is damaged: {fault}; it was not promoted")

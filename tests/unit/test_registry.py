@@ -1,0 +1,310 @@
+"""Promotions: one wins, a killed one leaves a whole champion, and a rollback restores model and index."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlray import configuration, seal, storage
+from mlray.config import ConfigError, RunConfig, RunError, Storage
+from mlray.evaluation.predictions import Row, report_of
+from mlray.release import bundle, promotion
+from mlray.release.registry import ConflictError, Registry
+
+LOCAL = Storage()
+
+
+def configured(tmp_path: Path, *overrides: str) -> RunConfig:
+    places = [f"release.registry_uri={tmp_path}/registry", f"run.storage_uri={tmp_path}/runs"]
+    return configuration.load(None, ["objective.name=contrastive", *places, *overrides])
+
+
+def finished(tmp_path: Path, name: str, hits: dict[str, list[int]]) -> str:
+    """The folder of a run as a training and its evaluation leave it; `hits`: ranks of the right answer, 0 for none."""
+    root = tmp_path / "runs" / name
+    weights = root / "checkpoints" / "step-00000002" / "weights"
+    weights.mkdir(parents=True)
+    (weights / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    (weights / "model.safetensors").write_bytes(name.encode())
+    config = configured(tmp_path, f"run.name={name}")
+    (root / "config.yaml").write_text(config.to_yaml())
+    commit = {"step": 2, "files": seal.describe(weights.parent)}
+    (weights.parent / "COMMIT.json").write_text(json.dumps(commit))
+    (root / "report.json").write_text(json.dumps({"weights": str(weights)}))
+    judge(root, str(weights), hits)
+    return str(root)
+
+
+def judge(root: Path, weights: str, hits: dict[str, list[int]]) -> None:
+    rows = []
+    for language, ranks in hits.items():
+        for rank in ranks:
+            others = [str(n) for n in range(9)]
+            ranked = [*others[: rank - 1], "99", *others[rank - 1 :]] if rank else others
+            rows.append(Row("retrieval", language, " ".join(ranked), "99"))
+    report = report_of(
+        rows, {"model": weights}, configuration.load(None, ["evaluation.resamples=10"]).evaluation
+    )
+    (root / "evaluation").mkdir(exist_ok=True)
+    (root / "evaluation" / "report.json").write_text(report.to_json())
+    lines = [
+        {"task": row.task, "language": row.language, "prediction": row.prediction, "reference": row.truth}
+        for row in rows
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (root / "evaluation" / "predictions.jsonl").write_text(text)
+
+
+WEAK = {"de-en": [2] * 40, "ja-en": [2] * 40}
+STRONG = {"de-en": [1] * 40, "ja-en": [1] * 40}
+UNFAIR = {"de-en": [1] * 40, "ja-en": [2] * 30 + [0] * 10}
+
+
+def test_a_run_becomes_challenger_and_then_champion(tmp_path: Path) -> None:
+    config = configured(tmp_path)
+    event = promotion.challenge(config, finished(tmp_path, "weak", WEAK), "the first")
+    registry = promotion.open_registry(config)
+    assert registry.history().challenger == event
+    assert registry.history().champion is None
+    verdict, promoted = promotion.promote(config, None, None, "nothing to lose")
+    assert verdict is None
+    assert promoted is not None
+    history = registry.history()
+    assert history.champion == promoted
+    assert history.champion.bundle == event.bundle
+    assert history.challenger is None
+    assert (history.champion.number, history.champion.why) == (2, "nothing to lose")
+    about = registry.about("bundles", event.bundle)
+    assert about["languages"] == {"retrieval": ["de-en", "ja-en"]}
+    assert about["means"]["retrieval"]["MRR"] == pytest.approx(50.0)
+
+
+def test_the_same_run_is_the_same_bundle(tmp_path: Path) -> None:
+    config = configured(tmp_path)
+    run = finished(tmp_path, "weak", WEAK)
+    assert promotion.challenge(config, run, "").bundle == promotion.challenge(config, run, "").bundle
+
+
+def test_the_gate_decides_and_a_dry_run_changes_nothing(tmp_path: Path) -> None:
+    config = configured(tmp_path)
+    for name, hits in (("weak", WEAK), ("unfair", UNFAIR), ("strong", STRONG)):
+        promotion.challenge(config, finished(tmp_path, name, hits), name)
+    weak, unfair, strong = (event.bundle for event in promotion.open_registry(config).history().events)
+    promotion.promote(config, weak, None, "")
+    verdict, event = promotion.promote(config, unfair, None, "")
+    assert event is None
+    assert verdict is not None
+    assert verdict.macro["retrieval"] == pytest.approx((50.0, (100 + 100 * 30 * 0.5 / 40) / 2))
+    assert [line.language for line in verdict.lines if line.refused] == ["ja-en"]
+    verdict, event = promotion.promote(config, strong, None, "", dry_run=True)
+    assert verdict is not None
+    assert verdict.passed
+    assert all(line.p is not None and line.p < 0.001 for line in verdict.lines)
+    assert event is None
+    assert len(promotion.open_registry(config).history().events) == 4
+    _, event = promotion.promote(config, strong, None, "")
+    assert event is not None
+    assert event.verdict is not None
+    assert event.verdict["passed"] is True
+
+
+def indexed(registry: Registry, name: str, folder: Path) -> str:
+    folder.mkdir()
+    (folder / "vectors.bin").write_bytes(name.encode())
+    return registry.put("indexes", folder, "products", {"bundle": name})
+
+
+def test_a_rollback_restores_model_and_index(tmp_path: Path) -> None:
+    config = configured(tmp_path)
+    registry = promotion.open_registry(config)
+    served = []
+    for name, hits in (("weak", WEAK), ("strong", STRONG)):
+        bundle_name = promotion.challenge(config, finished(tmp_path, name, hits), "").bundle
+        index = indexed(registry, bundle_name, tmp_path / name)
+        promotion.promote(config, None, index, "")
+        served.append((bundle_name, index))
+    with pytest.raises(ConfigError, match="is champion already"):
+        promotion.promote(config, *served[1], "")
+    event = promotion.rollback(config, "customers complain")
+    assert (event.bundle, event.index) == served[0]
+    champion = registry.history().champion
+    assert champion is not None
+    assert (champion.bundle, champion.index) == served[0]
+    with pytest.raises(ConfigError, match="nothing to go back to"):
+        promotion.rollback(config, "")
+    promotion.promote(config, *served[1], "it was the network")
+    assert promotion.rollback(config, "").bundle == served[0][0]
+
+
+def test_an_index_of_another_encoder_is_refused(tmp_path: Path) -> None:
+    config = configured(tmp_path)
+    registry = promotion.open_registry(config)
+    weak = promotion.challenge(config, finished(tmp_path, "weak", WEAK), "").bundle
+    strong = promotion.challenge(config, finished(tmp_path, "strong", STRONG), "").bundle
+    index = indexed(registry, weak, tmp_path / "index")
+    with pytest.raises(
+        ConfigError, match=f"the index {index} was built by the encoder of {weak}, and {strong}"
+    ):
+        promotion.promote(config, strong, index, "")
+    assert registry.history().champion is None
+
+
+@pytest.mark.parametrize("fault", ["missing", "altered", "added"])
+def test_a_bundle_that_is_not_whole_is_not_promoted(tmp_path: Path, fault: str) -> None:
+    config = configured(tmp_path)
+    name = promotion.challenge(config, finished(tmp_path, "weak", WEAK), "").bundle
+    place = Path(promotion.open_registry(config).place("bundles", name))
+    weights = place / "weights" / "model.safetensors"
+    if fault == "missing":
+        weights.unlink()
+    elif fault == "altered":
+        weights.write_bytes(b"wea!")
+    else:
+        (place / "weights" / "more.py").write_text("import os")
+    with pytest.raises(RunError, match="is damaged: weights/"):
+        promotion.promote(config, None, None, "")
+    assert promotion.open_registry(config).history().champion is None
+
+
+def test_what_was_never_evaluated_is_no_bundle(tmp_path: Path) -> None:
+    config = configured(tmp_path)
+    run = finished(tmp_path, "weak", WEAK)
+    judge(Path(run), f"{run}/checkpoints/step-00000001/weights", WEAK)
+    with pytest.raises(ConfigError, match="and the run has chosen step-00000002; evaluate that"):
+        promotion.challenge(config, run, "")
+    (Path(run) / "evaluation" / "report.json").unlink()
+    with pytest.raises(ConfigError, match="was never evaluated"):
+        promotion.challenge(config, run, "")
+    assert promotion.open_registry(config).names("bundles") == []
+
+
+@pytest.mark.parametrize("name", ["../runs/weak", "..", "", ".hidden", "a/b"])
+def test_a_name_leads_nowhere_else(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="is no name of a bundle"):
+        promotion.promote(configured(tmp_path), name, None, "")
+
+
+def test_of_two_promoters_one_wins_each_time(tmp_path: Path) -> None:
+    config = configured(tmp_path)
+    names = [
+        promotion.challenge(config, finished(tmp_path, name, STRONG), "").bundle for name in ("one", "other")
+    ]
+    registry = promotion.open_registry(config)
+    for _ in range(100):
+        before = registry.history()
+
+        def act(name: str) -> tuple[str, str]:
+            try:
+                registry.append(before, action="promote", bundle=name, index=None, why="")  # noqa: B023
+            except ConflictError as error:
+                return name, str(error)
+            return name, ""
+
+        with ThreadPoolExecutor(2) as pool:
+            told = dict(pool.map(act, random.sample(names, 2)))
+        won = [name for name, fault in told.items() if not fault]
+        assert len(won) == 1
+        assert "was first: promote of" in "".join(told.values())
+        champion = registry.history().champion
+        assert champion is not None
+        assert champion.bundle == won[0]
+
+
+def _promote_for_ever(config: RunConfig, names: list[str]) -> None:
+    registry = promotion.open_registry(config)
+    while True:
+        for name in names:
+            champion = registry.history().champion
+            if champion is None or champion.bundle != name:
+                promotion.promote(config, name, None, "")
+
+
+def test_wherever_a_promotion_is_killed_the_champion_is_whole(tmp_path: Path) -> None:
+    config = configured(tmp_path)
+    names = [
+        promotion.challenge(config, finished(tmp_path, name, STRONG), "").bundle for name in ("one", "other")
+    ]
+    registry = promotion.open_registry(config)
+    draw = random.Random(0)
+    for _ in range(10):
+        process = multiprocessing.get_context("fork").Process(target=_promote_for_ever, args=(config, names))
+        process.start()
+        time.sleep(0.1 + 0.3 * draw.random())
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        champion = registry.history().champion
+        if champion is not None:
+            assert registry.fault("bundles", champion.bundle) is None
+    assert registry.history().champion is not None
+
+
+def test_a_bundle_killed_between_any_two_writes_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every write in its turn is the last; the champion stays, and the next attempt is whole."""
+    config = configured(tmp_path)
+    registry = promotion.open_registry(config)
+    first = promotion.challenge(config, finished(tmp_path, "weak", WEAK), "").bundle
+    promotion.promote(config, first, None, "")
+    run = finished(tmp_path, "strong", STRONG)
+    number = 0
+    while True:
+        number += 1
+        with monkeypatch.context() as patch:
+            left = _die_at(patch, number)
+            try:
+                name = promotion.challenge(config, run, "").bundle
+                promotion.promote(config, name, None, "")
+            except KeyboardInterrupt:
+                pass
+        champion = registry.history().champion
+        assert champion is not None
+        assert registry.fault("bundles", champion.bundle) is None
+        if left[0] > 0:
+            assert champion.bundle.startswith("strong-")
+            break
+        assert champion.bundle == first
+    assert number > 6  # files of the bundle, its seal, two events
+
+
+def _die_at(patch: pytest.MonkeyPatch, number: int) -> list[int]:
+    """From now on the write of this number, and all after it, are not made."""
+    left = [number]
+
+    def counted(write: Any) -> Any:
+        def act(*arguments: Any) -> Any:
+            if write is not real["upload"] or not Path(arguments[0]).is_dir():
+                if str(arguments[1 if write is real["upload"] else 0]).startswith(
+                    f"{tempfile.gettempdir()}/mlray-"
+                ):
+                    return write(*arguments)  # in the staging folder, which dies with the process
+                left[0] -= 1
+                if left[0] <= 0:
+                    raise KeyboardInterrupt
+            return write(*arguments)
+
+        return act
+
+    real = {name: getattr(storage, name) for name in ("upload", "write_bytes", "create_bytes")}
+    for name, write in real.items():
+        patch.setattr(storage, name, counted(write))
+    return left
+
+
+def test_report_of_a_bundle_is_that_of_the_run(tmp_path: Path) -> None:
+    config = configured(tmp_path)
+    run = finished(tmp_path, "weak", WEAK)
+    name = promotion.challenge(config, run, "").bundle
+    report, _ = bundle.report_of(promotion.open_registry(config), name)
+    assert report.to_json() == (Path(run) / "evaluation" / "report.json").read_text()

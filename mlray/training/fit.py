@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,14 +55,24 @@ class Shared:
 ALONE = Shared()
 
 
-def fit(config: RunConfig, shared: Shared = ALONE, watchers: Sequence[ray.train.UserCallback] = ()) -> None:
+class _Forward(ray.train.UserCallback):  # type: ignore[misc]
+    """Puts what the first worker reports into a queue; it runs in Ray Train's controller, a process of its own."""
+
+    def __init__(self, queue: Any) -> None:
+        self._queue = queue
+
+    def after_report(self, metrics: list[dict[str, Any]], **_: Any) -> None:
+        self._queue.put(metrics[0])
+
+
+def fit(config: RunConfig, shared: Shared = ALONE, reports: Any = None) -> None:
     """Runs the loop on `cluster.num_workers` workers until it ends.
 
     Args:
         config: of the run, whose folder holds manifest and tokenizer.
         shared: what need not be read again.
-        watchers: told of every report: `step`, `loss`, `languages` (a validation's scores) and `checkpoint` (the
-            folder of one that was saved at this step).
+        reports: a queue of Ray that gets each report: `step`, `loss`, `languages` (a validation's scores) and
+            `checkpoint` (the folder of one that was saved at this step).
 
     Raises:
         RunError: the workers failed more often than `cluster.max_failures` allows.
@@ -91,7 +101,7 @@ def fit(config: RunConfig, shared: Shared = ALONE, watchers: Sequence[ray.train.
             storage_path=place.removeprefix("s3://"),
             storage_filesystem=access.filesystem(config.storage) if remote else None,
             failure_config=ray.train.FailureConfig(max_failures=config.cluster.max_failures),
-            callbacks=list(watchers),
+            callbacks=[_Forward(reports)] if reports is not None else [],
         ),
     )
     try:

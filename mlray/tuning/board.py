@@ -1,0 +1,146 @@
+"""The trials of a sweep and how they stand: ranks, the Pareto set, what early stopping has saved."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from mlray.config import RunConfig
+from mlray.tuning import space
+
+
+@dataclass(frozen=True)
+class Row:
+    """One validation of one trial."""
+
+    trial: str
+    step: int
+    objective: float
+    macro: float
+    worst: float
+    worst_language: str
+    below: tuple[str, ...]
+    languages: dict[str, float]
+
+
+@dataclass
+class Board:
+    """All validations of all trials."""
+
+    name: str
+    config: RunConfig
+    languages: tuple[str, ...]
+    rows: list[Row] = field(default_factory=list)
+    values: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Trial -> its settings, the last where it was cloned."""
+    states: dict[str, str] = field(default_factory=dict)
+    """Trial -> runs, done, stopped or failed."""
+
+    @property
+    def keys(self) -> list[str]:
+        """What was searched."""
+        return list(self.config.sweep.space)
+
+    def told(self, trial: str, values: dict[str, Any], result: dict[str, Any]) -> Row:
+        """Keeps a validation as `trial.run` reports it."""
+        metric = self.config.sweep.metric
+        self.values[trial], self.states[trial] = dict(values), "runs"
+        languages = {name: float(result["languages"][name][metric]) for name in self.languages}
+        objective, macro, worst = (float(result[key]) for key in ("objective", "macro", "worst"))
+        told = (objective, macro, worst, str(result["worst_language"]), tuple(result["below_floor"]))
+        self.rows.append(Row(trial, int(result["step"]), *told, languages))
+        return self.rows[-1]
+
+    def ended(self, trial: str) -> str:
+        """A sentence on a trial that has ended by itself or was stopped."""
+        last = self.last().get(trial)
+        step = last.step if last else 0
+        self.states[trial] = "done" if step >= self.config.train.steps else "stopped"
+        figures = "no validation"
+        if last:
+            figures = f"objective {last.objective:.4f}, worst {last.worst_language} {last.worst:.4f}"
+        return f"trial {trial} {self.states[trial]} at step {step:,}: {figures}"
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed sweep goes on with."""
+        return {"rows": [asdict(row) for row in self.rows], "values": self.values, "states": self.states}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The reverse of `state`."""
+        self.rows = [Row(**{**row, "below": tuple(row["below"])}) for row in state["rows"]]
+        self.values, self.states = dict(state["values"]), dict(state["states"])
+
+    def last(self) -> dict[str, Row]:
+        """The newest validation of each trial."""
+        return {row.trial: row for row in self.rows}
+
+    def ranked(self) -> list[Row]:
+        """The newest validation of each trial, the best first: those that ended before those that were stopped."""
+
+        def order(row: Row) -> tuple[bool, bool, float]:
+            return bool(row.below), row.step < self.config.train.steps, -row.objective
+
+        return sorted(
+            (row for row in self.last().values() if self.states.get(row.trial) != "failed"), key=order
+        )
+
+    def best(self) -> Row | None:
+        """The winner so far; None if no trial keeps all floors."""
+        return next((row for row in self.ranked() if not row.below), None)
+
+    def pareto(self) -> set[str]:
+        """Trials that no other beats in both the mean and the worst language."""
+        sign = -1.0 if self.config.sweep.metric == "loss" else 1.0
+        points = {row.trial: (sign * row.macro, sign * row.worst) for row in self.last().values()}
+        return {
+            name
+            for name, one in points.items()
+            if not any(
+                other != one and other[0] >= one[0] and other[1] >= one[1] for other in points.values()
+            )
+        }
+
+    def spent(self) -> tuple[int, int, int | None]:
+        """Steps that were made, steps without early stopping, and those of the whole grid (None: it has no size)."""
+        steps, size = self.config.train.steps, space.size(self.config)
+        made = sum(row.step for row in self.last().values())
+        return made, steps * len(self.values), None if size is None else steps * size
+
+    def heading(self) -> str:
+        """The sweep in a sentence."""
+        made, without, grid = self.spent()
+        states = list(self.states.values())
+        known = ("done", "stopped", "runs", "failed")
+        told = ", ".join(f"{states.count(one)} {one}" for one in known if one in states)
+        if not made:
+            return f"{told}. No step yet"
+        whole = f"; the whole grid takes {grid:,}, {grid / made:.1f} times as many" if grid else ""
+        return f"{told}. {made:,} steps made, {1 - made / without:.0%} less than without stopping{whole}"
+
+    def table(self) -> Table:
+        """The leader board."""
+        found = Table(title=f"Trials of {escape(self.name)}", title_justify="left")
+        for heading in ("", "trial", *self.config.sweep.space, "steps", "objective", "mean", "worst", ""):
+            found.add_column(heading, justify="left" if heading in {"trial", ""} else "right")
+        front = self.pareto()
+        for rank, row in enumerate(self.ranked(), start=1):
+            values = [escape(shown(self.values[row.trial].get(key))) for key in self.config.sweep.space]
+            figures = (f"{row.step:,}", f"{row.objective:.4f}", f"{row.macro:.4f}")
+            worst, state = f"{row.worst:.4f} {row.worst_language}", self.remark(row, front)
+            found.add_row(str(rank), row.trial, *values, *figures, escape(worst), escape(state))
+        return found
+
+    def remark(self, row: Row, front: set[str]) -> str:
+        """What is to be said of a trial beside its figures."""
+        below = [f"below the floor: {', '.join(row.below)}"] if row.below else []
+        return ", ".join(
+            [self.states.get(row.trial, ""), *(["Pareto"] if row.trial in front else []), *below]
+        )
+
+
+def shown(value: Any) -> str:
+    """A value of a setting, short."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,78 @@
+"""What a person sees of a sweep while it runs: a line a trial, a page that is rewritten, gauges for Grafana."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ray import tune
+from ray.util.metrics import Gauge
+
+from mlray import storage
+from mlray.tuning.board import Board, Row
+from mlray.tuning.page import page
+
+_WRITE_S = 10.0
+"""Between two versions of the page, each of some megabytes."""
+_GAUGES = {
+    "objective": "Objective of the sweep",
+    "macro": "Mean over the languages",
+    "worst": "Worst language",
+    "step": "Steps made",
+}
+
+
+class Dashboard(tune.Callback):  # type: ignore[misc]
+    """Told by Ray Tune of every trial; its state lies with Tune's, so a resumed sweep has it again."""
+
+    def __init__(self, board: Board, place: str) -> None:
+        self.board, self.place = board, place
+        self._written = 0.0
+        self._gauges: dict[str, Gauge] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Gauges belong to a process."""
+        return {**self.__dict__, "_gauges": {}}
+
+    def get_state(self) -> dict[str, Any]:
+        """What Tune keeps."""
+        return self.board.state()
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """The reverse of `get_state`."""
+        self.board.restore(state)
+
+    def on_trial_result(self, trial: Any, result: dict[str, Any], **_: Any) -> None:
+        """After each validation of a trial."""
+        if "objective" in result:
+            self._measure(self.board.told(str(trial.trial_id), trial.config, result))
+            if time.monotonic() - self._written > _WRITE_S:
+                self.write()
+
+    def on_trial_complete(self, trials: list[Any], trial: Any, **_: Any) -> None:
+        """When a trial has ended by itself or was stopped."""
+        line = self.board.ended(str(trial.trial_id))
+        ended = sum(state != "runs" for state in self.board.states.values())
+        print(f"{line}; {ended} of {len(trials)} ended", flush=True)
+        self.write()
+
+    def on_trial_error(self, trial: Any, **_: Any) -> None:
+        """When a trial has failed."""
+        name = str(trial.trial_id)
+        self.board.states[name] = "failed"
+        print(f"trial {name} failed", flush=True)
+        self.write()
+
+    def write(self) -> None:
+        """Rewrites the page."""
+        storage.write_bytes(self.place, page(self.board).encode(), self.board.config.storage)
+        self._written = time.monotonic()
+
+    def _measure(self, row: Row) -> None:
+        """Gauges that Ray exports to Prometheus; `grafana.json` draws them."""
+        for key, text in _GAUGES.items():
+            if key not in self._gauges:
+                self._gauges[key] = Gauge(f"mlray_sweep_{key}", text, tag_keys=("sweep", "trial"))
+            self._gauges[key].set(
+                float(getattr(row, key)), tags={"sweep": self.board.name, "trial": row.trial}
+            )

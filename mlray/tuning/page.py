@@ -1,0 +1,98 @@
+"""The page of a sweep: leader board, curves, heat map, parallel coordinates; it needs nothing from elsewhere."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from mlray.evaluation.output import STYLE
+from mlray.tuning.board import Board, Row, shown
+
+
+def page(board: Board) -> str:
+    """The whole page, with its plots and what draws them."""
+    ranked = board.ranked()
+    plots = [_curves(board), _heat_map(board, ranked), _parallel(board, ranked)] if ranked else []
+    bodies = [
+        plot.to_html(full_html=False, include_plotlyjs=number == 0, config={"displaylogo": False})
+        for number, plot in enumerate(plots)
+    ]
+    title = f"Sweep {html.escape(board.name)}"
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
+        'content="width=device-width"><meta http-equiv="refresh" content="30">'
+        f"<title>{title}</title><style>{STYLE}</style></head><body><h1>{title}</h1>"
+        f"<p>{html.escape(board.heading())}</p>{_leaders(board, ranked)}{''.join(bodies)}</body></html>\n"
+    )
+
+
+def _leaders(board: Board, ranked: Sequence[Row]) -> str:
+    heads = ("trial", *board.keys, "steps", "objective", "mean", "worst", "state")
+    front = board.pareto()
+    body = ""
+    for row in ranked:
+        values = (shown(board.values[row.trial].get(key)) for key in board.keys)
+        cells = (row.trial, *values, f"{row.step:,}", f"{row.objective:.4f}", f"{row.macro:.4f}")
+        worst = f"{row.worst:.4f} {row.worst_language}"
+        body += "<tr>" + "".join(
+            f"<td>{html.escape(cell)}</td>" for cell in (*cells, worst, board.remark(row, front))
+        )
+        body += "</tr>"
+    head = "".join(f"<th>{html.escape(one)}</th>" for one in heads)
+    return (
+        f"<table><caption>leader board</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    )
+
+
+def _curves(board: Board) -> Any:
+    plot = go.Figure()
+    for name in board.values:
+        own = [row for row in board.rows if row.trial == name]
+        plot.add_scatter(
+            x=[row.step for row in own], y=[row.objective for row in own], name=name, mode="lines+markers"
+        )
+    plot.update_layout(title="objective by step", xaxis_title="step", yaxis_title="objective", height=420)
+    return plot
+
+
+def _heat_map(board: Board, ranked: Sequence[Row]) -> Any:
+    values = [[row.languages[language] for language in board.languages] for row in ranked]
+    names = [row.trial for row in ranked]
+    plot = go.Figure(
+        go.Heatmap(
+            z=values,
+            x=list(board.languages),
+            y=names,
+            colorscale="RdYlGn",
+            reversescale=board.config.sweep.metric == "loss",
+            texttemplate="%{z:.2f}",
+        )
+    )
+    plot.update_layout(
+        title=f"{board.config.sweep.metric} by trial and language", height=160 + 26 * len(names)
+    )
+    plot.update_yaxes(autorange="reversed", type="category")
+    return plot
+
+
+def _parallel(board: Board, ranked: Sequence[Row]) -> Any:
+    dimensions = []
+    for key in board.keys:
+        values = [board.values[row.trial].get(key) for row in ranked]
+        if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+            dimensions.append({"label": key, "values": values})
+        else:
+            names = sorted({str(value) for value in values})
+            places = [names.index(str(value)) for value in values]
+            dimensions.append(
+                {"label": key, "values": places, "tickvals": list(range(len(names))), "ticktext": names}
+            )
+    for label in ("macro", "worst", "objective"):
+        dimensions.append({"label": label, "values": [getattr(row, label) for row in ranked]})
+    line = {"color": [row.objective for row in ranked], "colorscale": "Viridis", "showscale": True}
+    plot = go.Figure(go.Parcoords(line=line, dimensions=dimensions))
+    plot.update_layout(title="settings and figures", height=420, margin={"l": 80, "r": 80, "t": 110})
+    return plot

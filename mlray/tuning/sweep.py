@@ -1,0 +1,231 @@
+"""A sweep: trials over a space of settings, stopped early or cloned, until one is chosen that no language pays for.
+
+<storage_uri>/<name>/config.yaml       what was searched
+<storage_uri>/<name>/shared/           manifest and tokenizer, made once
+<storage_uri>/<name>/<trial>/          a run of its own: see `training`
+<storage_uri>/<name>/tune/             Ray Tune's state, and TensorBoard events of each trial
+<storage_uri>/<name>/dashboard.html    rewritten while the sweep runs
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from ray import tune
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, PopulationBasedTraining
+from ray.tune.search import BasicVariantGenerator
+from ray.tune.search.optuna import OptunaSearch
+from rich.console import Console
+
+from mlray import access, configuration, storage
+from mlray.config import ConfigError, RunConfig, RunError
+from mlray.training import fit, placement
+from mlray.training.fit import Shared
+from mlray.training.folders import Folders
+from mlray.training.pretrain import Prepared, placed, prepare
+from mlray.tuning import objective, space, trial
+from mlray.tuning.board import Board, Row
+from mlray.tuning.dashboard import Dashboard
+from mlray.tuning.finetune import finetune
+
+_DRIVER_CPUS = 0.2
+"""Of a trial's driver, which waits for its workers."""
+_OWN_ROWS = ("corpus.", "objective.", "train.global_batch_size", "train.micro_batch_size")
+"""Keys by which a trial reads other rows than its neighbours."""
+
+
+_OPTUNA = {"tpe", "pareto"}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a sweep has found."""
+
+    winner: str
+    """The trial, a run of its own below the sweep's folder."""
+    values: dict[str, Any]
+    rows: tuple[Row, ...]
+    """Every validation of every trial."""
+    failed: dict[str, str]
+    """Trial -> why."""
+
+
+def sweep(config: RunConfig, *, resume: bool = False) -> Outcome:
+    """Runs (or resumes) a sweep, judges its winner on `evaluation.sources`, and prints both.
+
+    Raises:
+        ConfigError: the space, the objective or the cluster does not fit; or there is such a sweep already.
+        RunError: no trial could be judged, or every one has a language below its floor.
+    """
+    domains = space.build(config)
+    config = placed(config)
+    root = Folders.of(config).root
+    _check_begun(config, root, resume=resume)
+    prepared = prepare(configuration.change(config, {"run.storage_uri": root, "run.name": "shared"}))
+    base = prepared.config
+    languages = objective.languages(prepared.manifest, base.sweep)
+    _check_room(base)
+    storage.write_bytes(storage.join(root, "config.yaml"), config.to_yaml().encode(), config.storage)
+    shared = _share(base, prepared)
+    board = Board(config.run.name, base, tuple(languages))
+    trainable = tune.with_resources(
+        tune.with_parameters(
+            trial.run, base=base.model_dump(mode="json"), languages=languages, shared=shared
+        ),
+        {"CPU": _DRIVER_CPUS},
+    )
+    dashboard = Dashboard(board, storage.join(root, "dashboard.html"))
+    results = _tuner(trainable, domains, base, dashboard, resume=resume).fit()
+    dashboard.write()
+    return _conclude(results, dashboard)
+
+
+def _check_begun(config: RunConfig, root: str, *, resume: bool) -> None:
+    place = storage.join(root, "config.yaml")
+    if not storage.exists(place, config.storage):
+        if resume:
+            raise ConfigError(f"{root} holds no sweep to resume")
+        return
+    if not resume:
+        raise ConfigError(f"{root} holds a sweep; --resume goes on with it, another run.name begins one")
+    before = yaml.safe_load(storage.read_bytes(place, config.storage))
+    now = config.model_dump(mode="json")
+    for section, values in now.items():
+        changed = [key for key, value in values.items() if before.get(section, {}).get(key) != value]
+        if changed and section != "cluster":
+            raise ConfigError(
+                f"{section}.{changed[0]} is not what {root} was begun with; set it back, or begin with another run.name"
+            )
+
+
+def _check_room(config: RunConfig) -> None:
+    """Refuses trials that would wait for each other for ever.
+
+    Raises:
+        ConfigError: the cluster cannot place one, or not so many at a time.
+    """
+    placement.check(config)
+    offered = placement.cpus()
+    one = _DRIVER_CPUS + placement.wanted_cpus(config)
+    if offered + 1e-9 < one * config.sweep.max_concurrent:
+        raise ConfigError(
+            f"sweep.max_concurrent={config.sweep.max_concurrent} trials cannot be placed: each needs {one:g} CPU with "
+            f"its driver and input pipeline, and the cluster offers {offered:g}; lower sweep.max_concurrent, "
+            "cluster.num_workers or cluster.cpus_per_worker"
+        )
+
+
+def _share(base: RunConfig, prepared: Prepared) -> Shared:
+    own = [key for key in base.sweep.space if key.startswith(_OWN_ROWS)]
+    found = fit.share(base, rows=not own)
+    if found.rows is None:
+        why = f"{own[0]} gives each trial its own" if own else "they would not fit into the object store"
+        prepared.console.print(f"rows are read by each trial: {why}", markup=False)
+    return found
+
+
+def _tuner(
+    trainable: Any, domains: dict[str, Any], base: RunConfig, dashboard: Dashboard, *, resume: bool
+) -> tune.Tuner:
+    place = storage.absolute(base.run.storage_uri)
+    filesystem = access.filesystem(base.storage) if access.is_s3(place) else None
+    place = place.removeprefix("s3://")
+    if resume:
+        return tune.Tuner.restore(
+            storage.join(place, "tune"),
+            trainable,
+            resume_unfinished=True,
+            storage_filesystem=filesystem,
+            param_space=domains,
+        )
+    settings, pareto = base.sweep, base.sweep.algorithm == "pareto"
+    return tune.Tuner(
+        trainable,
+        param_space={} if settings.algorithm in _OPTUNA else domains,
+        tune_config=tune.TuneConfig(
+            metric=None if pareto else "objective",
+            mode=None if pareto else "max",
+            num_samples=1 if settings.algorithm == "grid" else settings.num_trials,
+            max_concurrent_trials=settings.max_concurrent if settings.algorithm in _OPTUNA else None,
+            scheduler=_scheduler(base, domains),
+            search_alg=_search(base, domains),
+            trial_dirname_creator=lambda one: str(one.trial_id),
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=place,
+            storage_filesystem=filesystem,
+            stop=_below_floor(settings.grace_steps),
+            callbacks=[dashboard, *_loggers(base)],
+            verbose=0,
+        ),
+    )
+
+
+def _below_floor(grace_steps: int) -> Any:
+    def stop(_: str, result: Mapping[str, Any]) -> bool:
+        """Whether a language is below its floor when the trial had its time."""
+        return result["step"] >= grace_steps and bool(result["below_floor"])
+
+    return stop
+
+
+def _scheduler(base: RunConfig, domains: dict[str, Any]) -> Any:
+    settings = base.sweep
+    if settings.algorithm == "pbt":
+        return PopulationBasedTraining(
+            time_attr="step",
+            perturbation_interval=settings.grace_steps,
+            hyperparam_mutations=dict(domains),
+        )
+    if not settings.early_stopping or settings.algorithm == "pareto":
+        return FIFOScheduler()
+    return AsyncHyperBandScheduler(
+        time_attr="step",
+        max_t=base.train.steps,
+        grace_period=min(settings.grace_steps, base.train.steps),
+        reduction_factor=settings.reduction_factor,
+    )
+
+
+def _search(base: RunConfig, domains: dict[str, Any]) -> Any:
+    if base.sweep.algorithm == "tpe":
+        return OptunaSearch(domains, metric="objective", mode="max", seed=base.run.seed)
+    if base.sweep.algorithm == "pareto":
+        best = "min" if base.sweep.metric == "loss" else "max"
+        return OptunaSearch(domains, metric=["macro", "worst"], mode=[best, best], seed=base.run.seed)
+    return BasicVariantGenerator(max_concurrent=base.sweep.max_concurrent, random_state=base.run.seed)
+
+
+def _loggers(base: RunConfig) -> list[Any]:
+    if base.sweep.mlflow_uri is None:
+        return []
+    from ray.air.integrations.mlflow import MLflowLoggerCallback
+
+    return [MLflowLoggerCallback(tracking_uri=base.sweep.mlflow_uri, experiment_name=base.run.name)]
+
+
+def _conclude(results: Any, dashboard: Dashboard) -> Outcome:
+    board = dashboard.board
+    failed = {
+        str((one.metrics or {}).get("trial_id", one.path)): str(one.error).splitlines()[-1]
+        for one in results
+        if one.error
+    }
+    best = board.best()
+    if best is None:
+        told = next(iter(failed.values()), "each has a language below its floor")
+        raise RunError(f"no trial of {len(results)} can win: {told}")
+    console = Console()
+    console.print(board.table())
+    console.print(board.heading(), markup=False, highlight=False)
+    for name, why in failed.items():
+        console.print(f"{name} failed: {why}", markup=False, highlight=False)
+    config = trial.configured(board.config, board.values[best.trial], best.trial)
+    finetune(config)
+    console.print(f"winner      {Folders.of(config).root}", markup=False, highlight=False)
+    console.print(f"dashboard   {dashboard.place}", markup=False, highlight=False)
+    return Outcome(best.trial, board.values[best.trial], tuple(board.rows), failed)

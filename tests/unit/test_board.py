@@ -1,0 +1,114 @@
+"""How the trials of a sweep stand, and the page that shows it."""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from mlray import configuration
+from mlray.tuning import page
+from mlray.tuning.board import Board
+
+SPACE = {"train.lr": {"choice": [1e-3, 1e-2]}, "contrastive.negatives": {"choice": ["targets", "all"]}}
+
+
+def board(**sweep: Any) -> Board:
+    config = configuration.build(
+        {"objective": {"name": "contrastive"}, "train": {"steps": 90}, "sweep": {"space": SPACE, **sweep}}
+    )
+    return Board("search", config, ("de-en", "ja-en"))
+
+
+def tell(found: Board, trial: str, step: int, de: float, ja: float, below: tuple[str, ...] = ()) -> None:
+    result = {
+        "step": step,
+        "objective": (de + ja) / 2 - 0.5 * abs(de - ja) / 2,
+        "macro": (de + ja) / 2,
+        "worst": min(de, ja),
+        "worst_language": "ja-en" if ja < de else "de-en",
+        "below_floor": list(below),
+        "languages": {"de-en": {"accuracy": de, "loss": 1.0}, "ja-en": {"accuracy": ja, "loss": 2.0}},
+    }
+    found.told(trial, {"train.lr": 1e-3, "contrastive.negatives": "all"}, result)
+
+
+def filled() -> Board:
+    found = board()
+    tell(found, "fair", 30, 0.3, 0.3)
+    tell(found, "fair", 90, 0.6, 0.5)
+    tell(found, "unfair", 90, 0.9, 0.1, below=("ja-en",))
+    tell(found, "slow", 30, 0.2, 0.1)
+    tell(found, "weak", 90, 0.5, 0.4)
+    for name in ("fair", "unfair", "slow", "weak"):
+        found.ended(name)
+    return found
+
+
+def test_ranks_by_hand() -> None:
+    found = filled()
+    assert [row.trial for row in found.ranked()] == ["fair", "weak", "slow", "unfair"]
+    best = found.best()
+    assert best is not None
+    assert (best.trial, best.step) == ("fair", 90)
+    assert found.states == {"fair": "done", "unfair": "done", "slow": "stopped", "weak": "done"}
+    assert found.pareto() == {"fair"}
+
+
+def test_a_pareto_set_has_no_trial_that_is_beaten_in_both() -> None:
+    found = board()
+    for name, de, ja in (("mean", 0.9, 0.3), ("worst", 0.5, 0.5), ("beaten", 0.4, 0.4), ("twin", 0.5, 0.5)):
+        tell(found, name, 90, de, ja)
+    assert found.pareto() == {"mean", "worst", "twin"}
+
+
+def test_no_trial_that_keeps_its_floors_no_winner() -> None:
+    found = board()
+    tell(found, "unfair", 90, 0.9, 0.1, below=("ja-en",))
+    assert found.best() is None
+    tell(found, "stopped", 30, 0.2, 0.2)
+    best = found.best()
+    assert best is not None
+    assert best.trial == "stopped"
+
+
+def test_what_was_spent() -> None:
+    found = filled()
+    assert found.spent() == (90 + 90 + 30 + 90, 4 * 90, 4 * 90)
+    assert found.heading() == (
+        "3 done, 1 stopped. 300 steps made, 17% less than without stopping; the whole grid takes 360, 1.2 times as many"
+    )
+
+
+def test_a_resumed_sweep_knows_what_it_knew() -> None:
+    found, again = filled(), board()
+    again.restore(found.state())
+    assert again.rows == found.rows
+    assert again.table().row_count == found.table().row_count == 4
+    assert again.heading() == found.heading()
+
+
+def test_the_table_names_who_is_below_the_floor() -> None:
+    console = Console(file=io.StringIO(), width=160)
+    console.print(filled().table())
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    (line,) = [line for line in text.splitlines() if "unfair" in line]
+    assert "below the floor: ja-en" in line
+
+
+@pytest.mark.parametrize("name", ["search", "<script>alert(1)</script>"])
+def test_the_page_is_whole_by_itself(name: str) -> None:
+    found = filled()
+    found.name = name
+    text = page.page(found)
+    assert "<script>alert(1)" not in text
+    assert not re.search(r'<(?:script|link|img)[^>]+(?:src|href)="?http', text)
+    for told in ("fair", "unfair", "contrastive.negatives", "below the floor: ja-en", "parcoords"):
+        assert told in text
+
+
+def test_a_page_without_any_validation_says_so() -> None:
+    assert "No step yet" in page.page(board())

@@ -196,13 +196,28 @@ def export(model: Embedder, tokens: Any, weights: dict[str, torch.Tensor], folde
 
 
 def pooling_of(folder: Path | str) -> str | None:
-    """The pooling that a folder of `sentence-transformers` names; None if it names none of ours."""
-    path = Path(folder) / _POOLING_FILE
+    """The pooling that a folder of `sentence-transformers` names, old or new; None if it is no such folder.
+
+    Raises:
+        ConfigError: it pools otherwise, or has a module beyond pooling and normalisation.
+    """
+    path, modules = Path(folder) / _POOLING_FILE, Path(folder) / "modules.json"
     if not path.is_file():
         return None
     told = json.loads(path.read_text(encoding="utf-8"))
     modes = {"mean": "mean_tokens", "cls": "cls_token", "last": "lasttoken"}
-    return next((mode for mode, name in modes.items() if told.get(f"pooling_mode_{name}")), None)
+    named = [mode for mode, name in modes.items() if told.get(f"pooling_mode_{name}")]
+    if "pooling_mode" in told:
+        named = [{"lasttoken": "last"}.get(told["pooling_mode"], told["pooling_mode"])]
+    if len(named) != 1 or named[0] not in modes:
+        raise ConfigError(
+            f"{path} pools by {told.get('pooling_mode', named)}; take one of {', '.join(modes)}"
+        )
+    kinds = [str(one["type"]).rpartition(".")[-1] for one in json.loads(modules.read_text(encoding="utf-8"))]
+    extra = sorted(set(kinds) - {"Transformer", "Pooling", "Normalize"})
+    if extra:
+        raise ConfigError(f"{modules} has a module {extra[0]}, which no encoder of ours has")
+    return named[0]
 
 
 def _told(mode: str) -> str:

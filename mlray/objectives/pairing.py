@@ -26,7 +26,11 @@ QUERY, TARGET = 0, 1
 
 @dataclass(frozen=True)
 class Pairs:
-    """Cuts pairs: both halves and the hard negatives as texts of one row; each has an equal share of it at most."""
+    """Cuts pairs: both halves and the hard negatives as texts of one row.
+
+    Without hard negatives each half has half of the row at most. With them the longest texts are cut to one length, the
+    greatest with which all fit.
+    """
 
     encoder: Encoder
     sequence_length: int
@@ -42,7 +46,8 @@ class Pairs:
         start, end = self.encoder.start_id, self.encoder.end_id
         pieces = []
         for i, texts in enumerate(told):
-            room = self.sequence_length // len(texts) - 2
+            bodies = [next(encoded) for _ in texts]
+            room = _room([len(body) for body in bodies], self.sequence_length)
             if room < 1 or not texts[1]:
                 raise ConfigError(
                     f"document {window.document[i]} has {len(texts) - 2} hard negatives, too many for a row of "
@@ -50,12 +55,24 @@ class Pairs:
                     if texts[1]
                     else f"document {window.document[i]} has nothing beside its text"
                 )
-            parts = [[start, *next(encoded)[:room], end] for _ in texts]
+            parts = [[start, *body[:room], end] for body in bodies]
             named = tuple((len(part), name(text)) for part, text in zip(parts, texts, strict=True))
             tokens = [token for part in parts for token in part]
             item = window.item[i] if window.item else 0
             pieces.append(Piece(tokens, window.language[i], window.document[i], texts=named, item=item))
         return pieces
+
+
+def _room(lengths: Sequence[int], sequence_length: int) -> int:
+    """Tokens of a text, beside its two special ones, with which texts of these lengths fit into a row."""
+    left, count = sequence_length - 2 * len(lengths), len(lengths)
+    if count == 2:
+        return left // 2
+    for length in sorted(lengths):
+        if length * count > left:
+            return left // count
+        left, count = left - length, count - 1
+    return max(*lengths, 1)
 
 
 def name(text: str) -> int:

@@ -78,7 +78,7 @@ def check_batches(config: RunConfig, manifest: Manifest) -> None:
     """Refuses batches of one language or source where a window cannot be made of them.
 
     Raises:
-        ConfigError: the window is no multiple of the batch, or a language or source gives less than a batch to it.
+        ConfigError: the window is no multiple of the batch, or a language or source has, or gives to it, less than one.
     """
     kind, window, batch = config.corpus.batches, config.corpus.window_rows, config.train.global_batch_size
     if kind == "mixed":
@@ -90,8 +90,16 @@ def check_batches(config: RunConfig, manifest: Manifest) -> None:
         )
     mixture = Mixture.of(manifest, config.corpus, config.run.seed)
     rows = dict(zip(mixture.languages, mixture.proportions * window, strict=True))
+    held: dict[str, float] = {name: float(count) for name, count in manifest.documents().items()}
     if kind == "source":
-        rows = _by_source(manifest, rows)
+        rows, held = _by_source(manifest, rows), _by_source(manifest, held)
+    fewest = min(held, key=lambda name: held[name])
+    if held[fewest] < batch:
+        raise ConfigError(
+            f"{fewest} has {held[fewest]:,.0f} pairs, less than the batch of {batch} that corpus.batches={kind} makes "
+            f"of one {kind}: copies would fill it; lower train.global_batch_size, leave it out, or set "
+            "corpus.batches=mixed"
+        )
     least = min(rows, key=lambda name: rows[name])
     if rows[least] < batch:
         raise ConfigError(
@@ -102,7 +110,7 @@ def check_batches(config: RunConfig, manifest: Manifest) -> None:
 
 
 def _by_source(manifest: Manifest, rows: dict[str, float]) -> dict[str, float]:
-    """Rows of each language in a window -> those of each source, as they share the language in the whole corpus."""
+    """Rows of each language -> those of each source, as they share the language in the whole corpus."""
     documents = manifest.documents()
     found: dict[str, float] = {}
     for entry in manifest.chunks:

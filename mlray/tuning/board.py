@@ -24,6 +24,8 @@ class Row:
     worst_language: str
     below: tuple[str, ...]
     languages: dict[str, float]
+    cloned_from: str = ""
+    """The checkpoint of another trial that this one went on from."""
 
 
 @dataclass
@@ -51,7 +53,8 @@ class Board:
         languages = {name: float(result["languages"][name][metric]) for name in self.languages}
         objective, macro, worst = (float(result[key]) for key in ("objective", "macro", "worst"))
         told = (objective, macro, worst, str(result["worst_language"]), tuple(result["below_floor"]))
-        self.rows.append(Row(trial, int(result["step"]), *told, languages))
+        donor = str(result.get("cloned_from", ""))
+        self.rows.append(Row(trial, int(result["step"]), *told, languages, donor))
         return self.rows[-1]
 
     def ended(self, trial: str) -> str:
@@ -135,10 +138,15 @@ class Board:
 
     def remark(self, row: Row, front: set[str]) -> str:
         """What is to be said of a trial beside its figures."""
-        below = [f"below the floor: {', '.join(row.below)}"] if row.below else []
-        return ", ".join(
-            [self.states.get(row.trial, ""), *(["Pareto"] if row.trial in front else []), *below]
-        )
+        told = [self.states.get(row.trial, "")]
+        if row.trial in front:
+            told.append("Pareto")
+        if row.cloned_from:
+            *_, trial, _, step = row.cloned_from.split("/")
+            told.append(f"cloned from {trial} at {step}")
+        if row.below:
+            told.append(f"below the floor: {', '.join(row.below)}")
+        return ", ".join(told)
 
 
 def shown(value: Any) -> str:

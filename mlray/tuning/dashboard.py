@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
@@ -23,10 +24,11 @@ _GAUGES = {
 
 
 class Dashboard(tune.Callback):  # type: ignore[misc]
-    """Told by Ray Tune of every trial; its state lies with Tune's, so a resumed sweep has it again."""
+    """Told by Ray Tune of every trial; what it knows lies in `trials.json`, so a resumed sweep has it again."""
 
-    def __init__(self, board: Board, place: str) -> None:
-        self.board, self.place = board, place
+    def __init__(self, board: Board, root: str) -> None:
+        self.board = board
+        self.place, self._results = storage.join(root, "dashboard.html"), storage.join(root, "trials.json")
         self._written = 0.0
         self._gauges: dict[str, Gauge] = {}
 
@@ -34,18 +36,20 @@ class Dashboard(tune.Callback):  # type: ignore[misc]
         """Gauges belong to a process."""
         return {**self.__dict__, "_gauges": {}}
 
-    def get_state(self) -> dict[str, Any]:
-        """What Tune keeps."""
-        return self.board.state()
+    def setup(self, **_: Any) -> None:
+        """Before the first trial, or the first after a resume."""
+        self.read()
 
-    def set_state(self, state: dict[str, Any]) -> None:
-        """The reverse of `get_state`."""
-        self.board.restore(state)
+    def read(self) -> None:
+        """Takes up what is known of trials: Ray Tune tells a copy of this object of them."""
+        if storage.exists(self._results, self.board.config.storage):
+            self.board.restore(json.loads(storage.read_bytes(self._results, self.board.config.storage)))
 
     def on_trial_result(self, trial: Any, result: dict[str, Any], **_: Any) -> None:
         """After each validation of a trial."""
         if "objective" in result:
             self._measure(self.board.told(str(trial.trial_id), trial.config, result))
+            self._keep()
             if time.monotonic() - self._written > _WRITE_S:
                 self.write()
 
@@ -64,9 +68,14 @@ class Dashboard(tune.Callback):  # type: ignore[misc]
         self.write()
 
     def write(self) -> None:
-        """Rewrites the page."""
+        """Rewrites the page and what it is made of."""
+        self._keep()
         storage.write_bytes(self.place, page(self.board).encode(), self.board.config.storage)
         self._written = time.monotonic()
+
+    def _keep(self) -> None:
+        body = json.dumps(self.board.state(), ensure_ascii=False, indent=1).encode()
+        storage.write_bytes(self._results, body, self.board.config.storage)
 
     def _measure(self, row: Row) -> None:
         """Gauges that Ray exports to Prometheus; `grafana.json` draws them."""

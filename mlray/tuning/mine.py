@@ -31,8 +31,9 @@ def mine(
 ) -> dict[str, Any]:
     """Writes the pairs of `corpus.sources` with hard negatives, as JSON lines that a source reads again.
 
-    Each line has `text`, `pair`, `language`, `negatives`, and where they come from: `score` of the pair, `scores` and
-    `ranks` of the negatives, the `model`, and `source`, the pair's file and row.
+    Each line has `text`, `pair`, `language`, `negatives`, the `item` where the source names it (as a number), and where
+    they come from: `score` of the pair, `scores` and `ranks` of the negatives, the `model`, and `source`, the pair's
+    file and row.
 
     Args:
         config: its `corpus.sources` are pairs; with `corpus.without_tests` those of the test sets are bad rows.
@@ -88,6 +89,8 @@ def _lines(
         for case, negatives in zip(group, found, strict=True):
             named = [texts[number] for number in negatives.pop("numbers")]
             shared = {"text": case.text, "pair": case.pair, "language": language, "negatives": named}
+            if case.item:
+                shared["item"] = str(case.item)
             yield {**shared, **negatives, "source": case.place}
 
 

@@ -4,7 +4,8 @@
 <storage_uri>/<name>/shared/           manifest and tokenizer, made once
 <storage_uri>/<name>/<trial>/          a run of its own: see `training`
 <storage_uri>/<name>/tune/             Ray Tune's state, and TensorBoard events of each trial
-<storage_uri>/<name>/dashboard.html    rewritten while the sweep runs
+<storage_uri>/<name>/trials.json       every validation of every trial
+<storage_uri>/<name>/dashboard.html    the same for people, rewritten while the sweep runs
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def sweep(config: RunConfig, *, resume: bool = False) -> Outcome:
     config = placed(config)
     root = Folders.of(config).root
     _check_begun(config, root, resume=resume)
-    prepared = prepare(configuration.change(config, {"run.storage_uri": root, "run.name": "shared"}))
+    prepared = prepare(configuration.change(config, _common(config, root)))
     base = prepared.config
     languages = objective.languages(prepared.manifest, base.sweep)
     _check_room(base)
@@ -77,10 +78,23 @@ def sweep(config: RunConfig, *, resume: bool = False) -> Outcome:
         ),
         {"CPU": _DRIVER_CPUS},
     )
-    dashboard = Dashboard(board, storage.join(root, "dashboard.html"))
+    dashboard = Dashboard(board, root)
     results = _tuner(trainable, domains, base, dashboard, resume=resume).fit()
+    dashboard.read()
     dashboard.write()
     return _conclude(results, dashboard)
+
+
+def _common(config: RunConfig, root: str) -> dict[str, Any]:
+    """What all trials have that the configuration of the sweep may have otherwise.
+
+    A clone goes on from the checkpoint of its donor's last validation, so each is kept until the sweep is over.
+    """
+    common: dict[str, Any] = {"run.storage_uri": root, "run.name": "shared", "train.resume": True}
+    if config.sweep.algorithm == "pbt":
+        every = config.train.validate_every
+        common |= {"train.checkpoint_every": every, "train.keep_checkpoints": -(-config.train.steps // every)}
+    return common
 
 
 def _check_begun(config: RunConfig, root: str, *, resume: bool) -> None:

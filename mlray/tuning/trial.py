@@ -8,6 +8,7 @@ each comes a pointer to the newest checkpoint, a few bytes of JSON, by which Ray
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -27,6 +28,8 @@ from mlray.tuning import objective
 
 _POINTER = "checkpoint.json"
 _POLL_S = 0.5
+_CONTROLLER_S = "0.25"
+"""Between two looks of Ray Train's controller at its workers: a report waits for the next one."""
 
 
 def run(values: dict[str, Any], base: dict[str, Any], languages: list[str], shared: Shared) -> None:
@@ -42,10 +45,11 @@ def run(values: dict[str, Any], base: dict[str, Any], languages: list[str], shar
         RunError: the workers failed, or a language is missing.
         ConfigError: the values do not fit each other.
     """
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _CONTROLLER_S)
     prepared = configuration.build(base)
     config = configured(prepared, values, tune.get_context().get_trial_id())
     _copy_parts(prepared, config)
-    _adopt(config, tune.get_checkpoint())
+    donor = _adopt(config, tune.get_checkpoint())
     for told in _reports(config, shared):
         if not told["languages"]:
             continue
@@ -57,6 +61,7 @@ def run(values: dict[str, Any], base: dict[str, Any], languages: list[str], shar
             "worst": found.worst,
             "worst_language": found.worst_language,
             "below_floor": list(found.below),
+            "cloned_from": donor,
         }
         with tempfile.TemporaryDirectory() as folder:
             pointer = None
@@ -84,14 +89,14 @@ def _copy_parts(base: RunConfig, config: RunConfig) -> None:
     storage.write_bytes(storage.join(target.root, "config.yaml"), config.to_yaml().encode(), config.storage)
 
 
-def _adopt(config: RunConfig, pointer: Any) -> None:
-    """Takes over the checkpoint that Ray Tune names: another trial's, or an own one before others.
+def _adopt(config: RunConfig, pointer: Any) -> str:
+    """Takes over the checkpoint that Ray Tune names: another trial's, which is returned, or an own one before others.
 
     Raises:
         RunError: the checkpoint is not whole.
     """
     if pointer is None:
-        return
+        return ""
     with pointer.as_directory() as folder:
         donor = json.loads((Path(folder) / _POINTER).read_text(encoding="utf-8"))["uri"]
     own, settings = Folders.of(config).checkpoints, config.storage
@@ -105,6 +110,7 @@ def _adopt(config: RunConfig, pointer: Any) -> None:
     for name in storage.list_folders(own, settings):
         if storage.join(own, name) > target:
             storage.delete_folder(storage.join(own, name), settings)
+    return "" if donor == target else donor
 
 
 def _reports(config: RunConfig, shared: Shared) -> Iterator[dict[str, Any]]:

@@ -114,7 +114,14 @@ def test_mined_negatives_are_a_source_of_pairs(aligned: RunConfig, bucket: str) 
         assert all(score <= row["score"] + 1e-4 for score in row["scores"])
         assert row["ranks"] == sorted(row["ranks"])
         assert row["model"] == weights(bucket)
-    source = {"uri": output, "pair": "pair", "negatives": "negatives", "language": "column:language"}
+    assert len({row["item"] for row in rows}) < len(rows)  # each product is told in several languages
+    source = {
+        "uri": output,
+        "pair": "pair",
+        "negatives": "negatives",
+        "language": "column:language",
+        "item": "item",
+    }
     again = config(bucket, "hard", corpus={"sources": [source], "sequence_length": 128},
                    model={"max_positions": 128})  # fmt: skip
     manifest = prepare(again).manifest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 import transformers
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
 from mlray.config import Adapter, ConfigError, Contrastive, Model, RunConfig
 from mlray.models import adapters, backbone, embedder
@@ -164,3 +166,27 @@ def test_a_masked_encoder_becomes_an_embedder_without_its_head(tmp_path: Path) -
 def test_what_is_no_encoder_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=str(tmp_path)):
         opened(tmp_path)
+
+
+@pytest.mark.parametrize(("told", "pooling"), [("mean", "mean"), ("cls", "cls"), ("lasttoken", "last")])
+def test_pooling_is_read_as_the_peer_writes_it_today(tmp_path: Path, told: str, pooling: str) -> None:
+    exported(tmp_path / "ours")
+    read = Transformer(str(tmp_path / "ours"))
+    SentenceTransformer(modules=[read, Pooling(read.get_embedding_dimension(), pooling_mode=told)]).save(
+        str(tmp_path / "theirs")
+    )
+    assert embedder.pooling_of(tmp_path / "theirs") == pooling
+
+
+def test_an_encoder_that_does_more_than_pool_is_refused(tmp_path: Path) -> None:
+    exported(tmp_path)
+    (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode": "max"}')
+    with pytest.raises(ConfigError, match="pools by max; take one of mean, cls, last"):
+        embedder.pooling_of(tmp_path)
+    (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode": "cls"}')
+    modules = json.loads((tmp_path / "modules.json").read_text())
+    (tmp_path / "modules.json").write_text(
+        json.dumps([*modules, {"type": "sentence_transformers.models.Dense"}])
+    )
+    with pytest.raises(ConfigError, match="has a module Dense"):
+        embedder.pooling_of(tmp_path)

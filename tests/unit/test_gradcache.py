@@ -77,9 +77,9 @@ def rows(count: int = PAIRS) -> pa.Table:
     return packing.pack(window, pairing.Pairs(tokenizer.encoder(tiny.tokens()), LENGTH), LENGTH, seed=0)
 
 
-def expected() -> tuple[float, dict[str, torch.Tensor]]:
+def expected(width: int = 24) -> tuple[float, dict[str, torch.Tensor]]:
     """Mean loss and gradient of the whole batch in one forward pass, in float64 on one process."""
-    network = model().double()
+    network = model(width=width).double()
     inputs = task().inputs(packing.unpack(rows()))
     vectors = double(network, inputs.model)
     total, _, gradient = contrastive.loss(
@@ -151,6 +151,7 @@ def work(rank: int, folder: str) -> None:
             results[f"{stage} {micro}"] = one_step(stage, micro, rank, 4)
         results[f"{stage} kept"] = one_step(stage, 2, rank, 4, cache="never")
     results["wide"] = one_step(3, 2, rank, 4, width=WIDE)
+    results["wide kept"] = one_step(3, 2, rank, 4, cache="never", width=WIDE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gradcache, "_free_bytes", lambda _: 1e12 if rank == 1 else 0.0)
         results["uneven"] = one_step(3, 2, rank, 4, cache="auto", width=WIDE)
@@ -168,8 +169,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return loaded
 
 
-def same(found: dict[str, Any], atol: float) -> None:
-    loss, gradients = expected()
+def same(found: dict[str, Any], atol: float, width: int = 24) -> None:
+    loss, gradients = expected(width)
     assert found["loss"] == pytest.approx(loss, abs=atol)
     assert found["gradients"].keys() == gradients.keys()
     for name, gradient in gradients.items():
@@ -194,9 +195,15 @@ def test_a_step_reduces_once_however_many_chunks(stage: int, results: dict[str, 
     assert counts.pop() > 0
 
 
+@pytest.mark.parametrize("kind", ["wide", "wide kept"])
+def test_chunks_change_nothing_where_weights_are_really_sharded(kind: str, results: dict[str, Any]) -> None:
+    largest = max(gradient.numel() for gradient in results[kind]["gradients"].values())
+    assert largest > 100_000  # smaller tensors stay whole in every worker (DeepSpeed's persistence threshold)
+    same(results[kind], atol=1e-5, width=WIDE)
+
+
 def test_workers_with_unequal_memory_keep_as_many_graphs(results: dict[str, Any]) -> None:
     wide, uneven = results["wide"], results["uneven"]
-    assert max(gradient.numel() for gradient in wide["gradients"].values()) > 100_000
     assert uneven["loss"] == pytest.approx(wide["loss"], abs=1e-6)
     for name, gradient in wide["gradients"].items():
         assert torch.allclose(uneven["gradients"][name], gradient, atol=1e-6), name

@@ -90,14 +90,26 @@ def test_a_source_that_fills_no_batch_is_named() -> None:
         SourceFile(uri, 1, "", "jsonl", None, ("text",), None, None, "language", source=n)
         for n, uri in enumerate("ab")
     ]
-    parts = [Part("de", 30, 600, ()), Part("de", 10, 200, ())]
+    parts = [Part("de", 90, 1800, ()), Part("de", 30, 600, ())]
     made = Manifest(
         tuple(ChunkEntry(Chunk(file), (part,)) for file, part in zip(files, parts, strict=True)), (), (), ""
     )
     sizes = ["corpus.batches=source", "corpus.window_rows=64", "train.micro_batch_size=16"]
     plan.check_batches(configuration.load(None, [*sizes, "train.global_batch_size=16"]), made)
+    small = configuration.load(None, [*sizes, "train.global_batch_size=32"])
+    with pytest.raises(ConfigError, match=r"^corpus.sources\[1\] has 30 pairs, less than the batch of 32"):
+        plan.check_batches(small, made)
+    more = Manifest(
+        tuple(
+            ChunkEntry(Chunk(file), (Part("de", 4 * part.documents, 1, ()),))
+            for file, part in zip(files, parts, strict=True)
+        ),
+        (),
+        (),
+        "",
+    )
     with pytest.raises(ConfigError) as caught:
-        plan.check_batches(configuration.load(None, [*sizes, "train.global_batch_size=32"]), made)
+        plan.check_batches(small, more)
     assert str(caught.value).startswith(
         "corpus.sources[1] gives 16 pairs to a window of 64, less than the batch of 32"
     )

@@ -1,0 +1,116 @@
+"""A sweep on S3: trials share rows and backbone, a killed driver loses none that has ended, the winner is evaluated."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from mlray import configuration, storage
+from mlray.config import ConfigError, RunConfig
+from mlray.corpus import packing, stream
+from mlray.training import fit
+from mlray.training.pretrain import prepare
+from mlray.tuning.sweep import sweep
+from tests.cluster.conftest import ROOT
+from tests.cluster.test_align import config as aligning
+
+pytestmark = pytest.mark.cluster
+
+SPACE = {"contrastive.temperature": {"choice": [0.05, 0.1]}, "train.lr": {"choice": [1e-9, 5e-3]}}
+
+
+def searching(bucket: str, name: str, **sweep_settings: Any) -> RunConfig:
+    """Two workers a trial; 20 steps, a validation every five."""
+    made = aligning(
+        bucket,
+        name,
+        corpus={
+            "sources": aligning(bucket, name).model_dump(mode="json")["corpus"]["sources"],
+            "validation_rows": 4,
+        },
+        train={"steps": 20, "validate_every": 5, "checkpoint_every": 10},
+        sweep={"space": SPACE, "min_rows": 4, "grace_steps": 5, "reduction_factor": 2, **sweep_settings},
+    )
+    return configuration.build(made.model_dump(mode="json"))
+
+
+def test_shared_rows_come_in_the_order_of_the_stream(cluster: str, bucket: str) -> None:
+    """By hand for two workers: the rows of each are those that a run of its own would be dealt."""
+    config = prepare(searching(bucket, "rows")).config
+    shared = fit.share(config, rows=True)
+    assert shared.rows is not None
+    values = config.model_dump(mode="json")
+
+    def dealt(rows: Any) -> list[list[Any]]:
+        opened = fit._open_stream(values, rows)
+        opened.context.execution_options = stream.execution_options()
+        shards = opened.streaming_split(2, equal=True)
+        read = ray.remote(_documents)
+        return ray.get([read.remote(shard, config.train.steps) for shard in shards])
+
+    assert dealt(shared.rows) == dealt(None)
+
+
+def _documents(shard: Any, steps: int) -> list[Any]:
+    found = []
+    for number, table in enumerate(shard.iter_batches(batch_size=4, batch_format="pyarrow", drop_last=True)):
+        if number == steps:
+            break
+        found.append(packing.unpack(table).documents_D.tolist())
+    return found
+
+
+def test_a_killed_sweep_goes_on_and_loses_no_trial_that_has_ended(
+    cluster: str, bucket: str, tmp_path: Path
+) -> None:
+    made = searching(bucket, "killed", num_trials=3, algorithm="tpe")
+    path = tmp_path / "sweep.yaml"
+    path.write_text(made.to_yaml())
+    address = ray.get_runtime_context().gcs_address
+    command = [sys.executable, "jobs/sweep.py", "--config", str(path), f"cluster.address={address}"]
+    log = (tmp_path / "log").open("wb")
+    process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+    results = f"s3://{bucket}/runs/killed/trials.json"
+
+    def states() -> dict[str, str]:
+        if not storage.exists(results, made.storage):
+            return {}
+        found: dict[str, str] = json.loads(storage.read_bytes(results, made.storage))["states"]
+        return found
+
+    while not {"done", "stopped"} & set(states().values()):
+        assert process.poll() is None, (tmp_path / "log").read_text()
+        time.sleep(0.5)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    ended = [name for name, state in states().items() if state != "runs"]
+    before = json.loads(storage.read_bytes(results, made.storage))["rows"]
+    outcome = sweep(made, resume=True)
+    after = json.loads(storage.read_bytes(results, made.storage))
+    assert len(after["states"]) == 3
+    assert set(after["states"].values()) <= {"done", "stopped"}
+    for name in ended:
+        assert [row for row in after["rows"] if row["trial"] == name] == [
+            row for row in before if row["trial"] == name
+        ]
+    assert outcome.failed == {}
+    folder = f"s3://{bucket}/runs/killed/{outcome.winner}"
+    assert storage.exists(f"{folder}/evaluation/report.json", made.storage)
+    page = storage.read_bytes(f"s3://{bucket}/runs/killed/dashboard.html", made.storage).decode()
+    assert all(name in page for name in after["states"])
+    with pytest.raises(ConfigError, match="holds a sweep; --resume goes on with it"):
+        sweep(made)
+
+
+def test_trials_that_cannot_be_placed_are_refused(cluster: str, bucket: str) -> None:
+    with pytest.raises(ConfigError, match=r"sweep\.max_concurrent=9 trials cannot be placed: each needs"):
+        sweep(searching(bucket, "many", max_concurrent=9))

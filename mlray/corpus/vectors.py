@@ -46,7 +46,7 @@ class _Embed:
                     yield self._table(group, chunk)
             except (lines.BrokenChunk, StorageError) as error:  # as data: Ray would wrap it into a traceback
                 fault = f"{chunk.file.uri}: {error}"
-                yield {"fault": [fault], "refused": [[]], "id": [[]], "vector": [[]]}
+                yield {"fault": [fault], "refused": [[]], "id": [[]], "language": [[]], "vector": [[]]}
 
     def _table(self, group: list[Any], chunk: lines.Chunk) -> dict[str, Any]:
         group = [
@@ -63,6 +63,7 @@ class _Embed:
             "fault": [""],
             "refused": [places],
             "id": [[record.key for record in good]],
+            "language": [[record.language for record in good]],
             "vector": [vectors.ravel()],
         }
 
@@ -70,7 +71,7 @@ class _Embed:
 def embed(
     source: Source, opened: Callable[[], Embedder], cluster: Cluster, max_chars: int, settings: Storage
 ) -> Iterator[tuple[pa.Table, list[str]]]:
-    """Tables of `id` (the cell of `part_by`) and `vector`; and the bad rows that were left out.
+    """Tables of `id` (the cell of `part_by`), `language` and `vector`; and the bad rows that were left out.
 
     Args:
         source: what is read.
@@ -165,4 +166,5 @@ def _table(row: dict[str, Any]) -> pa.Table:
     count = len(row["id"])
     flat = np.asarray(row["vector"], dtype=np.float32)
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(flat), len(flat) // count if count else 1)
-    return pa.table([pa.array(list(row["id"]), pa.string()), vectors], names=["id", "vector"])
+    names = [pa.array(list(row[name]), pa.string()) for name in ("id", "language")]
+    return pa.table([*names, vectors], names=["id", "language", "vector"])

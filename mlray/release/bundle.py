@@ -17,23 +17,28 @@ from typing import Any
 from mlray import configuration, storage
 from mlray.config import ConfigError, RunConfig, Storage
 from mlray.evaluation.report import Report
+from mlray.models.embedder import family_of
+from mlray.objectives.embedding import TextEmbedder
 from mlray.release.registry import Registry
 from mlray.training import checkpoint as checkpoints
-from mlray.training.folders import Folders
+from mlray.training.folders import WINNER, Folders
 
 _JUDGED = ("report.json", "predictions.jsonl")
 
 
 def make(run_uri: str, registry: Registry) -> str:
-    """Makes a bundle of what a run has left, and returns its name; the same run gives the same bundle.
+    """Makes a bundle of what a run, or the winner of a sweep, has left; the same run gives the same bundle.
+
+    Returns:
+        Its name.
 
     Raises:
         ConfigError: there is no run, no checkpoint, or no evaluation of the newest one.
         RunError: storage failed.
     """
     settings = registry.settings
-    config = _config(run_uri, settings)
-    folders = Folders(storage.absolute(run_uri))
+    run_uri = _winner(storage.absolute(run_uri), settings)
+    config, folders = _config(run_uri, settings), Folders(run_uri)
     step, weights = _trained(folders, settings)
     report = _report(folders, step, config, settings)
     with storage.staging() as stage:
@@ -52,8 +57,16 @@ def make(run_uri: str, registry: Registry) -> str:
         return registry.put("bundles", stage, config.run.name, _about(config, report, step))
 
 
+def _winner(uri: str, settings: Storage) -> str:
+    """The run at a place, or the one that has won if a sweep lies there."""
+    place = storage.join(uri, WINNER)
+    if not storage.exists(place, settings):
+        return uri
+    return storage.join(uri, str(json.loads(storage.read_bytes(place, settings))["run"]))
+
+
 def _config(run_uri: str, settings: Storage) -> RunConfig:
-    place = storage.join(storage.absolute(run_uri), "config.yaml")
+    place = storage.join(run_uri, "config.yaml")
     if not storage.exists(place, settings):
         raise ConfigError(f"{place} is not there; name the folder of a run")
     return configuration.parse(storage.read_bytes(place, settings).decode(), place)
@@ -124,6 +137,31 @@ def _about(config: RunConfig, report: Report, step: str) -> dict[str, Any]:
             for task in report.cells
         },
     }
+
+
+def open_embedder(registry: Registry, name: str, device: str = "cpu") -> TextEmbedder:
+    """The encoder of a bundle, with its adapter, as it was judged.
+
+    Raises:
+        ConfigError: there is no bundle of this name, or it makes no vectors of texts.
+    """
+    about = registry.about("bundles", name)
+    if about["objective"] not in {"contrastive", "distillation"}:
+        raise ConfigError(
+            f"{name} is of objective.name={about['objective']}, which makes no vectors of texts"
+        )
+    with storage.local_copy(registry.place("bundles", name), registry.settings) as folder:
+        config = configuration.parse(
+            (folder / "config.yaml").read_text(encoding="utf-8"), f"{name}/config.yaml"
+        )
+        weights = folder / "weights"
+        known = config.model.model_copy(
+            update={"family": family_of(str(weights), Storage()), "path": str(weights)}
+        )
+        adapter, language = (
+            folder / part if (folder / part).is_dir() else None for part in ("adapter", "language_adapter")
+        )
+        return TextEmbedder(config.model_copy(update={"model": known}), weights, adapter, language, device)
 
 
 def report_of(registry: Registry, name: str) -> tuple[Report, str]:

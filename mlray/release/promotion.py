@@ -65,7 +65,7 @@ def promote(
     Args:
         config: where the registry is, and the limits of the gate.
         name: the bundle; None is the challenger.
-        index: the product index that is served with it, built by its encoder.
+        index: the product index that is served with it, built by its encoder; `auto`: the one that there is.
         why: a sentence for the history.
         dry_run: only ask.
 
@@ -84,6 +84,7 @@ def promote(
                 f"{registry.uri} has no challenger; name a bundle, or --to challenger --run first"
             )
         name = before.challenger.bundle
+    index = _only_index(registry, name) if index == "auto" else index
     if before.champion and (before.champion.bundle, before.champion.index) == (name, index):
         raise ConfigError(f"{name} is champion already")
     registry.check("bundles", name)
@@ -113,6 +114,16 @@ def rollback(config: RunConfig, why: str) -> Event:
     if earlier.index is not None:
         registry.check("indexes", earlier.index)
     return registry.append(before, action="rollback", bundle=earlier.bundle, index=earlier.index, why=why)
+
+
+def _only_index(registry: Registry, name: str) -> str:
+    built = [one for one in registry.names("indexes") if registry.about("indexes", one).get("bundle") == name]
+    if len(built) != 1:
+        told = (
+            f"there are {', '.join(built)}; name one" if built else f"jobs/index.py --bundle {name} makes one"
+        )
+        raise ConfigError(f"--index auto: {name} has {len(built)} indexes; {told}")
+    return built[0]
 
 
 def _check_index(registry: Registry, name: str, index: str) -> None:

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from mlray import storage
 from mlray.config import RunConfig
 
+WINNER = "winner.json"
+"""Of a sweep, whose trials are runs below it: which of them has won."""
+
 
 @dataclass(frozen=True)
 class Folders:

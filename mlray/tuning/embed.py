@@ -44,6 +44,7 @@ def embed(config: RunConfig, model: str, source: Source, output: str) -> int:
             source, opened, config.cluster, config.corpus.max_chars, config.storage
         ):
             refused += left_out
+            table = table.select(["id", "vector"])
             if len(table):
                 writer = writer or pq.ParquetWriter(path, table.schema.with_metadata({"model": model}))
                 writer.write_table(table.cast(writer.schema))

@@ -4,12 +4,14 @@
 <storage_uri>/<name>/shared/           manifest and tokenizer, made once
 <storage_uri>/<name>/<trial>/          a run of its own: see `training`
 <storage_uri>/<name>/tune/             Ray Tune's state, and TensorBoard events of each trial
+<storage_uri>/<name>/winner.json       which trial, and its settings
 <storage_uri>/<name>/trials.json       every validation of every trial
 <storage_uri>/<name>/dashboard.html    the same for people, rewritten while the sweep runs
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +27,7 @@ from mlray import access, configuration, storage
 from mlray.config import ConfigError, RunConfig, RunError
 from mlray.training import fit, placement
 from mlray.training.fit import Shared
-from mlray.training.folders import Folders
+from mlray.training.folders import WINNER, Folders
 from mlray.training.pretrain import Prepared, placed, prepare
 from mlray.tuning import objective, space, trial
 from mlray.tuning.board import Board, Row
@@ -240,6 +242,9 @@ def _conclude(results: Any, dashboard: Dashboard) -> Outcome:
         console.print(f"{name} failed: {why}", markup=False, highlight=False)
     config = trial.configured(board.config, board.values[best.trial], best.trial)
     finetune(config)
+    winner = {"run": best.trial, "values": board.values[best.trial], "objective": best.objective}
+    place = storage.join(config.run.storage_uri, WINNER)
+    storage.write_bytes(place, json.dumps(winner, ensure_ascii=False, indent=1).encode(), config.storage)
     console.print(f"winner      {Folders.of(config).root}", markup=False, highlight=False)
     console.print(f"dashboard   {dashboard.place}", markup=False, highlight=False)
     return Outcome(best.trial, board.values[best.trial], tuple(board.rows), failed)

@@ -10,6 +10,7 @@ from mlray import configuration
 from mlray.corpus import records, sources
 from mlray.evaluation import evaluate
 from mlray.training import pretrain
+from mlray.tuning import space
 
 ROOT = Path(__file__).parents[2]
 _READ_WHOLE = 6 << 20
@@ -38,6 +39,14 @@ def test_a_ready_configuration_loads_and_its_sources_are_there(
         backbone = config.model.model_copy(update={"path": None})  # another run leaves it
         groups, _ = evaluate.check(config.model_copy(update={"model": backbone}))
         assert all(groups.values())
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in CONFIGS if path.stem.startswith("sweep_")], ids=lambda path: path.stem
+)
+def test_a_ready_sweep_varies_what_a_trial_may_vary(path: Path) -> None:
+    config = configuration.load(path)
+    assert space.build(config).keys() == config.sweep.space.keys()
 
 
 def test_tasks_start_where_the_encoder_ends() -> None:

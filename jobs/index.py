@@ -1,0 +1,39 @@
+"""Builds the product index of a bundle by its own encoder.
+
+ray job submit --working-dir . -- python jobs/index.py --input products.jsonl release.registry_uri=s3://bucket/registry
+"""
+
+import sys
+
+from mlray import configuration
+from mlray.config import Source
+
+
+def main() -> int:
+    """Parses, runs, and says in one line why it failed: 0 done, 1 failed, 2 bad configuration."""
+    parser = configuration.parser("Build the product index of a bundle.")
+    parser.add_argument("--bundle", help="name of the bundle; without it the challenger, else the champion")
+    parser.add_argument("--input", required=True, help="file or folder: JSON lines, parquet, CSV or TSV")
+    parser.add_argument("--text", nargs="+", default=["text"], help="columns that are embedded, joined")
+    parser.add_argument("--id", default="id", help="column of the product's id")
+    parser.add_argument("--market", default="language", help="column of the market that sells it: a tag")
+    arguments = parser.parse_intermixed_args()
+
+    def work() -> None:
+        config = configuration.load(arguments.config, arguments.overrides)
+        # Loads torch and ray: not before the configuration is good.
+        from mlray.release.indexing import build
+
+        source = Source(
+            uri=arguments.input,
+            text=tuple(arguments.text),
+            language=f"column:{arguments.market}",
+            part_by=arguments.id,
+        )
+        build(config, arguments.bundle, source)
+
+    return configuration.exit_code(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""Vectors of products, market by market, in which the nearest to a query are found (HNSW, Malkov and Yashunin 2018).
+
+    products.parquet           market, key and id of every product
+    market-<tag>.usearch       the vectors of a market by key, and their graph
+
+A product is in as many markets as sell it. A search looks into one market alone, so a filter costs nothing and loses
+nothing; a small market is searched exactly. Products come and go without a rebuild.
+Shape letters: N products, Q queries, H width of a vector, k found products.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from usearch.index import Index, MetricKind, ScalarKind
+
+from mlray.config import ConfigError
+
+_PRODUCTS = "products.parquet"
+_SCHEMA = pa.schema([("market", pa.string()), ("key", pa.int64()), ("id", pa.string())])
+_TAG = re.compile(r"[A-Za-z0-9_-]+")
+_EXACT = 5000
+"""Products of a market up to which every one is looked at."""
+_CONNECTIVITY, _EXPANSION_ADD, _EXPANSION_SEARCH = 16, 128, 96
+"""Of the graph: at 100,000 products of a market ten of ten nearest are found nearly always (`benchmarks/search.py`)."""
+
+
+class _Market:
+    """The products of one market."""
+
+    def __init__(self, width: int) -> None:
+        self.index = Index(
+            ndim=width,
+            metric=MetricKind.IP,
+            dtype=ScalarKind.F16,
+            connectivity=_CONNECTIVITY,
+            expansion_add=_EXPANSION_ADD,
+            expansion_search=_EXPANSION_SEARCH,
+        )
+        self.keys: dict[str, int] = {}
+        self.ids: dict[int, str] = {}
+        self.next = 0
+
+    def upsert(self, ids: Sequence[str], vectors_NH: np.ndarray) -> None:
+        self.delete(ids)
+        keys_N = np.arange(self.next, self.next + len(ids), dtype=np.uint64)
+        self.next += len(ids)
+        self.index.add(keys_N, vectors_NH)
+        for name, key in zip(ids, keys_N.tolist(), strict=True):
+            self.keys[name], self.ids[key] = key, name
+
+    def delete(self, ids: Sequence[str]) -> int:
+        known = [self.keys.pop(name) for name in dict.fromkeys(ids) if name in self.keys]
+        if known:
+            self.index.remove(np.array(known, np.uint64))
+        for key in known:
+            del self.ids[key]
+        return len(known)
+
+    def search(self, queries_QH: np.ndarray, k: int) -> list[list[tuple[str, float]]]:
+        if not self.keys:
+            return [[] for _ in queries_QH]
+        found = self.index.search(queries_QH, min(k, len(self.keys)), exact=len(self.keys) <= _EXACT)
+        keys_Qk, distances_Qk = np.atleast_2d(found.keys), np.atleast_2d(found.distances)
+        counts_Q = np.atleast_1d(found.counts) if hasattr(found, "counts") else [keys_Qk.shape[1]]
+        return [
+            [
+                (self.ids[int(key)], 1.0 - float(distance))
+                for key, distance in zip(keys[:n], near[:n], strict=True)
+            ]
+            for keys, near, n in zip(keys_Qk, distances_Qk, counts_Q, strict=True)
+        ]
+
+
+class ProductIndex:
+    """Products of all markets; not safe for several threads that change it."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self._markets: dict[str, _Market] = {}
+
+    def __len__(self) -> int:
+        return sum(len(market.keys) for market in self._markets.values())
+
+    @property
+    def markets(self) -> dict[str, int]:
+        """Market -> its number of products."""
+        return {tag: len(market.keys) for tag, market in sorted(self._markets.items()) if market.keys}
+
+    def upsert(self, market: str, ids: Sequence[str], vectors_NH: np.ndarray) -> None:
+        """Adds products to a market, or gives them other vectors.
+
+        Args:
+            market: a tag; an unknown one is a new market.
+            ids: of the products, each once.
+            vectors_NH: unit vectors.
+
+        Raises:
+            ConfigError: the market is no name for a file, the vectors have another width, or an id is there twice.
+        """
+        if not _TAG.fullmatch(market):
+            raise ConfigError(f"{market!r} is no name of a market; take letters, digits, - and _")
+        if vectors_NH.shape != (len(ids), self.width):
+            raise ConfigError(
+                f"{vectors_NH.shape} vectors for {len(ids)} products of {self.width} dimensions"
+            )
+        if len(set(ids)) < len(ids):
+            twice = next(name for name in ids if list(ids).count(name) > 1)
+            raise ConfigError(f"{market}: the product {twice!r} is there twice")
+        self._markets.setdefault(market, _Market(self.width)).upsert(ids, vectors_NH)
+
+    def delete(self, market: str, ids: Sequence[str]) -> int:
+        """Takes products out of a market; returns how many were there."""
+        return self._markets[market].delete(ids) if market in self._markets else 0
+
+    def search(self, market: str, queries_QH: np.ndarray, k: int) -> list[list[tuple[str, float]]]:
+        """The k products of a market that are nearest to each query, with their similarities, the nearest first.
+
+        Raises:
+            ConfigError: there is no such market.
+        """
+        if market not in self._markets:
+            raise ConfigError(f"no market {market!r}; there are {', '.join(self.markets) or 'none'}")
+        return self._markets[market].search(np.asarray(queries_QH, np.float32), k)
+
+    def save(self, folder: Path) -> None:
+        """Writes all of it into a local folder."""
+        rows: dict[str, list[object]] = {name: [] for name in _SCHEMA.names}
+        for tag, market in sorted(self._markets.items()):
+            rows["market"] += [tag] * len(market.keys)
+            rows["key"] += market.keys.values()
+            rows["id"] += market.keys
+            market.index.save(str(folder / f"market-{tag}.usearch"))
+        pq.write_table(pa.table(rows, schema=_SCHEMA), folder / _PRODUCTS)
+
+    @classmethod
+    def load(cls, folder: Path) -> ProductIndex:
+        """Reads `save` back."""
+        table = pq.read_table(folder / _PRODUCTS, schema=_SCHEMA)
+        found: ProductIndex | None = None
+        tags = np.array(table.column("market").to_pylist())
+        keys, ids = table.column("key").to_numpy(), np.array(table.column("id").to_pylist(), object)
+        for path in sorted(folder.glob("market-*.usearch")):
+            tag = path.stem.removeprefix("market-")
+            index = Index.restore(str(path))
+            found = found or cls(index.ndim)
+            market = found._markets[tag] = _Market(index.ndim)
+            market.index = index
+            own = tags == tag
+            market.keys = dict(zip(ids[own].tolist(), keys[own].tolist(), strict=True))
+            market.ids = {key: name for name, key in market.keys.items()}
+            market.next = max(market.ids, default=-1) + 1
+        if found is None:
+            raise ConfigError(f"{folder} holds no index of products")
+        return found

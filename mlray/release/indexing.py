@@ -1,0 +1,104 @@
+"""Builds the product index of a bundle by the bundle's own encoder, and keeps it in the registry."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn
+from rich.table import Table
+
+from mlray import storage
+from mlray.config import ConfigError, RunConfig, Source
+from mlray.corpus import vectors
+from mlray.models import backbone
+from mlray.objectives.embedding import TextEmbedder
+from mlray.release import bundle
+from mlray.release.index import ProductIndex
+from mlray.release.promotion import open_registry
+from mlray.release.registry import Registry
+from mlray.training import placement
+
+
+def build(config: RunConfig, name: str | None, source: Source) -> str:
+    """Makes an index of every product of a source, and returns its name.
+
+    Bad rows (no text, id or market) are left out, counted, and the first of them named.
+
+    Args:
+        config: where the registry is, and the actors that embed.
+        name: the bundle; None is the challenger, else the champion.
+        source: products; `part_by` is the column of their ids, `language` that of their markets.
+
+    Raises:
+        ConfigError: there is no bundle, it makes no vectors, or no product can be read.
+        RunError: a file of the bundle is missing or altered, or storage failed; then nothing is kept.
+    """
+    backbone.quiet()
+    registry = open_registry(config)
+    name = name or _newest(registry)
+    registry.check("bundles", name)
+    device = "cuda" if config.cluster.gpus_per_worker else "cpu"
+    bundle.open_embedder(registry, name)  # what makes no vectors is told before anything starts
+    placement.connect(config)
+    opened = functools.partial(bundle.open_embedder, registry, name, device)
+    index, refused = _read(config, source, opened)
+    if index is None:
+        raise ConfigError(
+            f"{source.uri} holds no product" + (f"; the first bad row: {refused[0]}" if refused else "")
+        )
+    with storage.staging() as stage:
+        index.save(stage)
+        about = {"bundle": name, "width": index.width, "markets": index.markets, "left_out": len(refused)}
+        made = registry.put("indexes", stage, name.rsplit("-", 1)[0], about)
+    _show(index, refused)
+    print(f"bundle      {name}\nindex       {made}")
+    return made
+
+
+def _newest(registry: Registry) -> str:
+    history = registry.history()
+    event = history.challenger or history.champion
+    if event is None:
+        raise ConfigError(f"{registry.uri} has neither challenger nor champion; name a bundle")
+    return event.bundle
+
+
+def _read(
+    config: RunConfig, source: Source, opened: Callable[[], TextEmbedder]
+) -> tuple[ProductIndex | None, list[str]]:
+    index: ProductIndex | None = None
+    refused: list[str] = []
+    columns, off = (SpinnerColumn(), TextColumn("{task.completed:,} products")), not sys.stderr.isatty()
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=off) as bar:
+        work = bar.add_task("", total=None)
+        tables = vectors.embed(source, opened, config.cluster, config.corpus.max_chars, config.storage)
+        for table, left_out in tables:
+            refused += left_out
+            if not len(table):
+                continue
+            width = table.schema.field("vector").type.list_size
+            index = index or ProductIndex(width)
+            rows_NH = table.column("vector").combine_chunks().flatten().to_numpy().reshape(-1, width)
+            markets, ids = table.column("language").to_pylist(), table.column("id").to_pylist()
+            for market in sorted(set(markets)):
+                places = {
+                    ids[i]: i for i, own in enumerate(markets) if own == market
+                }  # the last of a product counts
+                index.upsert(market, list(places), rows_NH[list(places.values())])
+            bar.advance(work, len(table))
+    return index, refused
+
+
+def _show(index: ProductIndex, refused: list[str]) -> None:
+    table = Table(title="Products", title_justify="left")
+    table.add_column("market")
+    table.add_column("products", justify="right")
+    for market, count in index.markets.items():
+        table.add_row(market, f"{count:,}")
+    console = Console()
+    console.print(table)
+    if refused:
+        console.print(f"{len(refused):,} bad rows were left out, the first: {refused[0]}", markup=False)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
+import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from mlray import configuration
-from mlray.tuning import page
+from mlray.tuning import dashboard, page
 from mlray.tuning.board import Board
 
 SPACE = {"train.lr": {"choice": [1e-3, 1e-2]}, "contrastive.negatives": {"choice": ["targets", "all"]}}
@@ -112,3 +114,9 @@ def test_the_page_is_whole_by_itself(name: str) -> None:
 
 def test_a_page_without_any_validation_says_so() -> None:
     assert "No step yet" in page.page(board())
+
+
+def test_grafana_draws_the_gauges_that_there_are() -> None:
+    board_of_panels = json.loads((Path(dashboard.__file__).parent / "grafana.json").read_text())
+    drawn = {target["expr"] for panel in board_of_panels["panels"] for target in panel["targets"]}
+    assert drawn == {f'ray_mlray_sweep_{key}{{sweep=~"$sweep"}}' for key in dashboard._GAUGES}

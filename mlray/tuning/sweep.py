@@ -81,7 +81,7 @@ def sweep(config: RunConfig, *, resume: bool = False) -> Outcome:
         {"CPU": _DRIVER_CPUS},
     )
     dashboard = Dashboard(board, root)
-    results = _tuner(trainable, domains, base, dashboard, resume=resume).fit()
+    results = tuner(trainable, domains, base, dashboard, resume=resume).fit()
     dashboard.read()
     dashboard.write()
     return _conclude(results, dashboard)
@@ -143,15 +143,25 @@ def _share(base: RunConfig, prepared: Prepared) -> Shared:
     return found
 
 
-def _tuner(
+def tuner(
     trainable: Any, domains: dict[str, Any], base: RunConfig, dashboard: Dashboard, *, resume: bool
 ) -> tune.Tuner:
+    """Ray Tune's search of a space, begun or resumed.
+
+    Args:
+        trainable: reports like `trial.run`.
+        domains: of `space.build`.
+        base: what trials have in common; its `run.storage_uri` is the folder of the sweep.
+        dashboard: is told of every trial.
+        resume: go on with what lies in the folder, if Ray Tune has begun there.
+    """
     place = storage.absolute(base.run.storage_uri)
     filesystem = access.filesystem(base.storage) if access.is_s3(place) else None
     place = place.removeprefix("s3://")
-    if resume:
+    begun = storage.join(place, "tune")
+    if resume and tune.Tuner.can_restore(begun, storage_filesystem=filesystem):
         return tune.Tuner.restore(
-            storage.join(place, "tune"),
+            begun,
             trainable,
             resume_unfinished=True,
             storage_filesystem=filesystem,

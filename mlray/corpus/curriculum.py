@@ -1,4 +1,5 @@
-"""The order of documents inside the first windows of a run: from short to long, or language after language.
+"""The order of documents inside windows: from short to long or language after language in the first, or in batches of
+one language or source in all.
 
 A window is cut into stages that are packed one after the other, so the order stays a pure function of the window, and a
 position in the stream means what it means without a curriculum (Bengio et al. 2009; Platanios et al. 2019 for length).

@@ -9,6 +9,7 @@ Shape letters: N texts of all workers, n of this one, H width of a vector, L lan
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -22,6 +23,7 @@ from mlray.objectives.table import Task
 from mlray.schema import PackedBatch
 from mlray.training.engine import Engine
 
+_CGROUP = Path("/sys/fs/cgroup")
 _SHARE = 0.4
 """Of the memory that is free at a step's start: what its graphs may take."""
 
@@ -99,7 +101,24 @@ def _free_bytes(engine: Engine) -> float:
         unused = torch.cuda.memory_reserved(engine.device) - torch.cuda.memory_allocated(engine.device)
         return _SHARE * (torch.cuda.mem_get_info(engine.device)[0] + unused)
     beside = int(os.environ.get("LOCAL_WORLD_SIZE", engine.world_size))
-    return _SHARE * float(psutil.virtual_memory().available) / beside
+    return _SHARE * _host_bytes() / beside
+
+
+def _host_bytes() -> float:
+    """Memory that is left on the machine, or in the container (cgroup v2) that this process runs in."""
+    left = float(psutil.virtual_memory().available)
+    try:
+        limit, used, told = (
+            (_CGROUP / name).read_text() for name in ("memory.max", "memory.current", "memory.stat")
+        )
+    except OSError:
+        return left
+    if limit.strip() == "max":
+        return left
+    cached = dict(line.split() for line in told.splitlines()).get(
+        "inactive_file", "0"
+    )  # given up when asked for
+    return min(left, float(limit) - float(used) + float(cached))
 
 
 def _loss(

@@ -14,7 +14,9 @@ import pytest
 import ray
 from moto.server import ThreadedMotoServer
 
+from mlray.config import RunConfig
 from mlray.training.pretrain import pretrain
+from mlray.tuning.finetune import finetune
 from tests.cluster import corpus as sample
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,3 +71,13 @@ def refused(s3: str, bucket: str) -> dict[str, int]:
 def undisturbed(cluster: str, bucket: str, refused: dict[str, int]) -> dict[str, Any]:
     """The report of ten steps with two workers at ZeRO-2, in one go."""
     return pretrain(sample.config(bucket, "undisturbed"))
+
+
+@pytest.fixture(scope="session")
+def aligned(cluster: str, bucket: str) -> RunConfig:
+    """An encoder after ten steps of 16 pairs, in two chunks on each of two workers."""
+    made = sample.aligning(bucket, "aligned")
+    report = finetune(made)
+    assert report is not None
+    assert report.cells["retrieval"].keys() == set(sample.LANGUAGES)
+    return made

@@ -97,3 +97,33 @@ def config(bucket: str, name: str, **sections: dict[str, Any]) -> RunConfig:
     for section, overrides in sections.items():
         values[section] = {**values.get(section, {}), **overrides}
     return configuration.build(values)
+
+
+PRODUCTS = {
+    "uri": str(resources.files("mlray.corpus") / "sample" / "products.jsonl"),
+    "text": "title",
+    "pair": "description",
+    "language": "column:language",
+    "part_by": "product_id",
+    "item": "product_id",
+}
+
+
+def aligning(bucket: str, name: str, **sections: dict[str, Any]) -> RunConfig:
+    """Titles and descriptions of four fifths of the products; those of the others are the test set."""
+    return config(
+        bucket,
+        name,
+        **{
+            "corpus": {"sources": [{**PRODUCTS, "part": [0.2, 1.0]}], "validation_rows": 4},
+            "objective": {"name": "contrastive"},
+            "contrastive": {"cache": "always", "negatives": "all"},
+            "evaluation": {"sources": [{**PRODUCTS, "part": [0.0, 0.2]}], "resamples": 20},
+            **sections,
+        },
+    )
+
+
+def weights(bucket: str) -> str:
+    """Those that the fixture `aligned` leaves."""
+    return f"s3://{bucket}/runs/aligned/checkpoints/step-00000010/weights"

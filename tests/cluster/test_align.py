@@ -19,47 +19,8 @@ from mlray.tuning.embed import embed
 from mlray.tuning.finetune import finetune
 from mlray.tuning.mine import mine
 from tests.cluster import corpus as sample
-from tests.cluster.conftest import ROOT
 
 pytestmark = pytest.mark.cluster
-
-PRODUCTS = {
-    "uri": str(ROOT / "mlray/corpus/sample/products.jsonl"),
-    "text": "title",
-    "pair": "description",
-    "language": "column:language",
-    "part_by": "product_id",
-    "item": "product_id",
-}
-
-
-def config(bucket: str, name: str, **sections: dict[str, Any]) -> RunConfig:
-    """Titles and descriptions of four fifths of the products; those of the others are the test set."""
-    return sample.config(
-        bucket,
-        name,
-        **{
-            "corpus": {"sources": [{**PRODUCTS, "part": [0.2, 1.0]}], "validation_rows": 4},
-            "objective": {"name": "contrastive"},
-            "contrastive": {"cache": "always", "negatives": "all"},
-            "evaluation": {"sources": [{**PRODUCTS, "part": [0.0, 0.2]}], "resamples": 20},
-            **sections,
-        },
-    )
-
-
-@pytest.fixture(scope="module")
-def aligned(cluster: str, bucket: str) -> RunConfig:
-    """A run of ten steps of 16 pairs, in two chunks on each of two workers."""
-    made = config(bucket, "aligned")
-    report = finetune(made)
-    assert report is not None
-    assert report.cells["retrieval"].keys() == set(sample.LANGUAGES)
-    return made
-
-
-def weights(bucket: str) -> str:
-    return f"s3://{bucket}/runs/aligned/checkpoints/step-00000010/weights"
 
 
 def test_the_run_leaves_report_and_ranked_lists(aligned: RunConfig, bucket: str) -> None:
@@ -73,7 +34,7 @@ def test_the_run_leaves_report_and_ranked_lists(aligned: RunConfig, bucket: str)
 
 
 def test_one_worker_sees_the_same_batches(aligned: RunConfig, bucket: str) -> None:
-    alone = config(
+    alone = sample.aligning(
         bucket, "aligned-alone", cluster={"num_workers": 1}, train={"micro_batch_size": 16, "steps": 5}
     )
     both = json.loads(storage.read_bytes(f"s3://{bucket}/runs/aligned/report.json", aligned.storage))
@@ -90,11 +51,11 @@ def test_vectors_are_written_in_the_order_of_the_texts(aligned: RunConfig, bucke
     boto3.client("s3", endpoint_url=s3).put_object(Bucket=bucket, Key="texts.jsonl", Body=body.encode())
     source = Source(uri=f"s3://{bucket}/texts.jsonl", language="column:language", part_by="id")
     output = f"s3://{bucket}/vectors.parquet"
-    assert embed(aligned, weights(bucket), source, output) == len(texts) - 2
+    assert embed(aligned, sample.weights(bucket), source, output) == len(texts) - 2
     table = pq.read_table(io.BytesIO(storage.read_bytes(output, aligned.storage)))
     assert table.column("id").to_pylist() == [str(i) for i in range(len(texts)) if i not in {7, 9}]
     found = np.array(table.column("vector").to_pylist())
-    with storage.local_copy(weights(bucket), aligned.storage) as folder:
+    with storage.local_copy(sample.weights(bucket), aligned.storage) as folder:
         expected = TextEmbedder(aligned, folder).embed(
             [text for i, text in enumerate(texts) if i not in {7, 9}]
         )
@@ -105,7 +66,7 @@ def test_vectors_are_written_in_the_order_of_the_texts(aligned: RunConfig, bucke
 
 def test_mined_negatives_are_a_source_of_pairs(aligned: RunConfig, bucket: str) -> None:
     output = f"s3://{bucket}/mined.jsonl"
-    told = mine(aligned, weights(bucket), output, count=3, margin=0.0, depth=20)
+    told = mine(aligned, sample.weights(bucket), output, count=3, margin=0.0, depth=20)
     rows = [json.loads(line) for line in storage.read_bytes(output, aligned.storage).decode().splitlines()]
     assert told["pairs"] == len(rows)
     assert told["negatives"] == sum(len(row["negatives"]) for row in rows) > len(rows)
@@ -113,7 +74,7 @@ def test_mined_negatives_are_a_source_of_pairs(aligned: RunConfig, bucket: str) 
         assert row["pair"] not in row["negatives"]
         assert all(score <= row["score"] + 1e-4 for score in row["scores"])
         assert row["ranks"] == sorted(row["ranks"])
-        assert row["model"] == weights(bucket)
+        assert row["model"] == sample.weights(bucket)
     assert len({row["item"] for row in rows}) < len(rows)  # each product is told in several languages
     source = {
         "uri": output,
@@ -122,7 +83,7 @@ def test_mined_negatives_are_a_source_of_pairs(aligned: RunConfig, bucket: str) 
         "language": "column:language",
         "item": "item",
     }
-    again = config(bucket, "hard", corpus={"sources": [source], "sequence_length": 128},
+    again = sample.aligning(bucket, "hard", corpus={"sources": [source], "sequence_length": 128},
                    model={"max_positions": 128})  # fmt: skip
     manifest = prepare(again).manifest
     assert manifest.refused_counts() == {}
@@ -135,12 +96,12 @@ def test_a_student_is_distilled_by_the_job(aligned: RunConfig, bucket: str, s3: 
     body = "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs)
     boto3.client("s3", endpoint_url=s3).put_object(Bucket=bucket, Key="halves.jsonl", Body=body.encode())
     source = {"uri": f"s3://{bucket}/halves.jsonl", "text": "de", "pair": "en", "language": "de-en"}
-    made = config(
+    made = sample.aligning(
         bucket,
         "distilled",
         corpus={"sources": [{**source, "part": [0.1, 1.0]}], "validation_rows": 8},
         objective={"name": "distillation"},
-        distillation={"teacher": weights(bucket)},
+        distillation={"teacher": sample.weights(bucket)},
         evaluation={"sources": [{**source, "part": [0.0, 0.1]}], "resamples": 20},
         tokenizer={"vocab_size": 1500},
         train={"steps": 4},
@@ -151,13 +112,13 @@ def test_a_student_is_distilled_by_the_job(aligned: RunConfig, bucket: str, s3: 
     told = json.loads(storage.read_bytes(f"s3://{bucket}/runs/distilled/report.json", made.storage))
     assert told["losses"][-1][1] < told["losses"][0][1]
     absent = {"teacher": f"s3://{bucket}/nowhere"}
-    alone = config(bucket, "none", objective={"name": "distillation"}, distillation=absent)
+    alone = sample.aligning(bucket, "none", objective={"name": "distillation"}, distillation=absent)
     with pytest.raises(ConfigError, match=r"distillation\.teacher=.*nowhere holds no checkpoint"):
         finetune(alone)
 
 
 def test_a_language_with_less_than_a_batch_is_told_before_it_starts(cluster: str, bucket: str) -> None:
-    short = config(bucket, "short", train={"global_batch_size": 64, "micro_batch_size": 16})
+    short = sample.aligning(bucket, "short", train={"global_batch_size": 64, "micro_batch_size": 16})
     corpus = short.corpus.model_copy(update={"batches": "language", "window_rows": 256})
     with pytest.raises(ConfigError, match=r"gives 32 pairs to a window of 256, less than the batch of 64"):
         pretrain(short.model_copy(update={"corpus": corpus}), plan_only=True)

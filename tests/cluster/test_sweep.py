@@ -14,40 +14,40 @@ from typing import Any
 import pytest
 import ray
 
-from mlray import configuration, storage
+from mlray import storage
 from mlray.config import ConfigError, RunConfig
 from mlray.corpus import packing, stream
 from mlray.training import fit
 from mlray.training.pretrain import prepare
 from mlray.tuning.sweep import sweep
+from tests.cluster import corpus as sample
 from tests.cluster.conftest import ROOT
-from tests.cluster.test_align import config as aligning
 
 pytestmark = pytest.mark.cluster
 
-SPACE = {"contrastive.temperature": {"choice": [0.05, 0.1]}, "train.lr": {"choice": [1e-9, 5e-3]}}
+SPACE = {"adapter.rank": {"choice": [2, 4]}, "train.lr": {"choice": [1e-9, 5e-3]}}
 
 
 def searching(bucket: str, name: str, **sweep_settings: Any) -> RunConfig:
-    """Two workers a trial; 20 steps, a validation every five."""
-    made = aligning(
+    """Adapters on the aligned encoder, two workers a trial; 20 steps, a validation every five."""
+    return sample.aligning(
         bucket,
         name,
-        corpus={
-            "sources": aligning(bucket, name).model_dump(mode="json")["corpus"]["sources"],
-            "validation_rows": 4,
-        },
+        model={"path": sample.weights(bucket)},
+        adapter={"kind": "lora"},
         train={"steps": 20, "validate_every": 5, "checkpoint_every": 10},
         sweep={"space": SPACE, "min_rows": 4, "grace_steps": 5, "reduction_factor": 2, **sweep_settings},
     )
-    return configuration.build(made.model_dump(mode="json"))
 
 
-def test_shared_rows_come_in_the_order_of_the_stream(cluster: str, bucket: str) -> None:
+def test_shared_rows_come_in_the_order_of_the_stream(aligned: RunConfig, bucket: str) -> None:
     """By hand for two workers: the rows of each are those that a run of its own would be dealt."""
     config = prepare(searching(bucket, "rows")).config
     shared = fit.share(config, rows=True)
     assert shared.rows is not None
+    assert ray.get(shared.backbone)["config.json"].tobytes() == storage.read_bytes(
+        f"{sample.weights(bucket)}/config.json", config.storage
+    )
     values = config.model_dump(mode="json")
 
     def dealt(rows: Any) -> list[list[Any]]:
@@ -70,7 +70,7 @@ def _documents(shard: Any, steps: int) -> list[Any]:
 
 
 def test_a_killed_sweep_goes_on_and_loses_no_trial_that_has_ended(
-    cluster: str, bucket: str, tmp_path: Path
+    aligned: RunConfig, bucket: str, tmp_path: Path
 ) -> None:
     made = searching(bucket, "killed", num_trials=3, algorithm="tpe")
     path = tmp_path / "sweep.yaml"
@@ -111,6 +111,6 @@ def test_a_killed_sweep_goes_on_and_loses_no_trial_that_has_ended(
         sweep(made)
 
 
-def test_trials_that_cannot_be_placed_are_refused(cluster: str, bucket: str) -> None:
+def test_trials_that_cannot_be_placed_are_refused(aligned: RunConfig, bucket: str) -> None:
     with pytest.raises(ConfigError, match=r"sweep\.max_concurrent=9 trials cannot be placed: each needs"):
         sweep(searching(bucket, "many", max_concurrent=9))

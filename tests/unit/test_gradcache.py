@@ -276,3 +276,15 @@ def test_validation_looks_for_each_pair_among_its_language() -> None:
         assert found[name]["accuracy"] == first / 16
         assert found[name]["predictions"] == 16
     assert found["macro"]["loss"] == pytest.approx((found["de-en"]["loss"] + found["en"]["loss"]) / 2)
+
+
+def test_a_container_has_the_memory_that_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = gradcache._host_bytes()
+    monkeypatch.setattr(gradcache, "_CGROUP", tmp_path)
+    assert gradcache._host_bytes() == pytest.approx(machine, rel=0.5)  # no such files
+    (tmp_path / "memory.current").write_text("700000\n")
+    (tmp_path / "memory.stat").write_text("anon 500000\ninactive_file 200000\n")
+    (tmp_path / "memory.max").write_text("1000000\n")
+    assert gradcache._host_bytes() == 500_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert gradcache._host_bytes() > 1e8

@@ -144,6 +144,10 @@ def replay(values: dict[str, Any], table: dict[str, list[float]]) -> None:
                 "worst_language": "all",
                 "step": stretch,
                 "below_floor": [],
+                "now": time.time(),
+                "values": values,
+                "run": tune.get_context().get_trial_id(),
+                "cloned_from": "",
                 "languages": {"all": {"accuracy": objective}},
             }
         )
@@ -166,16 +170,17 @@ def asha(seed: int, trials: int, table: dict[str, list[float]]) -> Made:
                 scheduler=ASHAScheduler(
                     time_attr="step", max_t=STRETCHES, grace_period=1, reduction_factor=4
                 ),
-                search_alg=BasicVariantGenerator(random_state=seed, max_concurrent=4),
+                search_alg=BasicVariantGenerator(random_state=seed, max_concurrent=1),
             ),
             run_config=tune.RunConfig(storage_path=folder, verbose=0),
         ).fit()
+        assert not results.errors, results.errors
         return ended([one.metrics for one in results if one.metrics])
 
 
 def ended(metrics: list[dict[str, Any]]) -> Made:
-    """Trials in the order in which they made their last report."""
-    ordered = sorted(metrics, key=lambda one: one["timestamp"])
+    """Trials, one at a time, in the order in which they made their last report."""
+    ordered = sorted(metrics, key=lambda one: one["now"])
     return [(float(one["objective"]), int(one["step"])) for one in ordered]
 
 
@@ -226,7 +231,7 @@ def sweeping(algorithm: str) -> Any:
                         "space": {name: {"choice": values} for name, values in SPACE.items()},
                         "algorithm": algorithm,
                         "num_trials": trials,
-                        "max_concurrent": 4,
+                        "max_concurrent": 1,
                         "grace_steps": 1,
                         "reduction_factor": 4,
                         "gap_weight": 0.0,
@@ -236,6 +241,7 @@ def sweeping(algorithm: str) -> Any:
             dashboard = Dashboard(Board("search", config, ("all",)), folder)
             trainable = tune.with_resources(tune.with_parameters(replay, table=table), {"CPU": 1})
             results = sweep.tuner(trainable, space.build(config), config, dashboard, resume=False).fit()
+            assert not results.errors, results.errors
             return ended([one.metrics for one in results if one.metrics])
 
     return search

@@ -23,6 +23,8 @@ def main() -> int:
     arguments = parser.parse_intermixed_args()
     if (arguments.to == "challenger") != bool(arguments.run):
         parser.error("--to challenger and --run go together")
+    if arguments.dry_run and arguments.to != "champion":
+        parser.error("--dry-run asks the gate, and goes with --to champion")
 
     def work() -> None:
         config = configuration.load(arguments.config, arguments.overrides)

@@ -1,6 +1,6 @@
 """Searches settings of adapters and losses over distributed trials, and judges the winner.
 
-ray job submit --working-dir . -- python jobs/sweep.py --config jobs/configs/sweep_tatoeba.yaml key=value ...
+ray job submit --working-dir . -- python jobs/sweep.py --config jobs/configs/sweep_sample.yaml key=value ...
 """
 
 import sys

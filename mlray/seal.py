@@ -28,6 +28,11 @@ def describe(folder: Path) -> dict[str, dict[str, Any]]:
     return files
 
 
+def digest(folder: Path) -> str:
+    """sha256 over names and contents of all files below a local folder."""
+    return hashlib.sha256(json.dumps(describe(folder), sort_keys=True).encode()).hexdigest()
+
+
 def verify(uri: str, mark: str, settings: Storage) -> str | None:
     """None if every file of a folder is as the file `mark` in it says, else the fault."""
     if not storage.exists(storage.join(uri, mark), settings):

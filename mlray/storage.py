@@ -89,6 +89,18 @@ def list_folders(uri: str, storage: Storage) -> list[str]:
     return sorted(names)
 
 
+def walk(uri: str, storage: Storage) -> list[str]:
+    """Paths of every file below a folder, from there, ordered; hidden ones too. An absent folder has none."""
+    if not is_s3(uri):
+        root = Path(uri)
+        return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+    bucket, key = split(uri)
+    prefix = f"{key.rstrip('/')}/"
+    with named(uri, storage):
+        pages = client(storage).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        return sorted(entry["Key"][len(prefix) :] for page in pages for entry in page.get("Contents", []))
+
+
 def open_input(uri: str, storage: Storage) -> pa.NativeFile:
     """Opens a file for ranged reads (`seek`, `read`).
 

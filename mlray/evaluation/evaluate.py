@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mlray import languages, storage
+from mlray import languages, seal, storage
 from mlray.config import Adapter, ConfigError, RunConfig
 from mlray.corpus import testsets
 from mlray.corpus.testsets import Case, Checked, Rows
@@ -69,6 +69,9 @@ def evaluate(
         folders = [
             stack.enter_context(storage.local_copy(uri, config.storage)) if uri else None for uri in places
         ]
+        judged = folders[1] or folders[0]
+        if judged and judged.is_dir():  # else the name of a model on a hub
+            report.about["sha256"] = seal.digest(judged)
         predicted = _PREDICT[config.objective.name](config, folders, rows, report)
         found_by_group = _watched(predicted, rows, show=show_progress)
         stack.enter_context(contextlib.closing(found_by_group))  # an error takes the bar away

@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mlray import configuration, storage
+from mlray import configuration, seal, storage
 from mlray.config import ConfigError, RunConfig, Storage
 from mlray.evaluation.report import Report
 from mlray.models.embedder import family_of
@@ -40,7 +40,7 @@ def make(run_uri: str, registry: Registry) -> str:
     run_uri = _winner(storage.absolute(run_uri), settings)
     config, folders = _config(run_uri, settings), Folders(run_uri)
     step, weights = _trained(folders, settings)
-    report = _report(folders, step, config, settings)
+    report = _report(folders, settings)
     with storage.staging() as stage:
         for place, name in _parts(config, weights):
             with storage.local_copy(place, settings) as folder:
@@ -49,6 +49,12 @@ def make(run_uri: str, registry: Registry) -> str:
                         f"{place} is no folder; a bundle holds all that it needs, so copy it to one first"
                     )
                 storage.upload(folder, str(stage / name), settings)
+        judged_part = stage / ("weights" if config.adapter.kind == "none" else "adapter")
+        if report.about.get("sha256") != seal.digest(judged_part):
+            raise ConfigError(
+                f"the evaluation of {folders.root} is of other weights than those of {step}, which the run has chosen; "
+                "evaluate them"
+            )
         judged = [storage.join(folders.root, "evaluation", name) for name in _JUDGED]
         kept = [folders.labels] if storage.exists(folders.labels, settings) else []
         for place in (*judged, *kept):
@@ -89,25 +95,14 @@ def _trained(folders: Folders, settings: Storage) -> tuple[str, str]:
     return step, storage.join(chosen, "weights")
 
 
-def _report(folders: Folders, step: str, config: RunConfig, settings: Storage) -> Report:
-    """The evaluation of exactly the weights of a step.
-
-    Raises:
-        ConfigError: there is none, or it is of others.
-    """
+def _report(folders: Folders, settings: Storage) -> Report:
     folder = storage.join(folders.root, "evaluation")
     for name in _JUDGED:
         if not storage.exists(storage.join(folder, name), settings):
             raise ConfigError(
                 f"{folders.root} was never evaluated: {name} is not in {folder}; jobs/evaluate.py --output {folder}"
             )
-    report = Report.from_json(storage.read_bytes(storage.join(folder, "report.json"), settings).decode())
-    judged = str(report.about.get("model" if config.adapter.kind == "none" else "adapter"))
-    if not judged.rstrip("/").endswith(f"{config.run.name}/checkpoints/{step}/weights"):
-        raise ConfigError(
-            f"the evaluation in {folder} is of {judged}, and the run has chosen {step}; evaluate that"
-        )
-    return report
+    return Report.from_json(storage.read_bytes(storage.join(folder, "report.json"), settings).decode())
 
 
 def _parts(config: RunConfig, weights: str) -> list[tuple[str, str]]:

@@ -148,6 +148,7 @@ class ProductIndex:
         for path in sorted(folder.glob("market-*.usearch")):
             tag = path.stem.removeprefix("market-")
             index = Index.restore(str(path))
+            index.expansion_add, index.expansion_search = _EXPANSION_ADD, _EXPANSION_SEARCH
             found = found or cls(index.ndim)
             market = found._markets[tag] = _Market(index.ndim)
             market.index = index

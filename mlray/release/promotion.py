@@ -33,7 +33,7 @@ def decide(config: RunConfig, asked: Namespace) -> None:
         if verdict:
             gate.show(verdict, console)
         else:
-            console.print("no champion yet: there is nothing to compare with")
+            console.print("no other champion: there is nothing to compare with")
     show(open_registry(config).history(), console)
     if verdict and not verdict.passed:
         raise RunError(f"the gate refused: {verdict.refusals[0]}")
@@ -70,7 +70,7 @@ def promote(
         dry_run: only ask.
 
     Returns:
-        The verdict (None: there is no champion yet), and the event (None: the gate refused, or `dry_run`).
+        The verdict (None: there is no other champion), and the event (None: the gate refused, or `dry_run`).
 
     Raises:
         ConfigError: no such bundle, an index of another encoder, or the reports are on different rows.
@@ -91,6 +91,10 @@ def promote(
     if index is not None:
         registry.check("indexes", index)
         _check_index(registry, name, index)
+    elif before.champion and before.champion.index:
+        raise ConfigError(
+            f"{before.champion.bundle} is served with an index; name one for {name}, or --index auto"
+        )
     verdict = _verdict(registry, before, name, config)
     if dry_run or (verdict and not verdict.passed):
         return verdict, None
@@ -136,7 +140,7 @@ def _check_index(registry: Registry, name: str, index: str) -> None:
 
 
 def _verdict(registry: Registry, history: History, name: str, config: RunConfig) -> Verdict | None:
-    if history.champion is None:
+    if history.champion is None or history.champion.bundle == name:  # only the index is another
         return None
     (old, old_rows), (new, new_rows) = (
         bundle.report_of(registry, one) for one in (history.champion.bundle, name)

@@ -13,6 +13,8 @@ from __future__ import annotations
 import getpass
 import hashlib
 import json
+import os
+import re
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +25,9 @@ from mlray.config import ConfigError, RunError, Storage
 
 MARKS = {"bundles": "BUNDLE.json", "indexes": "INDEX.json"}
 """Kind of thing -> the file that seals it."""
+
+
+_EVENT = re.compile(r"\d{8}\.json")
 
 
 class ConflictError(RunError):
@@ -91,7 +96,11 @@ class Registry:
         """
         folder = storage.join(self.uri, "history")
         events: list[Event] = []
-        while storage.exists(place := storage.join(folder, f"{len(events) + 1:08d}.json"), self.settings):
+        found = [name for name in storage.walk(folder, self.settings) if _EVENT.fullmatch(name)]
+        for number, name in enumerate(found, start=1):
+            place = storage.join(folder, f"{number:08d}.json")
+            if storage.join(folder, name) != place:
+                raise RunError(f"{place} is missing, and later events are there; restore it")
             try:
                 events.append(Event(**json.loads(storage.read_bytes(place, self.settings))))
             except (ValueError, TypeError) as error:
@@ -107,7 +116,7 @@ class Registry:
         """
         made = Event(
             number=len(after.events) + 1,
-            who=getpass.getuser(),
+            who=_user(),
             when=datetime.now(UTC).isoformat(),
             **event,
         )
@@ -124,17 +133,19 @@ class Registry:
         """Keeps a local folder for ever, under a name that ends with the hash of its content, which is returned.
 
         Raises:
-            StorageError: it could not be written; then nothing counts as there.
+            RunError: it could not be written; then nothing counts as there.
         """
         files = seal.describe(folder)
         body = json.dumps(
             {"about": about, "files": files}, ensure_ascii=False, indent=1, sort_keys=True
         ).encode()
-        full = f"{name}-{hashlib.sha256(body).hexdigest()[:12]}"
+        full = f"{name}-{_short(body)}"
         target = storage.join(self.uri, kind, full)
         if self.fault(kind, full) is not None:  # else it is here already
+            storage.delete_folder(target, self.settings)  # what a killed attempt has left
             storage.upload(folder, target, self.settings)
             storage.write_bytes(storage.join(target, MARKS[kind]), body, self.settings)
+            self.check(kind, full)
         return full
 
     def place(self, kind: str, name: str) -> str:
@@ -152,30 +163,35 @@ class Registry:
 
         Raises:
             ConfigError: there is none of this name.
+            RunError: it is damaged.
         """
         place = storage.join(self.place(kind, name), MARKS[kind])
         if not storage.exists(place, self.settings):
             raise ConfigError(
                 f"{place} is not there; {self.uri} holds {', '.join(self.names(kind)) or 'none'}"
             )
-        found: dict[str, Any] = json.loads(storage.read_bytes(place, self.settings))["about"]
+        try:
+            found: dict[str, Any] = json.loads(storage.read_bytes(place, self.settings))["about"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{place} is damaged: {error!r}") from None
         return found
 
     def names(self, kind: str) -> list[str]:
-        """The bundles or indexes that are here."""
-        return storage.list_folders(storage.join(self.uri, kind), self.settings)
+        """The bundles or indexes that are here; what has no seal is none yet."""
+        folder, mark = storage.join(self.uri, kind), MARKS[kind]
+        found = storage.list_folders(folder, self.settings)
+        return [name for name in found if storage.exists(storage.join(folder, name, mark), self.settings)]
 
     def fault(self, kind: str, name: str) -> str | None:
         """None if a bundle or index is whole, file by file, and holds nothing else; otherwise what is wrong with it."""
-        place = self.place(kind, name)
-        fault = seal.verify(place, MARKS[kind], self.settings)
-        if fault is None:
-            body = json.loads(storage.read_bytes(storage.join(place, MARKS[kind]), self.settings))
-            known = {storage.join(place, path) for path in (*body["files"], MARKS[kind])}
-            found = {file.uri for file in storage.list_files(place, self.settings)}
-            extra = sorted(found - known)
-            fault = f"{extra[0].removeprefix(place + '/')} is not one of its files" if extra else None
-        return fault
+        place, mark = self.place(kind, name), MARKS[kind]
+        if fault := seal.verify(place, mark, self.settings):
+            return fault
+        body = storage.read_bytes(storage.join(place, mark), self.settings)
+        if _short(body) != name.rpartition("-")[-1]:
+            return f"{mark} does not match its name"
+        extra = sorted(set(storage.walk(place, self.settings)) - {*json.loads(body)["files"], mark})
+        return f"{extra[0]} is not one of its files" if extra else None
 
     def check(self, kind: str, name: str) -> None:
         """Refuses what is not whole.
@@ -186,4 +202,15 @@ class Registry:
         """
         self.about(kind, name)
         if fault := self.fault(kind, name):
-            raise RunError(f"{self.place(kind, name)} is damaged: {fault}; it was not promoted")
+            raise RunError(f"{self.place(kind, name)} is damaged: {fault}; nothing was changed")
+
+
+def _short(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()[:12]
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user may have no name
+        return f"uid {os.getuid()}"

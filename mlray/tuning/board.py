@@ -24,6 +24,8 @@ class Row:
     worst_language: str
     below: tuple[str, ...]
     languages: dict[str, float]
+    run: str
+    """The folder: that of the trial, or of what it became as a clone."""
     cloned_from: str = ""
     """The checkpoint of another trial that this one went on from."""
 
@@ -46,15 +48,15 @@ class Board:
         """What was searched."""
         return list(self.config.sweep.space)
 
-    def told(self, trial: str, values: dict[str, Any], result: dict[str, Any]) -> Row:
-        """Keeps a validation as `trial.run` reports it."""
-        metric = self.config.sweep.metric
-        self.values[trial], self.states[trial] = dict(values), "runs"
+    def told(self, trial: str, result: dict[str, Any]) -> Row:
+        """Keeps a validation as `trial.run` reports it, in the place of what was told of this step before."""
+        metric, step, run = self.config.sweep.metric, int(result["step"]), str(result["run"])
+        self.values[trial], self.states[trial] = dict(result["values"]), "runs"
+        self.rows = [row for row in self.rows if row.run != run or row.step < step]
         languages = {name: float(result["languages"][name][metric]) for name in self.languages}
         objective, macro, worst = (float(result[key]) for key in ("objective", "macro", "worst"))
         told = (objective, macro, worst, str(result["worst_language"]), tuple(result["below_floor"]))
-        donor = str(result.get("cloned_from", ""))
-        self.rows.append(Row(trial, int(result["step"]), *told, languages, donor))
+        self.rows.append(Row(trial, step, *told, languages, run, str(result["cloned_from"])))
         return self.rows[-1]
 
     def ended(self, trial: str) -> str:
@@ -109,8 +111,14 @@ class Board:
     def spent(self) -> tuple[int, int, int | None]:
         """Steps that were made, steps without early stopping, and those of the whole grid (None: it has no size)."""
         steps, size = self.config.train.steps, space.size(self.config)
-        made = sum(row.step for row in self.last().values())
+        made = sum(self._made(run) for run in {row.run for row in self.rows})
         return made, steps * len(self.values), None if size is None else steps * size
+
+    def _made(self, run: str) -> int:
+        """Steps of a run; those of its donor are not its own."""
+        own = [row.step for row in self.rows if row.run == run]
+        cloned = any(row.run == run and row.cloned_from for row in self.rows)
+        return max(own) - (min(own) - self.config.train.validate_every if cloned else 0)
 
     def heading(self) -> str:
         """The sweep in a sentence."""

@@ -12,6 +12,7 @@ from ray.util.metrics import Gauge
 from mlray import storage
 from mlray.tuning.board import Board, Row
 from mlray.tuning.page import page
+from mlray.tuning.trial import TRIALS
 
 _WRITE_S = 10.0
 """Between two versions of the page, each of some megabytes."""
@@ -28,7 +29,7 @@ class Dashboard(tune.Callback):  # type: ignore[misc]
 
     def __init__(self, board: Board, root: str) -> None:
         self.board = board
-        self.place, self._results = storage.join(root, "dashboard.html"), storage.join(root, "trials.json")
+        self.place, self._results = storage.join(root, "dashboard.html"), storage.join(root, TRIALS)
         self._written = 0.0
         self._gauges: dict[str, Gauge] = {}
 
@@ -48,7 +49,7 @@ class Dashboard(tune.Callback):  # type: ignore[misc]
     def on_trial_result(self, trial: Any, result: dict[str, Any], **_: Any) -> None:
         """After each validation of a trial."""
         if "objective" in result:
-            self._measure(self.board.told(str(trial.trial_id), trial.config, result))
+            self._measure(self.board.told(str(trial.trial_id), result))
             self._keep()
             if time.monotonic() - self._written > _WRITE_S:
                 self.write()

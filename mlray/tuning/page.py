@@ -20,10 +20,12 @@ def page(board: Board) -> str:
         plot.to_html(full_html=False, include_plotlyjs=number == 0, config={"displaylogo": False})
         for number, plot in enumerate(plots)
     ]
+    runs = not board.states or "runs" in board.states.values()
+    refresh = '<meta http-equiv="refresh" content="30">' if runs else ""
     title = f"Sweep {html.escape(board.name)}"
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
-        'content="width=device-width"><meta http-equiv="refresh" content="30">'
+        f'content="width=device-width">{refresh}'
         f"<title>{title}</title><style>{STYLE}</style></head><body><h1>{title}</h1>"
         f"<p>{html.escape(board.heading())}</p>{_leaders(board, ranked)}{''.join(bodies)}</body></html>\n"
     )

@@ -28,6 +28,7 @@ _OWN = {
     "corpus.curriculum_windows",
 }
 """Of the corpus only the order is a trial's own: its documents, their tokens and the held-out rows are shared."""
+_SHAPES = ("adapter.", "model.")
 _FIXED = {
     *("train.steps", "train.validate_every", "train.checkpoint_every", "train.keep_checkpoints"),
     *("train.log_every", "train.resume", "train.early_stopping", "train.patience"),
@@ -48,7 +49,7 @@ def build(config: RunConfig) -> dict[str, Any]:
 
 
 def _domain(key: str, told: Mapping[str, list[Any]], config: RunConfig) -> Any:
-    _check_key(key)
+    _check_key(key, config)
     grid = config.sweep.algorithm == "grid"
     known = ["choice"] if grid else ["choice", *_DOMAINS]
     if len(told) != 1 or not told.keys() <= set(known):
@@ -58,10 +59,12 @@ def _domain(key: str, told: Mapping[str, list[Any]], config: RunConfig) -> Any:
     kind, values = next(iter(told.items()))
     if not values:
         raise ConfigError(f"sweep.space.{key}.{kind} holds no value")
-    for value in values:
-        configuration.change(config, {key: value})
+    values = [_coerced(key, value, config) for value in values]
     if kind == "choice":
         return tune.grid_search(values) if grid else tune.choice(values)
+    wanted = int if kind == "integer" else float
+    if not all(type(value) is wanted for value in values):
+        raise ConfigError(f"sweep.space.{key}.{kind}={values}: {kind} is for keys of type {wanted.__name__}")
     if len(values) != 2 or values[0] >= values[1]:
         raise ConfigError(
             f"sweep.space.{key}.{kind}={values} is an empty range; it takes [low, high], low first"
@@ -71,10 +74,42 @@ def _domain(key: str, told: Mapping[str, list[Any]], config: RunConfig) -> Any:
     return _DOMAINS[kind](*values)
 
 
-def _check_key(key: str) -> None:
+def _coerced(key: str, value: Any, config: RunConfig) -> Any:
+    """A value as the configuration takes it: `1e-4` of YAML is a text, and a number there."""
+    changed = configuration.change(config, {key: value}).model_dump(mode="json")
+    for part in key.split("."):
+        changed = changed[part]
+    return changed
+
+
+def mutations(config: RunConfig, domains: Mapping[str, Any]) -> dict[str, Any]:
+    """What PBT changes a clone by: a neighbour in a list, a fifth more or less of a number."""
+    told = config.sweep.space
+    return {
+        key: [_coerced(key, value, config) for value in told[key]["choice"]]
+        if "choice" in told[key]
+        else domain
+        for key, domain in domains.items()
+    }
+
+
+def clip(config: RunConfig, values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a clone, brought back into their ranges."""
+    for key, told in config.sweep.space.items():
+        if "choice" not in told:
+            low, high = (_coerced(key, value, config) for value in next(iter(told.values())))
+            values[key] = min(max(values[key], low), high)
+    return values
+
+
+def _check_key(key: str, config: RunConfig) -> None:
     configuration.check_key(key)
+    if config.sweep.algorithm == "pbt" and key.startswith(_SHAPES) and "dropout" not in key:
+        raise ConfigError(
+            f"sweep.space.{key}: a clone has the tensors of its donor, so pbt cannot vary their shapes"
+        )
     shared = key.startswith(_SHARED) or (key.startswith("corpus.") and key not in _OWN)
-    if shared or key in _FIXED:
+    if shared or key in _FIXED or "." not in key:
         raise ConfigError(f"sweep.space.{key}: it is the same for all trials")
 
 

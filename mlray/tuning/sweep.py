@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ class Outcome:
     """What a sweep has found."""
 
     winner: str
-    """The trial, a run of its own below the sweep's folder."""
+    """The run of the best trial, below the sweep's folder."""
     values: dict[str, Any]
     rows: tuple[Row, ...]
     """Every validation of every trial."""
@@ -124,12 +125,29 @@ def _check_room(config: RunConfig) -> None:
         ConfigError: the cluster cannot place one, or not so many at a time.
     """
     placement.check(config)
+    settings, cluster = config.sweep, config.cluster
+    if settings.algorithm == "pbt" and not 2 <= settings.num_trials <= settings.max_concurrent:
+        raise ConfigError(
+            f"sweep.algorithm=pbt runs its whole population side by side: sweep.num_trials={settings.num_trials} must "
+            f"be 2 or more, and sweep.max_concurrent={settings.max_concurrent} as many"
+        )
+    if settings.grace_steps > config.train.steps:
+        raise ConfigError(
+            f"sweep.grace_steps={settings.grace_steps} lies behind train.steps={config.train.steps}"
+        )
+    count = settings.max_concurrent
+    together = cluster.model_copy(update={"num_workers": cluster.num_workers * count})
     offered = placement.cpus()
     one = _DRIVER_CPUS + placement.wanted_cpus(config)
-    if offered + 1e-9 < one * config.sweep.max_concurrent:
+    told = f"{one:g} CPU with its driver and input pipeline, and the cluster offers {offered:g}"
+    try:
+        placement.check(config.model_copy(update={"cluster": together}))
+        fits = offered + 1e-9 >= one * count
+    except ConfigError as error:
+        fits, told = False, str(error)
+    if not fits:
         raise ConfigError(
-            f"sweep.max_concurrent={config.sweep.max_concurrent} trials cannot be placed: each needs {one:g} CPU with "
-            f"its driver and input pipeline, and the cluster offers {offered:g}; lower sweep.max_concurrent, "
+            f"sweep.max_concurrent={count} trials cannot be placed: each needs {told}; lower sweep.max_concurrent, "
             "cluster.num_workers or cluster.cpus_per_worker"
         )
 
@@ -159,18 +177,19 @@ def tuner(
     filesystem = access.filesystem(base.storage) if access.is_s3(place) else None
     place = place.removeprefix("s3://")
     begun = storage.join(place, "tune")
+    space_of_tune = {} if base.sweep.algorithm in _OPTUNA else domains  # Optuna draws itself
     if resume and tune.Tuner.can_restore(begun, storage_filesystem=filesystem):
         return tune.Tuner.restore(
             begun,
             trainable,
             resume_unfinished=True,
             storage_filesystem=filesystem,
-            param_space=domains,
+            param_space=space_of_tune,
         )
     settings, pareto = base.sweep, base.sweep.algorithm == "pareto"
     return tune.Tuner(
         trainable,
-        param_space={} if settings.algorithm in _OPTUNA else domains,
+        param_space=space_of_tune,
         tune_config=tune.TuneConfig(
             metric=None if pareto else "objective",
             mode=None if pareto else "max",
@@ -194,7 +213,7 @@ def tuner(
 def _below_floor(grace_steps: int) -> Any:
     def stop(_: str, result: Mapping[str, Any]) -> bool:
         """Whether a language is below its floor when the trial had its time."""
-        return result["step"] >= grace_steps and bool(result["below_floor"])
+        return result.get("step", 0) >= grace_steps and bool(result.get("below_floor"))
 
     return stop
 
@@ -205,7 +224,8 @@ def _scheduler(base: RunConfig, domains: dict[str, Any]) -> Any:
         return PopulationBasedTraining(
             time_attr="step",
             perturbation_interval=settings.grace_steps,
-            hyperparam_mutations=dict(domains),
+            hyperparam_mutations=space.mutations(base, domains),
+            custom_explore_fn=functools.partial(space.clip, base),
         )
     if not settings.early_stopping or settings.algorithm == "pareto":
         return FIFOScheduler()
@@ -250,11 +270,11 @@ def _conclude(results: Any, dashboard: Dashboard) -> Outcome:
     console.print(board.heading(), markup=False, highlight=False)
     for name, why in failed.items():
         console.print(f"{name} failed: {why}", markup=False, highlight=False)
-    config = trial.configured(board.config, board.values[best.trial], best.trial)
+    config = trial.configured(board.config, board.values[best.trial], best.run)
     finetune(config)
-    winner = {"run": best.trial, "values": board.values[best.trial], "objective": best.objective}
+    winner = {"run": best.run, "values": board.values[best.trial], "objective": best.objective}
     place = storage.join(config.run.storage_uri, WINNER)
     storage.write_bytes(place, json.dumps(winner, ensure_ascii=False, indent=1).encode(), config.storage)
     console.print(f"winner      {Folders.of(config).root}", markup=False, highlight=False)
     console.print(f"dashboard   {dashboard.place}", markup=False, highlight=False)
-    return Outcome(best.trial, board.values[best.trial], tuple(board.rows), failed)
+    return Outcome(best.run, board.values[best.trial], tuple(board.rows), failed)

@@ -7,6 +7,7 @@ each comes a pointer to the newest checkpoint, a few bytes of JSON, by which Ray
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import tempfile
@@ -26,7 +27,11 @@ from mlray.training.fit import Shared
 from mlray.training.folders import Folders
 from mlray.tuning import objective
 
+TRIALS = "trials.json"
+"""What is known of all trials, below the folder of the sweep."""
 _POINTER = "checkpoint.json"
+_DONOR = "CLONED_FROM"
+_CLONE = "-clone"
 _POLL_S = 0.5
 _CONTROLLER_S = "0.25"
 """Between two looks of Ray Train's controller at its workers: a report waits for the next one."""
@@ -46,10 +51,10 @@ def run(values: dict[str, Any], base: dict[str, Any], languages: list[str], shar
         ConfigError: the values do not fit each other.
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _CONTROLLER_S)
-    prepared = configuration.build(base)
-    config = configured(prepared, values, tune.get_context().get_trial_id())
-    _copy_parts(prepared, config)
-    donor = _adopt(config, tune.get_checkpoint())
+    prepared, name = configuration.build(base), tune.get_context().get_trial_id()
+    if _has_ended(prepared, name):  # Ray Tune was killed before it knew
+        return
+    config, donor = _placed(prepared, values, name, _told(tune.get_checkpoint()))
     for told in _reports(config, shared):
         if not told["languages"]:
             continue
@@ -62,6 +67,8 @@ def run(values: dict[str, Any], base: dict[str, Any], languages: list[str], shar
             "worst_language": found.worst_language,
             "below_floor": list(found.below),
             "cloned_from": donor,
+            "run": config.run.name,
+            "values": values,
         }
         with tempfile.TemporaryDirectory() as folder:
             pointer = None
@@ -89,28 +96,48 @@ def _copy_parts(base: RunConfig, config: RunConfig) -> None:
     storage.write_bytes(storage.join(target.root, "config.yaml"), config.to_yaml().encode(), config.storage)
 
 
-def _adopt(config: RunConfig, pointer: Any) -> str:
-    """Takes over the checkpoint that Ray Tune names: another trial's, which is returned, or an own one before others.
+def _has_ended(base: RunConfig, name: str) -> bool:
+    place = storage.join(base.run.storage_uri, TRIALS)
+    if not storage.exists(place, base.storage):
+        return False
+    return json.loads(storage.read_bytes(place, base.storage))["states"].get(name) in {"done", "stopped"}
 
-    Raises:
-        RunError: the checkpoint is not whole.
-    """
+
+def _told(pointer: Any) -> str:
+    """The checkpoint that Ray Tune points at; empty for none."""
     if pointer is None:
         return ""
     with pointer.as_directory() as folder:
-        donor = json.loads((Path(folder) / _POINTER).read_text(encoding="utf-8"))["uri"]
-    own, settings = Folders.of(config).checkpoints, config.storage
-    target = storage.join(own, donor.rsplit("/", 1)[-1])
-    if fault := checkpoints.verify(donor, settings):
-        raise RunError(f"{donor} is no checkpoint to go on from: {fault}")
-    if donor != target:
-        storage.delete_folder(own, settings)
-        with storage.local_copy(donor, settings) as folder:
+        return str(json.loads((Path(folder) / _POINTER).read_text(encoding="utf-8"))["uri"])
+
+
+def _placed(base: RunConfig, values: dict[str, Any], name: str, pointer: str) -> tuple[RunConfig, str]:
+    """The run in which a trial goes on, and the checkpoint of another trial that it has taken over, if any.
+
+    A trial's own folder goes on from its newest checkpoint. A clone gets a new folder with a copy of its donor's:
+    workers of the old one may still be writing there, and others may be cloned from it.
+
+    Raises:
+        RunError: the donor's checkpoint is not whole.
+    """
+    settings, root = base.storage, base.run.storage_uri
+    run = pointer.rsplit("/", 3)[-3] if pointer else name
+    cloned = run != name and not run.startswith(f"{name}{_CLONE}")
+    if cloned:
+        if fault := checkpoints.verify(pointer, settings):
+            raise RunError(f"{pointer} is no checkpoint to go on from: {fault}")
+        taken = set(storage.list_folders(root, settings))
+        run = next(one for n in itertools.count(1) if (one := f"{name}{_CLONE}{n}") not in taken)
+    config = configured(base, values, run)
+    _copy_parts(base, config)
+    mark = storage.join(Folders.of(config).root, _DONOR)
+    if cloned:
+        target = storage.join(Folders.of(config).checkpoints, pointer.rsplit("/", 1)[-1])
+        with storage.local_copy(pointer, settings) as folder:
             storage.upload(folder, target, settings)
-    for name in storage.list_folders(own, settings):
-        if storage.join(own, name) > target:
-            storage.delete_folder(storage.join(own, name), settings)
-    return "" if donor == target else donor
+        storage.write_bytes(mark, pointer.encode(), settings)
+    donor = storage.read_bytes(mark, settings).decode() if storage.exists(mark, settings) else ""
+    return config, donor
 
 
 def _reports(config: RunConfig, shared: Shared) -> Iterator[dict[str, Any]]:

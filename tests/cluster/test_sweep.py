@@ -87,7 +87,9 @@ def test_a_killed_sweep_goes_on_and_loses_no_trial_that_has_ended(
         found: dict[str, str] = json.loads(storage.read_bytes(results, made.storage))["states"]
         return found
 
+    end = time.monotonic() + 300
     while not {"done", "stopped"} & set(states().values()):
+        assert time.monotonic() < end, (tmp_path / "log").read_text()
         assert process.poll() is None, (tmp_path / "log").read_text()
         time.sleep(0.5)
     os.kill(process.pid, signal.SIGKILL)

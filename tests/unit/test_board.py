@@ -25,17 +25,20 @@ def board(**sweep: Any) -> Board:
     return Board("search", config, ("de-en", "ja-en"))
 
 
-def tell(found: Board, trial: str, step: int, de: float, ja: float, below: tuple[str, ...] = ()) -> None:
+def tell(found: Board, trial: str, step: int, de: float, ja: float, **told: Any) -> None:
     result = {
         "step": step,
         "objective": (de + ja) / 2 - 0.5 * abs(de - ja) / 2,
         "macro": (de + ja) / 2,
         "worst": min(de, ja),
         "worst_language": "ja-en" if ja < de else "de-en",
-        "below_floor": list(below),
+        "below_floor": list(told.get("below", ())),
         "languages": {"de-en": {"accuracy": de, "loss": 1.0}, "ja-en": {"accuracy": ja, "loss": 2.0}},
+        "values": {"train.lr": 1e-3, "contrastive.negatives": "all"},
+        "run": told.get("run", trial),
+        "cloned_from": told.get("donor", ""),
     }
-    found.told(trial, {"train.lr": 1e-3, "contrastive.negatives": "all"}, result)
+    found.told(trial, result)
 
 
 def filled() -> Board:
@@ -85,6 +88,35 @@ def test_what_was_spent() -> None:
     )
 
 
+def test_steps_of_a_donor_are_not_made_again() -> None:
+    config = configuration.build(
+        {
+            "objective": {"name": "contrastive"},
+            "train": {"steps": 90, "validate_every": 30},
+            "sweep": {"space": SPACE},
+        }
+    )
+    found = Board("search", config, ("de-en", "ja-en"))
+    for step in (30, 60, 90):
+        tell(found, "good", step, 0.5, 0.5)
+    tell(found, "bad", 30, 0.1, 0.1)
+    donor = "runs/good/checkpoints/step-00000060"
+    tell(found, "bad", 90, 0.6, 0.6, run="bad-clone1", donor=donor)
+    assert found.spent()[0] == 90 + 30 + 30
+    best = found.best()
+    assert best is not None
+    assert (best.trial, best.run) == ("bad", "bad-clone1")
+    assert "cloned from good at step-00000060" in found.remark(best, set())
+
+
+def test_a_validation_that_is_told_again_counts_once() -> None:
+    found = board()
+    for step in (10, 20, 30):
+        tell(found, "one", step, 0.1, 0.1)
+    tell(found, "one", 20, 0.2, 0.2)  # it went on from a checkpoint at step 10
+    assert [(row.step, row.macro) for row in found.rows] == [(10, 0.1), (20, 0.2)]
+
+
 def test_a_resumed_sweep_knows_what_it_knew() -> None:
     found, again = filled(), board()
     again.restore(found.state())
@@ -110,6 +142,13 @@ def test_the_page_is_whole_by_itself(name: str) -> None:
     assert not re.search(r'<(?:script|link|img)[^>]+(?:src|href)="?http', text)
     for told in ("fair", "unfair", "contrastive.negatives", "below the floor: ja-en", "parcoords"):
         assert told in text
+
+
+def test_a_page_reloads_itself_only_while_trials_run() -> None:
+    found = filled()
+    assert "http-equiv" not in page.page(found)
+    tell(found, "late", 10, 0.1, 0.1)
+    assert "http-equiv" in page.page(found)
 
 
 def test_a_page_without_any_validation_says_so() -> None:

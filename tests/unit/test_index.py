@@ -52,15 +52,19 @@ def test_the_nearest_of_a_market_are_those_of_a_brute_force() -> None:
     assert len(found) == 700
 
 
-def test_the_graph_of_a_large_market_finds_nearly_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_graph_of_a_large_market_finds_nearly_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(indexes, "_EXACT", 0)
     pool, queries = vectors(4000, 5), vectors(50, 6)
     found = ProductIndex(H)
     names = [f"p{i}" for i in range(4000)]
     found.upsert("de", names, pool)
-    told = names_of(found.search("de", queries, 10))
-    hits = sum(len(set(a) & set(b)) for a, b in zip(told, brute(queries, pool, names, 10), strict=True))
-    assert hits / 500 >= 0.95
+    found.save(tmp_path)
+    for one in (found, ProductIndex.load(tmp_path)):
+        told = names_of(one.search("de", queries, 10))
+        hits = sum(len(set(a) & set(b)) for a, b in zip(told, brute(queries, pool, names, 10), strict=True))
+        assert hits / 500 >= 0.95
 
 
 @pytest.mark.parametrize("exact", [0, 5000])

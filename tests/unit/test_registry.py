@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
+import logging
 import random
-import signal
 import tempfile
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
+from moto.server import ThreadedMotoServer
 
 from mlray import configuration, seal, storage
 from mlray.config import ConfigError, RunConfig, RunError, Storage
@@ -53,7 +52,9 @@ def judge(root: Path, weights: str, hits: dict[str, list[int]]) -> None:
             ranked = [*others[: rank - 1], "99", *others[rank - 1 :]] if rank else others
             rows.append(Row("retrieval", language, " ".join(ranked), "99"))
     report = report_of(
-        rows, {"model": weights}, configuration.load(None, ["evaluation.resamples=10"]).evaluation
+        rows,
+        {"sha256": seal.digest(Path(weights))},
+        configuration.load(None, ["evaluation.resamples=10"]).evaluation,
     )
     (root / "evaluation").mkdir(exist_ok=True)
     (root / "evaluation" / "report.json").write_text(report.to_json())
@@ -179,8 +180,9 @@ def test_a_bundle_that_is_not_whole_is_not_promoted(tmp_path: Path, fault: str) 
 def test_what_was_never_evaluated_is_no_bundle(tmp_path: Path) -> None:
     config = configured(tmp_path)
     run = finished(tmp_path, "weak", WEAK)
-    judge(Path(run), f"{run}/checkpoints/step-00000001/weights", WEAK)
-    with pytest.raises(ConfigError, match="and the run has chosen step-00000002; evaluate that"):
+    finished(tmp_path, "other", STRONG)
+    judge(Path(run), f"{tmp_path}/runs/other/checkpoints/step-00000002/weights", WEAK)
+    with pytest.raises(ConfigError, match="is of other weights than those of step-00000002"):
         promotion.challenge(config, run, "")
     (Path(run) / "evaluation" / "report.json").unlink()
     with pytest.raises(ConfigError, match="was never evaluated"):
@@ -220,33 +222,79 @@ def test_of_two_promoters_one_wins_each_time(tmp_path: Path) -> None:
         assert champion.bundle == won[0]
 
 
-def _promote_for_ever(config: RunConfig, names: list[str]) -> None:
-    registry = promotion.open_registry(config)
-    while True:
-        for name in names:
-            champion = registry.history().champion
-            if champion is None or champion.bundle != name:
-                promotion.promote(config, name, None, "")
+def test_on_s3_one_of_two_promoters_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    settings = Storage(endpoint_url=f"http://{host}:{port}")
+    boto3.client("s3", endpoint_url=settings.endpoint_url, region_name="us-east-1").create_bucket(
+        Bucket="shop"
+    )
+    registry = Registry("s3://shop/registry", settings)
+    for number in range(1, 11):
+        before = registry.history()
+        assert len(before.events) == number - 1
+
+        def act(name: str) -> bool:
+            try:
+                registry.append(before, action="promote", bundle=name, index=None, why="")  # noqa: B023
+            except ConflictError:
+                return False
+            return True
+
+        with ThreadPoolExecutor(2) as pool:
+            assert sum(pool.map(act, ("one", "other"))) == 1
+    server.stop()
 
 
-def test_wherever_a_promotion_is_killed_the_champion_is_whole(tmp_path: Path) -> None:
+def test_a_hole_in_the_history_is_no_end(tmp_path: Path) -> None:
     config = configured(tmp_path)
-    names = [
-        promotion.challenge(config, finished(tmp_path, name, STRONG), "").bundle for name in ("one", "other")
-    ]
     registry = promotion.open_registry(config)
-    draw = random.Random(0)
-    for _ in range(10):
-        process = multiprocessing.get_context("fork").Process(target=_promote_for_ever, args=(config, names))
-        process.start()
-        time.sleep(0.1 + 0.3 * draw.random())
-        assert process.pid is not None
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
-        champion = registry.history().champion
-        if champion is not None:
-            assert registry.fault("bundles", champion.bundle) is None
-    assert registry.history().champion is not None
+    for name in ("one", "other"):
+        promotion.challenge(config, finished(tmp_path, name, STRONG), "")
+    promotion.promote(config, None, None, "")
+    (tmp_path / "registry/history/00000002.json").unlink()
+    with pytest.raises(RunError, match=r"00000002\.json is missing, and later events are there"):
+        registry.history()
+
+
+def test_an_altered_bundle_with_an_altered_seal_does_not_fit_its_name(tmp_path: Path) -> None:
+    config = configured(tmp_path)
+    registry = promotion.open_registry(config)
+    name = promotion.challenge(config, finished(tmp_path, "weak", WEAK), "").bundle
+    place = Path(registry.place("bundles", name))
+    (place / "weights" / "model.safetensors").write_bytes(b"mine")
+    mark = json.loads((place / "BUNDLE.json").read_text())
+    (place / "BUNDLE.json").unlink()
+    (place / "BUNDLE.json").write_text(json.dumps({**mark, "files": seal.describe(place)}))
+    assert registry.fault("bundles", name) == "BUNDLE.json does not match its name"
+    (place / "BUNDLE.json").write_text("{")
+    with pytest.raises(RunError, match="is damaged"):
+        registry.about("bundles", name)
+
+
+def test_a_new_index_of_the_champion_needs_no_gate_and_none_is_dropped_in_silence(tmp_path: Path) -> None:
+    config = configured(tmp_path, "release.min_gain=1")
+    registry = promotion.open_registry(config)
+    name = promotion.challenge(config, finished(tmp_path, "weak", WEAK), "").bundle
+    first = indexed(registry, name, tmp_path / "first")
+    promotion.promote(config, None, "auto", "")
+    with pytest.raises(ConfigError, match=f"{name} is served with an index"):
+        promotion.promote(config, name, None, "")
+    (tmp_path / "second").mkdir()
+    (tmp_path / "second" / "vectors.bin").write_bytes(b"more products")
+    second = registry.put("indexes", tmp_path / "second", "products", {"bundle": name})
+    (tmp_path / "registry/indexes/half-written").mkdir()
+    with pytest.raises(ConfigError, match=f"{name} has 2 indexes; there are"):
+        promotion.promote(config, name, "auto", "")
+    verdict, event = promotion.promote(config, name, second, "")
+    assert verdict is None
+    assert event is not None
+    assert (event.bundle, event.index) == (name, second)
+    assert promotion.rollback(config, "").index == first
 
 
 def test_a_bundle_killed_between_any_two_writes_is_none(

@@ -68,6 +68,9 @@ def test_a_grid_is_of_lists() -> None:
         ({"corpus.alpha": {"loguniform": [0.0, 1.0]}}, r"must begin above 0"),
         ({"corpus.alpha": {"choice": [0.3, 1.5]}}, r"corpus.alpha: Input should be less than or equal to 1"),
         ({"adapter.rank": {"uniform": [0.5, 2.5]}}, r"adapter.rank: "),
+        ({"adapter.rank": {"uniform": [2, 4]}}, r"uniform is for keys of type float"),
+        ({"corpus.alpha": {"integer": [0, 1]}}, r"integer is for keys of type int"),
+        ({"train": {"choice": [1]}}, r"train: it is the same for all trials"),
         ({"train.steps": {"choice": [10]}}, r"train.steps: it is the same for all trials"),
         ({"corpus.sources": {"choice": [[]]}}, r"corpus.sources: it is the same for all trials"),
         ({"run.seed": {"choice": [1]}}, r"run.seed: it is the same for all trials"),
@@ -77,3 +80,22 @@ def test_a_grid_is_of_lists() -> None:
 def test_what_cannot_be_searched_is_refused_by_name(told: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         space.build(config(told))
+
+
+def test_numbers_that_yaml_takes_for_texts_are_numbers() -> None:
+    found = space.build(
+        config({"train.lr": {"loguniform": ["1e-4", "1e-2"]}, "train.weight_decay": {"choice": ["1e-3"]}})
+    )
+    assert 1e-4 <= found["train.lr"].sample() <= 1e-2
+    assert found["train.weight_decay"].sample() == 1e-3
+
+
+def test_a_clone_stays_in_the_space() -> None:
+    told = {"train.lr": {"loguniform": [1e-4, 1e-2]}, "contrastive.negatives": {"choice": ["targets", "all"]}}
+    made = config(told, algorithm="pbt")
+    found = space.mutations(made, space.build(made))
+    assert found["contrastive.negatives"] == ["targets", "all"]
+    for seen, kept in ((0.5, 1e-2), (1e-9, 1e-4), (5e-3, 5e-3)):
+        assert space.clip(made, {"train.lr": seen, "contrastive.negatives": "all"})["train.lr"] == kept
+    with pytest.raises(ConfigError, match="pbt cannot vary their shapes"):
+        space.build(config({"adapter.rank": {"choice": [2, 4]}}, algorithm="pbt"))

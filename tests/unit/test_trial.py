@@ -47,40 +47,66 @@ def steps_of(tmp_path: Path, name: str) -> list[str]:
     return sorted(path.name for path in (tmp_path / name / "checkpoints").iterdir())
 
 
-def test_a_clone_has_the_checkpoint_of_its_donor_and_none_of_its_own(tmp_path: Path) -> None:
+def shared(tmp_path: Path) -> RunConfig:
+    """The run whose corpus and tokenizer all trials have."""
+    for name in ("corpus/manifest.json", "tokenizer/tokenizer.json"):
+        place = tmp_path / "shared" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(name)
+    return named(tmp_path, "shared")
+
+
+def test_a_clone_gets_a_folder_of_its_own_with_its_donors_checkpoint(tmp_path: Path) -> None:
     donor = saved(tmp_path, "good", 10, 20)[1]
     saved(tmp_path, "bad", 10, 20, 30)
-    pointer = Pointer(tmp_path / "pointer", str(donor))
-    assert trial._adopt(named(tmp_path, "bad"), pointer) == str(donor)
-    assert steps_of(tmp_path, "bad") == ["step-00000020"]
-    taken = tmp_path / "bad" / "checkpoints" / "step-00000020"
+    config, told = trial._placed(shared(tmp_path), {"train.lr": 0.5}, "bad", str(donor))
+    assert (config.run.name, config.train.lr, told) == ("bad-clone1", 0.5, str(donor))
+    assert steps_of(tmp_path, "bad-clone1") == ["step-00000020"]
+    taken = tmp_path / "bad-clone1" / "checkpoints" / "step-00000020"
     assert (taken / "state" / "worker").read_text() == "good 20"
-    assert seal.verify(str(taken), "COMMIT.json", named(tmp_path, "bad").storage) is None
+    assert seal.verify(str(taken), "COMMIT.json", config.storage) is None
+    assert (tmp_path / "bad-clone1" / "tokenizer" / "tokenizer.json").is_file()
     assert steps_of(tmp_path, "good") == ["step-00000010", "step-00000020"]
+    assert steps_of(tmp_path, "bad") == ["step-00000010", "step-00000020", "step-00000030"]
+    again, told = trial._placed(shared(tmp_path), {}, "bad", str(taken))  # after a pause
+    assert (again.run.name, told) == ("bad-clone1", str(donor))
+    twice, told = trial._placed(shared(tmp_path), {}, "bad", str(donor))
+    assert twice.run.name == "bad-clone2"
+    other, told = trial._placed(shared(tmp_path), {}, "good", str(taken))
+    assert (other.run.name, told) == ("good-clone1", str(taken))
 
 
-def test_a_trial_that_goes_on_forgets_what_ray_tune_was_not_told(tmp_path: Path) -> None:
+def test_a_trial_that_goes_on_stays_in_its_folder(tmp_path: Path) -> None:
     own = saved(tmp_path, "one", 10, 20, 30)
-    pointer = Pointer(tmp_path / "pointer", str(own[1]))
-    assert trial._adopt(named(tmp_path, "one"), pointer) == ""
-    assert steps_of(tmp_path, "one") == ["step-00000010", "step-00000020"]
+    for pointer in ("", str(own[1]), f"{own[1]}9"):  # the last is gone: retention has taken it
+        config, donor = trial._placed(shared(tmp_path), {}, "one", pointer)
+        assert (config.run.name, donor) == ("one", "")
+    assert len(steps_of(tmp_path, "one")) == 3
 
 
-def test_a_new_trial_begins_where_its_folder_stands(tmp_path: Path) -> None:
-    saved(tmp_path, "one", 10)
-    assert trial._adopt(named(tmp_path, "one"), None) == ""
-    assert steps_of(tmp_path, "one") == ["step-00000010"]
-
-
-def test_a_donor_that_is_not_whole_leaves_the_clone_as_it_was(tmp_path: Path) -> None:
+def test_a_donor_that_is_not_whole_is_refused(tmp_path: Path) -> None:
     (donor,) = saved(tmp_path, "good", 20)
     (donor / "state" / "worker").write_text("damaged")
-    saved(tmp_path, "bad", 10)
     with pytest.raises(
         RunError, match="is no checkpoint to go on from: state/worker does not match its sha256"
     ):
-        trial._adopt(named(tmp_path, "bad"), Pointer(tmp_path / "pointer", str(donor)))
-    assert steps_of(tmp_path, "bad") == ["step-00000010"]
+        trial._placed(shared(tmp_path), {}, "bad", str(donor))
+    assert not (tmp_path / "bad-clone1").exists()
+
+
+def test_a_pointer_is_read_as_it_is_written(tmp_path: Path) -> None:
+    assert trial._told(None) == ""
+    assert trial._told(Pointer(tmp_path / "pointer", "s3://b/run/checkpoints/step-00000010")).endswith(
+        "step-00000010"
+    )
+
+
+def test_a_trial_that_has_ended_is_not_begun_again(tmp_path: Path) -> None:
+    config = named(tmp_path, "shared")
+    assert not trial._has_ended(config, "one")
+    states = {"one": "done", "two": "stopped", "three": "runs", "four": "failed"}
+    (tmp_path / "trials.json").write_text(json.dumps({"states": states}))
+    assert [name for name in [*states, "five"] if trial._has_ended(config, name)] == ["one", "two"]
 
 
 def test_every_checkpoint_of_a_population_is_kept() -> None:

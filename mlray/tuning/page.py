@@ -11,23 +11,27 @@ import plotly.graph_objects as go
 from mlray.evaluation.output import STYLE
 from mlray.tuning.board import Board, Row, shown
 
+_PARTS = ".part{overflow-x:auto;margin:0 0 1.5rem}.part .js-plotly-plot{min-width:40rem}"
+
 
 def page(board: Board) -> str:
     """The whole page, with its plots and what draws them."""
     ranked = board.ranked()
     plots = [_curves(board), _heat_map(board, ranked), _parallel(board, ranked)] if ranked else []
-    bodies = [
-        plot.to_html(full_html=False, include_plotlyjs=number == 0, config={"displaylogo": False})
+    settings = {"displaylogo": False, "responsive": True}
+    bodies = [_leaders(board, ranked)] + [
+        plot.to_html(full_html=False, include_plotlyjs=number == 0, config=settings)
         for number, plot in enumerate(plots)
     ]
+    parts = "".join(f'<div class="part">{body}</div>' for body in bodies)
     runs = not board.states or "runs" in board.states.values()
     refresh = '<meta http-equiv="refresh" content="30">' if runs else ""
     title = f"Sweep {html.escape(board.name)}"
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
         f'content="width=device-width">{refresh}'
-        f"<title>{title}</title><style>{STYLE}</style></head><body><h1>{title}</h1>"
-        f"<p>{html.escape(board.heading())}</p>{_leaders(board, ranked)}{''.join(bodies)}</body></html>\n"
+        f"<title>{title}</title><style>{STYLE}{_PARTS}</style></head><body><h1>{title}</h1>"
+        f"<p>{html.escape(board.heading())}</p>{parts}</body></html>\n"
     )
 
 

@@ -19,8 +19,8 @@ from scipy.sparse.csgraph import connected_components
 from mlray.config import Contrastive
 from mlray.objectives.pairing import QUERY, TARGET, Texts
 
-_BLOCK_BYTES = 64 << 20
-"""Of similarities that are held at once."""
+_BLOCK_BYTES = 16 << 20
+"""Of similarities in a block, of which some copies are held at once: what a step takes more for a larger batch."""
 
 
 def groups(texts: Texts) -> np.ndarray:

@@ -74,7 +74,9 @@ def main() -> int:
         ]
         for size, batch in works:
             report["batches"][f"{size} {batch}"] = run(size, batch, arguments, folder)
-            measure.write_json("contrastive", report, arguments.results)  # hours: nothing that is measured is lost
+            measure.write_json(
+                "contrastive", report, arguments.results
+            )  # hours: nothing that is measured is lost
     report["machine"]["load_average_after"] = [round(value, 2) for value in os.getloadavg()]
     report["seconds"] = round(time.perf_counter() - begin)
     path = measure.write_json("contrastive", report, arguments.results)

@@ -114,7 +114,11 @@ def open_input(uri: str, storage: Storage) -> pa.NativeFile:
 
 
 def read_bytes(uri: str, storage: Storage) -> bytes:
-    """The whole content of a small file."""
+    """The whole content of a small file, as it was at one moment: on S3 by one request, whoever writes it anew."""
+    if is_s3(uri):
+        bucket, key = split(uri)
+        with named(uri, storage):
+            return bytes(client(storage).get_object(Bucket=bucket, Key=key)["Body"].read())
     with open_input(uri, storage) as file, named(uri, storage):
         return bytes(file.read())
 

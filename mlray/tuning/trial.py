@@ -52,7 +52,8 @@ def run(values: dict[str, Any], base: dict[str, Any], languages: list[str], shar
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _CONTROLLER_S)
     prepared, name = configuration.build(base), tune.get_context().get_trial_id()
-    if _has_ended(prepared, name):  # Ray Tune was killed before it knew
+    if ended := _ended(prepared, name):  # Ray Tune was killed before it knew
+        tune.report(ended)
         return
     config, donor = _placed(prepared, values, name, _told(tune.get_checkpoint()))
     for told in _reports(config, shared):
@@ -96,11 +97,25 @@ def _copy_parts(base: RunConfig, config: RunConfig) -> None:
     storage.write_bytes(storage.join(target.root, "config.yaml"), config.to_yaml().encode(), config.storage)
 
 
-def _has_ended(base: RunConfig, name: str) -> bool:
+def _ended(base: RunConfig, name: str) -> dict[str, Any] | None:
+    """The last report of a trial that has ended before the sweep was resumed; None for any other."""
     place = storage.join(base.run.storage_uri, TRIALS)
     if not storage.exists(place, base.storage):
-        return False
-    return json.loads(storage.read_bytes(place, base.storage))["states"].get(name) in {"done", "stopped"}
+        return None
+    known = json.loads(storage.read_bytes(place, base.storage))
+    rows = [row for row in known["rows"] if row["trial"] == name]
+    if known["states"].get(name) not in {"done", "stopped"} or not rows:
+        return None
+    last, metric = rows[-1], base.sweep.metric
+    return {
+        **{
+            key: last[key]
+            for key in ("step", "objective", "macro", "worst", "worst_language", "run", "cloned_from")
+        },
+        "below_floor": last["below"],
+        "languages": {language: {metric: value} for language, value in last["languages"].items()},
+        "values": known["values"][name],
+    }
 
 
 def _told(pointer: Any) -> str:

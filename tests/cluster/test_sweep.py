@@ -23,7 +23,10 @@ from mlray.tuning.sweep import sweep
 from tests.cluster import corpus as sample
 from tests.cluster.conftest import ROOT
 
-pytestmark = pytest.mark.cluster
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning:transformers"),
+]
 
 SPACE = {"adapter.rank": {"choice": [2, 4]}, "train.lr": {"choice": [1e-9, 5e-3]}}
 

@@ -12,6 +12,7 @@ import pytest
 from mlray import configuration, seal
 from mlray.config import ConfigError, RunConfig, RunError
 from mlray.tuning import sweep, trial
+from tests.unit.test_board import filled, tell
 
 
 class Pointer:
@@ -101,12 +102,20 @@ def test_a_pointer_is_read_as_it_is_written(tmp_path: Path) -> None:
     )
 
 
-def test_a_trial_that_has_ended_is_not_begun_again(tmp_path: Path) -> None:
+def test_a_trial_that_has_ended_only_tells_its_last_report_again(tmp_path: Path) -> None:
     config = named(tmp_path, "shared")
-    assert not trial._has_ended(config, "one")
-    states = {"one": "done", "two": "stopped", "three": "runs", "four": "failed"}
-    (tmp_path / "trials.json").write_text(json.dumps({"states": states}))
-    assert [name for name in [*states, "five"] if trial._has_ended(config, name)] == ["one", "two"]
+    assert trial._ended(config, "fair") is None
+    known = filled()
+    tell(known, "running", 10, 0.5, 0.5)
+    (tmp_path / "trials.json").write_text(json.dumps(known.state()))
+    assert trial._ended(config, "running") is None
+    assert trial._ended(config, "never") is None
+    before = list(known.rows)
+    for name in ("fair", "unfair", "slow"):
+        told = trial._ended(config, name)
+        assert told is not None
+        known.told(name, told)
+    assert sorted(known.rows, key=str) == sorted(before, key=str)
 
 
 def test_every_checkpoint_of_a_population_is_kept() -> None:

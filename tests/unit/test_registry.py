@@ -233,7 +233,7 @@ def test_on_s3_one_of_two_promoters_wins(tmp_path: Path, monkeypatch: pytest.Mon
     boto3.client("s3", endpoint_url=settings.endpoint_url, region_name="us-east-1").create_bucket(
         Bucket="shop"
     )
-    registry = Registry("s3://shop/registry", settings)
+    registry = Registry("s3://promotions/registry", settings)
     for number in range(1, 11):
         before = registry.history()
         assert len(before.events) == number - 1

@@ -231,7 +231,7 @@ def test_on_s3_one_of_two_promoters_wins(tmp_path: Path, monkeypatch: pytest.Mon
     host, port = server.get_host_and_port()
     settings = Storage(endpoint_url=f"http://{host}:{port}")
     boto3.client("s3", endpoint_url=settings.endpoint_url, region_name="us-east-1").create_bucket(
-        Bucket="shop"
+        Bucket="promotions"
     )
     registry = Registry("s3://promotions/registry", settings)
     for number in range(1, 11):

@@ -225,15 +225,9 @@ def delete_folder(uri: str, storage: Storage) -> None:
         shutil.rmtree(uri, ignore_errors=True)
         return
     bucket, key = split(uri)
-    with named(uri, storage):
-        pages = (
-            client(storage)
-            .get_paginator("list_objects_v2")
-            .paginate(Bucket=bucket, Prefix=f"{key.rstrip('/')}/")
-        )
-        for page in pages:
-            for entry in page.get("Contents", []):
-                client(storage).delete_object(Bucket=bucket, Key=entry["Key"])
+    for path in walk(uri, storage):
+        with named(uri, storage):
+            client(storage).delete_object(Bucket=bucket, Key=f"{key.rstrip('/')}/{path}")
 
 
 def _list_local(path: Path) -> list[File]:

@@ -28,6 +28,12 @@ _MEANS: dict[str, tuple[str, Callable[[str, str], float]]] = {
 """Kind of task -> metric that is a mean over the rows, and what a row is worth (prediction, truth)."""
 
 
+def metric_of(task: str) -> str:
+    """The metric of a task whose paired test is made first."""
+    kind = task.partition(" ")[0]
+    return _MEANS[kind][0] if kind in _MEANS else "span F1" if kind == "tagging" else "BLEU"
+
+
 @dataclass(frozen=True)
 class Difference:
     """Two models on the rows of one language; `p` is corrected for the number of tests (Holm)."""

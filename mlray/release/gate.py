@@ -11,15 +11,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from mlray.config import Release
+from mlray.evaluation import comparison
 from mlray.evaluation.report import Report
 
-METRICS = {
-    "answer": "MRR",
-    "classification": "accuracy",
-    "retrieval": "MRR",
-    "tagging": "span F1",
-}
-"""Kind of task -> the metric that decides, one that a paired test can be made of; others are judged by BLEU."""
 _SLACK = 1e-9
 """Of figures that went through a sum in another order."""
 
@@ -75,7 +69,7 @@ def judge(champion: Report, challenger: Report, p_values: Mapping[str, float], s
     """
     lines, macro, refusals = [], {}, []
     for task, table in champion.cells.items():
-        metric = METRICS.get(task.partition(" ")[0], "BLEU")
+        metric = comparison.metric_of(task)
         if metric not in next(iter(table.values())):  # such as the language bias, which no gate is made of
             continue
         other = challenger.cells.get(task, {})

@@ -232,7 +232,7 @@ def _scheduler(base: RunConfig, domains: dict[str, Any]) -> Any:
     return AsyncHyperBandScheduler(
         time_attr="step",
         max_t=base.train.steps,
-        grace_period=min(settings.grace_steps, base.train.steps),
+        grace_period=settings.grace_steps,
         reduction_factor=settings.reduction_factor,
     )
 

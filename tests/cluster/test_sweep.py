@@ -75,14 +75,14 @@ def _documents(shard: Any, steps: int) -> list[Any]:
 def test_a_killed_sweep_goes_on_and_loses_no_trial_that_has_ended(
     aligned: RunConfig, bucket: str, tmp_path: Path
 ) -> None:
-    made = searching(bucket, "killed", num_trials=3, algorithm="tpe")
+    made = searching(bucket, "swept", num_trials=3, algorithm="tpe")
     path = tmp_path / "sweep.yaml"
     path.write_text(made.to_yaml())
     address = ray.get_runtime_context().gcs_address
     command = [sys.executable, "jobs/sweep.py", "--config", str(path), f"cluster.address={address}"]
     log = (tmp_path / "log").open("wb")
     process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
-    results = f"s3://{bucket}/runs/killed/trials.json"
+    results = f"s3://{bucket}/runs/swept/trials.json"
 
     def states() -> dict[str, str]:
         if not storage.exists(results, made.storage):
@@ -108,9 +108,9 @@ def test_a_killed_sweep_goes_on_and_loses_no_trial_that_has_ended(
             row for row in before if row["trial"] == name
         ]
     assert outcome.failed == {}
-    folder = f"s3://{bucket}/runs/killed/{outcome.winner}"
+    folder = f"s3://{bucket}/runs/swept/{outcome.winner}"
     assert storage.exists(f"{folder}/evaluation/report.json", made.storage)
-    page = storage.read_bytes(f"s3://{bucket}/runs/killed/dashboard.html", made.storage).decode()
+    page = storage.read_bytes(f"s3://{bucket}/runs/swept/dashboard.html", made.storage).decode()
     assert all(name in page for name in after["states"])
     with pytest.raises(ConfigError, match="holds a sweep; --resume goes on with it"):
         sweep(made)

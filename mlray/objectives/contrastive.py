@@ -34,6 +34,13 @@ def groups(texts: Texts) -> np.ndarray:
     return with_items(ends, texts.items_N[queries_P], int(names_N.max(initial=-1)) + 1)[names_N]
 
 
+def together(texts: Texts, own_P: np.ndarray) -> int:
+    """How many own pairs meet another pair of the same item: a right answer that is neither sought nor a negative."""
+    items_P = groups(texts)[_by_pair(texts, QUERY)]
+    _, numbers_P, counts = np.unique(items_P, return_inverse=True, return_counts=True)
+    return int((counts[numbers_P[own_P]] > 1).sum())
+
+
 def with_items(ends_P2: np.ndarray, items_P: np.ndarray, size: int) -> np.ndarray:
     """As `linked`, and pairs of the same known item (not 0) are linked to each other."""
     known, numbers_K = np.unique(items_P[items_P != 0], return_inverse=True)

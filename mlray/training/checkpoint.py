@@ -38,6 +38,8 @@ class Progress:
     position: Position = field(default_factory=Position)
     tokens: dict[str, float] = field(default_factory=dict)
     documents: dict[str, float] = field(default_factory=dict)
+    together: float = 0.0
+    """Pairs that met another of the same item in their batch."""
     best: float | None = None
     """Best value of the early-stopping metric."""
     best_step: int | None = None

@@ -269,6 +269,7 @@ def _advance(progress: Progress, step: loop.Step, languages: list[str], log_ever
     progress.step = step.number
     progress.position = step.position
     progress.seconds += step.seconds
+    progress.together += step.together
     progress.digest = (progress.digest + step.digest) % (1 << 53)
     for i, name in enumerate(languages):
         progress.tokens[name] = progress.tokens.get(name, 0.0) + float(step.tokens[i])

@@ -30,8 +30,10 @@ _SHARE = 0.4
 
 def update(
     engine: Engine, inputs: list[Inputs], task: Task, rate: float, pairs: float, key: tuple[int, int]
-) -> tuple[float, float]:
-    """Forward, loss over all workers' pairs, backward, and the optimiser step: own loss sum and the gradient norm.
+) -> tuple[float, float, int]:
+    """Forward, loss over all workers' pairs, backward, and the optimiser step.
+
+    Returns the own loss sum, the gradient norm, and how many own pairs met another of the same item.
 
     Args:
         engine: made with `over_batch`.
@@ -43,7 +45,7 @@ def update(
     """
     vectors = _read(engine, inputs, task.contrastive, key)
     texts = [pairing.known(one.texts).stack() for one in inputs]
-    total, _, gradient_nH = _loss(engine, torch.cat([part.detach() for part in vectors]), texts, task)
+    total, together, gradient_nH = _loss(engine, torch.cat([part.detach() for part in vectors]), texts, task)
     gradient_nH *= engine.world_size / max(pairs, 1.0)
     parts = torch.split(gradient_nH, [len(part) for part in vectors])
     with engine.one_reduction():
@@ -54,7 +56,7 @@ def update(
                 output = engine.forward(one.model)
             engine.backward((output * parts[place]).sum())
             vectors[place] = output.detach()  # its graph is not needed any more
-    return total, engine.step(rate)
+    return total, engine.step(rate), together
 
 
 def _read(
@@ -124,21 +126,18 @@ def _host_bytes() -> float:
 def _loss(
     engine: Engine, own_nH: torch.Tensor, texts: list[np.ndarray], task: Task
 ) -> tuple[float, int, torch.Tensor]:
-    """Loss sum and finds of own pairs, and the gradient of all workers' losses to own vectors (n, H)."""
+    """Loss sum of own pairs, how many met another of the same item, and all workers' gradient to own vectors (n, H)."""
     own_5n = torch.from_numpy(Texts.join(texts).stack()).to(engine.device)
     everyone = gather_rows(engine, own_nH)
     told = [part.T.cpu().numpy() for part in gather_rows(engine, own_5n.T.contiguous())]
     pairs = [int(part[1].max(initial=-1)) + 1 for part in told]
     first = sum(pairs[: engine.rank])
-    total, found, gradient_NH = contrastive.loss(
-        torch.cat(everyone),
-        Texts.join(told),
-        np.arange(first, first + pairs[engine.rank]),
-        task.contrastive,
-    )
+    own_P, joined = np.arange(first, first + pairs[engine.rank]), Texts.join(told)
+    total, _, gradient_NH = contrastive.loss(torch.cat(everyone), joined, own_P, task.contrastive)
     if engine.world_size > 1:
         torch.distributed.all_reduce(gradient_NH)
-    return total, found, torch.split(gradient_NH, [len(part) for part in everyone])[engine.rank]
+    own_nH = torch.split(gradient_NH, [len(part) for part in everyone])[engine.rank]
+    return total, contrastive.together(joined, own_P), own_nH
 
 
 def gather_rows(engine: Engine, tensor: torch.Tensor) -> list[torch.Tensor]:

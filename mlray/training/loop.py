@@ -46,6 +46,8 @@ class Step:
     """Tokens per language."""
     documents: np.ndarray
     """Documents (or pieces of long ones) per language."""
+    together: float
+    """Pairs that met another of the same item in the global batch, of an objective over pairs."""
     seconds: float
     waited_s: float
     """Part of `seconds` spent waiting for batches on this worker."""
@@ -75,8 +77,8 @@ def steps(
             raise RunError(f"the stream of batches ended before step {number + 1} of {config.steps}")
         rate = learning_rate(config, number)
         update = gradcache.update if task.over_batch else _update
-        loss, norm = update(engine, inputs, task, rate, float(predictions), (seed, number))
-        shared = _share(engine, micro_batches, loss, len(task.languages))
+        loss, norm, together = update(engine, inputs, task, rate, float(predictions), (seed, number))
+        shared = _share(engine, micro_batches, loss, together, len(task.languages))
         if not math.isfinite(shared.loss) or not math.isfinite(norm):
             raise RunError(
                 f"step {number + 1} has a loss of {shared.loss / max(float(predictions), 1.0)} and a gradient norm of "
@@ -91,6 +93,7 @@ def steps(
             digest=shared.digest,
             tokens=shared.tokens,
             documents=shared.documents,
+            together=shared.together,
             seconds=time.perf_counter() - begin,
             waited_s=waited_s,
         )
@@ -109,8 +112,8 @@ def learning_rate(config: Train, step: int) -> float:
 
 def _update(
     engine: Engine, inputs: list[Inputs], task: Task, rate: float, predictions: float, key: tuple[int, int]
-) -> tuple[float, float]:
-    """Forward and backward of a worker's micro-batches and the optimiser step: its loss sum and the gradient norm."""
+) -> tuple[float, float, int]:
+    """Forward and backward of a worker's micro-batches and the optimiser step; see `gradcache.update`."""
     scale = engine.accumulation * engine.world_size / max(predictions, 1.0)
     losses, norm = [], 0.0
     for place, one in enumerate(inputs):
@@ -119,7 +122,7 @@ def _update(
         engine.backward(loss * scale)
         norm = engine.step(rate)
         losses.append(loss.detach())
-    return float(torch.stack(losses).sum()), norm
+    return float(torch.stack(losses).sum()), norm, 0
 
 
 @dataclass(frozen=True)
@@ -129,11 +132,14 @@ class _Shared:
     position: Position
     loss: float
     digest: int
+    together: float
     tokens: np.ndarray
     documents: np.ndarray
 
 
-def _share(engine: Engine, batches: list[PackedBatch], loss: float, num_languages: int) -> _Shared:
+def _share(
+    engine: Engine, batches: list[PackedBatch], loss: float, together: int, num_languages: int
+) -> _Shared:
     """One all-reduce for everything that a step tells: the last worker holds the last rows."""
     last = batches[-1].next_position if engine.rank == engine.world_size - 1 else Position(0, 0)
     tokens, documents = np.zeros(num_languages), np.zeros(num_languages)
@@ -144,13 +150,14 @@ def _share(engine: Engine, batches: list[PackedBatch], loss: float, num_language
         # Fibonacci hashing to 31 bits; sums of that many documents are exact in float64.
         hashes = (batch.documents_D.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(33)
         digest += int(hashes.sum())
-    numbers = np.array([last.window, last.row, loss, digest], dtype=np.float64)
+    numbers = np.array([last.window, last.row, loss, digest, together], dtype=np.float64)
     total = engine.total(np.concatenate([numbers, tokens, documents]))
-    first, second = 4, 4 + num_languages
+    first, second = 5, 5 + num_languages
     return _Shared(
         position=Position(int(total[0]), int(total[1])),
         loss=float(total[2]),
         digest=int(total[3]),
+        together=float(total[4]),
         tokens=total[first:second],
         documents=total[second:],
     )

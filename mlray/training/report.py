@@ -48,6 +48,7 @@ def build(
         / (progress.step * config.train.global_batch_size * config.corpus.sequence_length),
         "tokens": progress.tokens,
         "documents": progress.documents,
+        "pairs_of_one_item": progress.together,
         "losses": progress.losses,
         "validations": progress.validations,
         "fertility": fertility,
@@ -135,6 +136,14 @@ def show(report: dict[str, Any], console: Console) -> None:
         f"{report['tokens_per_s']:,.0f} tokens/s in steps; rows are {report['useful_token_share']:.1%} full; "
         f"{report['seconds_in_steps']:,.0f} s; a worker held at most {report['peak_worker_bytes'] / 2**20:,.0f} MiB"
     )
+    if report["pairs_of_one_item"]:
+        share = report["pairs_of_one_item"] / (
+            report["steps"] * report["config"]["train"]["global_batch_size"]
+        )
+        console.print(
+            f"{report['pairs_of_one_item']:,.0f} pairs ({share:.1%}) met another of the same item in their batch: no "
+            "negatives of each other"
+        )
 
 
 def _cells(first: dict[str, float] | None, last: dict[str, float] | None) -> list[str]:

@@ -109,7 +109,12 @@ def one_step(
         (step,) = loop.steps(
             engine, tiny.deal(rows(), micro, rank, world_size), task(cache), config, start=0, seed=0
         )
-    return {"loss": step.loss, "gradients": engine.gradients, "reductions": counted.large}
+    return {
+        "loss": step.loss,
+        "together": step.together,
+        "gradients": engine.gradients,
+        "reductions": counted.large,
+    }
 
 
 class Counted:
@@ -172,6 +177,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def same(found: dict[str, Any], atol: float, width: int = 24) -> None:
     loss, gradients = expected(width)
     assert found["loss"] == pytest.approx(loss, abs=atol)
+    assert found["together"] == 4  # two pairs with one query, two with one target
     assert found["gradients"].keys() == gradients.keys()
     for name, gradient in gradients.items():
         assert torch.allclose(found["gradients"][name].reshape(gradient.shape), gradient, atol=atol), name

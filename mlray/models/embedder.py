@@ -136,9 +136,7 @@ def build_distiller(
         ConfigError: a checkpoint does not fit, or the teacher's vectors have another size and its loss needs the same.
     """
     student = build(config, contrastive, tokens, folder)
-    known = ModelConfig.model_validate(
-        {"family": family_of(str(teacher), Storage()), "path": distillation.teacher}
-    )
+    known = checkpoint_of(ModelConfig(), str(teacher), Storage())
     pooling = {"pooling": pooling_of(teacher) or "mean"}
     taught = build(known, contrastive.model_copy(update=pooling), tokenizer.load(teacher), teacher)
     sizes = [int(one.model.config.hidden_size) for one in (taught, student)]
@@ -150,8 +148,8 @@ def build_distiller(
     return Distiller(student.model, contrastive, taught)
 
 
-def family_of(uri: str, settings: Storage) -> str:
-    """The family that the checkpoint in a folder or at an `s3://` prefix names.
+def checkpoint_of(config: ModelConfig, uri: str, settings: Storage) -> ModelConfig:
+    """The section, changed to the checkpoint in a folder or at an `s3://` prefix, and to the family that it names.
 
     Raises:
         ConfigError: there is none, or it is no encoder of ours.
@@ -164,7 +162,7 @@ def family_of(uri: str, settings: Storage) -> str:
         ) from None
     if found not in backbone.FAMILIES:
         raise ConfigError(f"{uri} is a {found} checkpoint and no encoder of {', '.join(backbone.FAMILIES)}")
-    return found
+    return config.model_copy(update={"family": found, "path": uri})
 
 
 def export(model: Embedder, tokens: Any, weights: dict[str, torch.Tensor], folder: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from mlray import configuration, seal, storage
 from mlray.config import ConfigError, RunConfig, Storage
 from mlray.evaluation.report import Report
-from mlray.models.embedder import family_of
+from mlray.models.embedder import checkpoint_of
 from mlray.objectives.embedding import TextEmbedder
 from mlray.release.registry import Registry
 from mlray.training import checkpoint as checkpoints
@@ -150,9 +150,7 @@ def open_embedder(registry: Registry, name: str, device: str = "cpu") -> TextEmb
             (folder / "config.yaml").read_text(encoding="utf-8"), f"{name}/config.yaml"
         )
         weights = folder / "weights"
-        known = config.model.model_copy(
-            update={"family": family_of(str(weights), Storage()), "path": str(weights)}
-        )
+        known = checkpoint_of(config.model, str(weights), Storage())
         adapter, language = (
             folder / part if (folder / part).is_dir() else None for part in ("adapter", "language_adapter")
         )

@@ -59,6 +59,19 @@ class Board:
         self.rows.append(Row(trial, step, *told, languages, run, str(result["cloned_from"])))
         return self.rows[-1]
 
+    def report(self, trial: str) -> dict[str, Any] | None:
+        """What a trial that has ended told last, the reverse of `told`; None for any other."""
+        if self.states.get(trial) not in {"done", "stopped"} or trial not in self.last():
+            return None
+        last, metric = self.last()[trial], self.config.sweep.metric
+        own = ("step", "objective", "macro", "worst", "worst_language", "run", "cloned_from")
+        return {
+            **{key: getattr(last, key) for key in own},
+            "below_floor": list(last.below),
+            "languages": {language: {metric: value} for language, value in last.languages.items()},
+            "values": self.values[trial],
+        }
+
     def ended(self, trial: str) -> str:
         """A sentence on a trial that has ended by itself or was stopped."""
         last = self.last().get(trial)

@@ -64,7 +64,7 @@ def opener(config: RunConfig, model: str) -> Callable[[], TextEmbedder]:
     Raises:
         ConfigError: there is no checkpoint, or it is no encoder.
     """
-    named = config.model.model_copy(update={"family": embedder.family_of(model, config.storage)})
+    named = embedder.checkpoint_of(config.model, model, config.storage)
     return functools.partial(open_embedder, config.model_copy(update={"model": named}), model)
 
 

@@ -26,6 +26,7 @@ from mlray.training import fit
 from mlray.training.fit import Shared
 from mlray.training.folders import Folders
 from mlray.tuning import objective
+from mlray.tuning.board import Board
 
 TRIALS = "trials.json"
 """What is known of all trials, below the folder of the sweep."""
@@ -102,20 +103,9 @@ def _ended(base: RunConfig, name: str) -> dict[str, Any] | None:
     place = storage.join(base.run.storage_uri, TRIALS)
     if not storage.exists(place, base.storage):
         return None
-    known = json.loads(storage.read_bytes(place, base.storage))
-    rows = [row for row in known["rows"] if row["trial"] == name]
-    if known["states"].get(name) not in {"done", "stopped"} or not rows:
-        return None
-    last, metric = rows[-1], base.sweep.metric
-    return {
-        **{
-            key: last[key]
-            for key in ("step", "objective", "macro", "worst", "worst_language", "run", "cloned_from")
-        },
-        "below_floor": last["below"],
-        "languages": {language: {metric: value} for language, value in last["languages"].items()},
-        "values": known["values"][name],
-    }
+    board = Board(base.run.name, base, ())
+    board.restore(json.loads(storage.read_bytes(place, base.storage)))
+    return board.report(name)
 
 
 def _told(pointer: Any) -> str:

@@ -28,8 +28,8 @@ QUERY, TARGET = 0, 1
 class Pairs:
     """Cuts pairs: both halves and the hard negatives as texts of one row.
 
-    Without hard negatives each half has half of the row at most. With them the longest texts are cut to one length, the
-    greatest with which all fit.
+    No text has more than half of the row, which the model has positions for. With hard negatives the longest texts are cut
+    to one length, the greatest with which all fit.
     """
 
     encoder: Encoder
@@ -66,13 +66,12 @@ class Pairs:
 def _room(lengths: Sequence[int], sequence_length: int) -> int:
     """Tokens of a text, beside its two special ones, with which texts of these lengths fit into a row."""
     left, count = sequence_length - 2 * len(lengths), len(lengths)
-    if count == 2:
-        return left // 2
+    most = sequence_length // 2 - 2
     for length in sorted(lengths):
         if length * count > left:
-            return left // count
+            return min(left // count, most)
         left, count = left - length, count - 1
-    return max(*lengths, 1)
+    return most
 
 
 def name(text: str) -> int:

@@ -17,8 +17,8 @@ setup: .venv/ready
 	touch .venv/ready
 
 demo: setup
-	rm -rf runs/demo
-	$(RUN) $(BIN)/python jobs/pretrain.py --config jobs/configs/pretrain_sample.yaml
+	rm -rf runs/demo runs/sweep-sample runs/registry
+	$(RUN) PYTHON=$(BIN)/python sh jobs/pipeline.sh runs
 	@echo "plot        runs/demo/loss.png"
 
 test: setup

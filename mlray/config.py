@@ -363,6 +363,35 @@ class Release(_Section):
     significance: Annotated[float, Field(gt=0, lt=1)] = 0.05
 
 
+class Serving(_Section):
+    """The HTTP application over the champion of `release.registry_uri`."""
+
+    host: str = "127.0.0.1"
+    """Beyond this machine only with `keys_uri`."""
+    port: int = Field(8000, ge=0, le=65535)
+    keys_uri: str | None = None
+    """File of API keys, one JSON object a line; `python -m serve_app.keys` makes one."""
+    language: str = "en"
+    """Of a request that neither says nor shows its own."""
+    watch_s: float = Field(5.0, gt=0)
+    """Between two looks at the registry for a new champion, and at the keys."""
+    timeout_s: float = Field(10.0, gt=0)
+    """A request that takes longer is answered with 503."""
+    max_body_bytes: PositiveInt = 1 << 20
+    max_texts: PositiveInt = 256
+    """Of one request."""
+    max_chars: PositiveInt = 8192
+    """Of one text."""
+    batch_tokens: PositiveInt = 4096
+    """Of one forward pass."""
+    queued_tokens: PositiveInt = 65536
+    """Of one language that may wait in a replica; beyond it a request is answered with 429."""
+    num_replicas: PositiveInt = 1
+    """Of the models."""
+    cpus_per_replica: float = Field(1.0, gt=0)
+    gpus_per_replica: float = Field(0.0, ge=0)
+
+
 class Cluster(_Section):
     """What the run asks of Ray."""
 
@@ -395,6 +424,7 @@ class RunConfig(_Section):
     train: Train = Train()
     sweep: Sweep = Sweep()
     release: Release = Release()
+    serving: Serving = Serving()
     cluster: Cluster = Cluster()
 
     @property

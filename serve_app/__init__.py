@@ -1,1 +1,1 @@
-"""The Ray Serve application: HTTP ingress, model deployments, language routing."""
+"""The HTTP application over the champion of a registry."""

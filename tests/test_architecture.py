@@ -109,7 +109,7 @@ def test_budgets_and_docstring(path: Path) -> None:
     limit = MAX_CONFIG if name(path) == "mlray/config.py" else limit
     assert len(text.splitlines()) <= limit, f"{name(path)} is longer than {limit} lines"
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             longest = MAX_LOOP if node.name in {"_work", "steps"} else MAX_FUNCTION
             assert node.end_lineno is not None
             length = node.end_lineno - node.lineno + 1

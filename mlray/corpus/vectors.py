@@ -46,7 +46,8 @@ class _Embed:
                     yield self._table(group, chunk)
             except (lines.BrokenChunk, StorageError) as error:  # as data: Ray would wrap it into a traceback
                 fault = f"{chunk.file.uri}: {error}"
-                yield {"fault": [fault], "refused": [[]], "id": [[]], "language": [[]], "vector": [[]]}
+                columns = ("refused", "id", "title", "language", "vector")
+                yield {"fault": [fault], **{name: [[]] for name in columns}}
 
     def _table(self, group: list[Any], chunk: lines.Chunk) -> dict[str, Any]:
         group = [
@@ -63,6 +64,7 @@ class _Embed:
             "fault": [""],
             "refused": [places],
             "id": [[record.key for record in good]],
+            "title": [[record.text.split("\n", 1)[0] for record in good]],
             "language": [[record.language for record in good]],
             "vector": [vectors.ravel()],
         }
@@ -71,7 +73,7 @@ class _Embed:
 def embed(
     source: Source, opened: Callable[[], Embedder], cluster: Cluster, max_chars: int, settings: Storage
 ) -> Iterator[tuple[pa.Table, list[str]]]:
-    """Tables of `id` (the cell of `part_by`), `language` and `vector`; and the bad rows that were left out.
+    """Tables of `id` (the cell of `part_by`), `title` (the first line), `language` and `vector`; and the bad rows.
 
     Args:
         source: what is read.
@@ -166,5 +168,6 @@ def _table(row: dict[str, Any]) -> pa.Table:
     count = len(row["id"])
     flat = np.asarray(row["vector"], dtype=np.float32)
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(flat), len(flat) // count if count else 1)
-    names = [pa.array(list(row[name]), pa.string()) for name in ("id", "language")]
-    return pa.table([*names, vectors], names=["id", "language", "vector"])
+    names = ["id", "title", "language"]
+    told = [pa.array(list(row[name]), pa.string()) for name in names]
+    return pa.table([*told, vectors], names=[*names, "vector"])

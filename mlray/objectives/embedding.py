@@ -65,22 +65,29 @@ class TextEmbedder:
 
     def stream(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The same in parts: places (n,) in `texts`, and their vectors (n, H)."""
-        start, end, room = self.encoder.start_id, self.encoder.end_id, self.room
-        pieces = [
-            Piece(tokens, 0, number, texts=((len(tokens), number),))
-            for number, ids in enumerate(self.encoder.encode(texts))
-            for tokens in [[start, *ids[:room], end]]
-        ]
-        lengths = [len(piece.tokens) for piece in pieces]
-        rows = packing.best_fit(lengths, self._length)
+        cut = self.cut(texts)
+        rows = packing.best_fit([len(tokens) for tokens in cut], self._length)
         for first in range(0, len(rows), _ROWS):
             places = [number for row in rows[first : first + _ROWS] for number in row]
-            table = packing.pack_pieces(
-                [pieces[i] for i in places], self.encoder.pad_id, self._length, 0, seed=0
-            )
-            batch = packing.unpack(table)
-            inputs, _ = pairing.collate(batch, self.encoder.pad_id, np.zeros((1, 2), np.int64))
-            yield batch.documents_D, self._forward(inputs)
+            yield np.array(places), self.read([cut[i] for i in places])
+
+    def cut(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of each text as the encoder reads them."""
+        start, end, room = self.encoder.start_id, self.encoder.end_id, self.room
+        return [[start, *ids[:room], end] for ids in self.encoder.encode(texts)]
+
+    def read(self, cut: Sequence[list[int]]) -> np.ndarray:
+        """Unit vectors (N, H) float32 of texts that are `cut`, in one forward pass without padding between them."""
+        pieces = [
+            Piece(tokens, 0, number, texts=((len(tokens), number),)) for number, tokens in enumerate(cut)
+        ]
+        table = packing.pack_pieces(pieces, self.encoder.pad_id, self._length, 0, seed=0)
+        batch = packing.unpack(table)
+        inputs, _ = pairing.collate(batch, self.encoder.pad_id, np.zeros((1, 2), np.int64))
+        vectors_NH = self._forward(inputs)
+        found_NH = np.empty_like(vectors_NH)
+        found_NH[batch.documents_D] = vectors_NH
+        return found_NH
 
     @torch.inference_mode()
     def _forward(self, inputs: dict[str, torch.Tensor]) -> np.ndarray:

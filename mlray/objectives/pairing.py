@@ -28,8 +28,8 @@ QUERY, TARGET = 0, 1
 class Pairs:
     """Cuts pairs: both halves and the hard negatives as texts of one row.
 
-    No text has more than half of the row, which the model has positions for. With hard negatives the longest texts are cut
-    to one length, the greatest with which all fit.
+    No text has more than half of the row, which the model has positions for. With hard negatives the longest texts are
+    cut to one length, the greatest with which all fit.
     """
 
     encoder: Encoder

@@ -1,6 +1,6 @@
 """Vectors of products, market by market, in which the nearest to a query are found (HNSW, Malkov and Yashunin 2018).
 
-    products.parquet           market, key and id of every product
+    products.parquet           market, key, id and title of every product
     market-<tag>.usearch       the vectors of a market by key, and their graph
 
 A product is in as many markets as sell it. A search looks into one market alone, so a filter costs nothing and loses
@@ -22,7 +22,9 @@ from usearch.index import Index, MetricKind, ScalarKind
 from mlray.config import ConfigError
 
 _PRODUCTS = "products.parquet"
-_SCHEMA = pa.schema([("market", pa.string()), ("key", pa.int64()), ("id", pa.string())])
+_SCHEMA = pa.schema(
+    [("market", pa.string()), ("key", pa.int64()), ("id", pa.string()), ("title", pa.string())]
+)
 _TAG = re.compile(r"[A-Za-z0-9_-]+")
 _EXACT = 5000
 """Products of a market up to which every one is looked at."""
@@ -44,22 +46,24 @@ class _Market:
         )
         self.keys: dict[str, int] = {}
         self.ids: dict[int, str] = {}
+        self.titles: dict[str, str] = {}
         self.next = 0
 
-    def upsert(self, ids: Sequence[str], vectors_NH: np.ndarray) -> None:
+    def upsert(self, ids: Sequence[str], vectors_NH: np.ndarray, titles: Sequence[str]) -> None:
         self.delete(ids)
         keys_N = np.arange(self.next, self.next + len(ids), dtype=np.uint64)
         self.next += len(ids)
         self.index.add(keys_N, vectors_NH)
         for name, key in zip(ids, keys_N.tolist(), strict=True):
             self.keys[name], self.ids[key] = key, name
+        self.titles |= dict(zip(ids, titles, strict=False))
 
     def delete(self, ids: Sequence[str]) -> int:
         known = [self.keys.pop(name) for name in dict.fromkeys(ids) if name in self.keys]
         if known:
             self.index.remove(np.array(known, np.uint64))
         for key in known:
-            del self.ids[key]
+            self.titles.pop(self.ids.pop(key), None)
         return len(known)
 
     def search(self, queries_QH: np.ndarray, k: int) -> list[list[tuple[str, float]]]:
@@ -92,13 +96,16 @@ class ProductIndex:
         """Market -> its number of products."""
         return {tag: len(market.keys) for tag, market in sorted(self._markets.items()) if market.keys}
 
-    def upsert(self, market: str, ids: Sequence[str], vectors_NH: np.ndarray) -> None:
+    def upsert(
+        self, market: str, ids: Sequence[str], vectors_NH: np.ndarray, titles: Sequence[str] = ()
+    ) -> None:
         """Adds products to a market, or gives them other vectors.
 
         Args:
             market: a tag; an unknown one is a new market.
             ids: of the products, each once.
             vectors_NH: unit vectors.
+            titles: what people see, one a product, or none at all.
 
         Raises:
             ConfigError: the market is no name for a file, the vectors have another width, or an id is there twice.
@@ -112,11 +119,17 @@ class ProductIndex:
         if len(set(ids)) < len(ids):
             twice = next(name for name in ids if list(ids).count(name) > 1)
             raise ConfigError(f"{market}: the product {twice!r} is there twice")
-        self._markets.setdefault(market, _Market(self.width)).upsert(ids, vectors_NH)
+        if titles and len(titles) != len(ids):
+            raise ConfigError(f"{market}: {len(titles)} titles for {len(ids)} products")
+        self._markets.setdefault(market, _Market(self.width)).upsert(ids, vectors_NH, titles)
 
     def delete(self, market: str, ids: Sequence[str]) -> int:
         """Takes products out of a market; returns how many were there."""
         return self._markets[market].delete(ids) if market in self._markets else 0
+
+    def title(self, market: str, name: str) -> str | None:
+        """What people see of a product; None if it has no title."""
+        return self._markets[market].titles.get(name)
 
     def search(self, market: str, queries_QH: np.ndarray, k: int) -> list[list[tuple[str, float]]]:
         """The k products of a market that are nearest to each query, with their similarities, the nearest first.
@@ -135,6 +148,7 @@ class ProductIndex:
             rows["market"] += [tag] * len(market.keys)
             rows["key"] += market.keys.values()
             rows["id"] += market.keys
+            rows["title"] += [market.titles.get(name) for name in market.keys]
             market.index.save(str(folder / f"market-{tag}.usearch"))
         pq.write_table(pa.table(rows, schema=_SCHEMA), folder / _PRODUCTS)
 
@@ -144,7 +158,8 @@ class ProductIndex:
         table = pq.read_table(folder / _PRODUCTS, schema=_SCHEMA)
         found: ProductIndex | None = None
         tags = np.array(table.column("market").to_pylist())
-        keys, ids = table.column("key").to_numpy(), np.array(table.column("id").to_pylist(), object)
+        keys = table.column("key").to_numpy()
+        ids, titles = (np.array(table.column(name).to_pylist(), object) for name in ("id", "title"))
         for path in sorted(folder.glob("market-*.usearch")):
             tag = path.stem.removeprefix("market-")
             index = Index.restore(str(path))
@@ -155,6 +170,8 @@ class ProductIndex:
             own = tags == tag
             market.keys = dict(zip(ids[own].tolist(), keys[own].tolist(), strict=True))
             market.ids = {key: name for name, key in market.keys.items()}
+            shown = zip(ids[own].tolist(), titles[own].tolist(), strict=True)
+            market.titles = {name: title for name, title in shown if title is not None}
             market.next = max(market.ids, default=-1) + 1
         if found is None:
             raise ConfigError(f"{folder} holds no index of products")

@@ -82,12 +82,12 @@ def _read(
             width = table.schema.field("vector").type.list_size
             index = index or ProductIndex(width)
             rows_NH = table.column("vector").combine_chunks().flatten().to_numpy().reshape(-1, width)
-            markets, ids = table.column("language").to_pylist(), table.column("id").to_pylist()
+            markets, ids, titles = (table.column(name).to_pylist() for name in ("language", "id", "title"))
             for market in sorted(set(markets)):
-                places = {
-                    ids[i]: i for i, own in enumerate(markets) if own == market
-                }  # the last of a product counts
-                index.upsert(market, list(places), rows_NH[list(places.values())])
+                # The last of a product counts.
+                places = {ids[i]: i for i, told in enumerate(markets) if told == market}
+                own = list(places.values())
+                index.upsert(market, list(places), rows_NH[own], [titles[i] for i in own])
             bar.advance(work, len(table))
     return index, refused
 

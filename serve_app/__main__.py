@@ -1,0 +1,63 @@
+"""Serves on this machine until it is told to stop: `python -m serve_app release.registry_uri=runs/registry`."""
+
+from __future__ import annotations
+
+import ipaddress
+import signal
+import sys
+import threading
+
+from mlray import configuration
+from mlray.config import ConfigError, Serving
+
+
+def main() -> int:
+    """Parses, serves, and says in one line why it failed: 0 stopped, 1 failed, 2 bad configuration."""
+    arguments = configuration.parser("Serve the champion of release.registry_uri.").parse_intermixed_args()
+    return configuration.exit_code(lambda: _serve(arguments.config, arguments.overrides))
+
+
+def _serve(path: str | None, overrides: list[str]) -> None:
+    config = configuration.load(path, overrides)
+    _check_host(config.serving)
+    # Loads torch and ray: not before the configuration is good.
+    from ray import serve
+
+    from mlray.release.promotion import open_registry
+    from mlray.training import placement
+    from serve_app.app import bind
+
+    registry = open_registry(config)
+    if registry.history().champion is None:
+        raise ConfigError(f"{registry.uri} has no champion; jobs/promote.py makes one")
+    stopped = threading.Event()
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, lambda *_: stopped.set())
+    placement.connect(config)
+    serve.start(http_options={"host": config.serving.host, "port": config.serving.port})
+    try:
+        serve.run(bind(config), name="mlray")
+        print(f"serves      http://{config.serving.host}:{config.serving.port}/docs", flush=True)
+        stopped.wait()
+    finally:
+        serve.shutdown()
+
+
+def _check_host(settings: Serving) -> None:
+    """
+    Raises:
+        ConfigError: strangers could ask without a key.
+    """
+    try:
+        local = ipaddress.ip_address(settings.host).is_loopback
+    except ValueError:
+        local = settings.host == "localhost"
+    if not local and settings.keys_uri is None:
+        raise ConfigError(
+            f"serving.host={settings.host} is reached from other machines; set serving.keys_uri first "
+            "(python -m serve_app.keys NAME >> keys.jsonl)"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

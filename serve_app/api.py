@@ -1,0 +1,188 @@
+"""The routes, their guards, and nothing else: what models do is behind `Backend`, and Ray is nowhere."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, Protocol
+
+import numpy as np
+from fastapi import APIRouter, FastAPI, Header, Response
+
+from mlray.config import Serving
+from serve_app import errors, metrics
+from serve_app.errors import ApiError
+from serve_app.guards import Guards
+from serve_app.keys import Keys
+from serve_app.models import Asked
+from serve_app.schemas import (
+    Embedding,
+    EmbeddingsReply,
+    EmbeddingsRequest,
+    ModelsReply,
+    Refusal,
+    SearchReply,
+    SearchRequest,
+    Usage,
+)
+
+_REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Refusal} for status in (400, 401, 404, 413, 422, 429, 503)
+}
+AcceptLanguage = Annotated[str | None, Header()]
+
+
+class Backend(Protocol):
+    """What answers; see `models.Models`."""
+
+    async def search(self, query: str, market: str, k: int, asked: Asked) -> dict[str, Any]:
+        """`results` and `served_by`."""
+        ...
+
+    async def embed(
+        self, texts: list[str], asked: Asked, model: str | None, dimensions: int | None
+    ) -> dict[str, Any]:
+        """`vectors`, `tokens` and `served_by`."""
+        ...
+
+    async def about(self) -> dict[str, Any]:
+        """`champion` and `challenger`."""
+        ...
+
+
+def create(backend: Backend, settings: Serving, keys: Callable[[], Keys | None]) -> FastAPI:
+    """The application.
+
+    Args:
+        backend: what answers.
+        settings: limits.
+        keys: those that are good now; None: no key is asked for, and only this machine is answered.
+    """
+    app = FastAPI(
+        title="mlray",
+        description="Search and embeddings for shops in many languages, by the champion of the registry.",
+        version="1",
+        docs_url="/docs",
+        redoc_url=None,
+    )
+    errors.install(app)
+    app.include_router(_open(backend))
+    app.include_router(_routes(_Limits(backend, settings)), prefix="/v1", responses=_REFUSALS)
+
+    @app.get("/metrics", tags=["health"])
+    async def told() -> Response:
+        """Of this process, for Prometheus."""
+        return Response(metrics.text(), media_type=metrics.CONTENT_TYPE)
+
+    app.add_middleware(Guards, settings=settings, keys=keys)
+    return app
+
+
+class _Limits:
+    """The backend within the limits of a request: time, number and length of texts."""
+
+    def __init__(self, backend: Backend, settings: Serving) -> None:
+        self.backend, self.settings = backend, settings
+
+    async def within(self, answer: Awaitable[dict[str, Any]]) -> dict[str, Any]:
+        """The answer, if it comes in time; a refusal of a replica is one of ours.
+
+        Raises:
+            ApiError: it does not.
+        """
+        try:
+            return await asyncio.wait_for(answer, self.settings.timeout_s)
+        except TimeoutError:
+            raise ApiError(503, "deadline", "no answer in time; try again later", 1.0) from None
+        except Exception as error:
+            cause = getattr(error, "cause", error)  # of an error that another process has raised
+            if isinstance(cause, ApiError):
+                raise cause from None
+            if type(error).__name__ == "BackPressureError":
+                raise ApiError(503, "overloaded", "too many requests wait; try again later", 1.0) from None
+            raise
+
+    def check(self, texts: list[str]) -> None:
+        """
+        Raises:
+            ApiError: there are too many, or one is too long.
+        """
+        if len(texts) > self.settings.max_texts:
+            raise ApiError(
+                413,
+                "too_many_texts",
+                f"{len(texts):,} texts; a request has {self.settings.max_texts:,} at most",
+            )
+        longest = max(map(len, texts))
+        if longest > self.settings.max_chars:
+            raise ApiError(
+                413,
+                "text_too_long",
+                f"{longest:,} characters; a text has {self.settings.max_chars:,} at most",
+            )
+
+
+def _open(backend: Backend) -> APIRouter:
+    """What needs no key."""
+    router = APIRouter(tags=["health"])
+
+    @router.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """The process lives."""
+        return {"status": "ok"}
+
+    @router.get("/readyz", responses={503: {"model": Refusal}})
+    async def readyz() -> dict[str, str]:
+        """A champion serves."""
+        champion = (await backend.about())["champion"]
+        if champion is None:
+            raise ApiError(503, "no_champion", "no model is served yet", 1.0)
+        return {"status": "ok", "bundle": champion["id"]}
+
+    return router
+
+
+def _routes(limits: _Limits) -> APIRouter:
+    router = APIRouter()
+
+    @router.post("/search")
+    async def search(request: SearchRequest, accept_language: AcceptLanguage = None) -> SearchReply:
+        """Products of a market for a customer's words."""
+        limits.check([request.query])
+        asked = Asked(request.language, accept_language)
+        found = await limits.within(limits.backend.search(request.query, request.market, request.k, asked))
+        return SearchReply.model_validate(found)
+
+    @router.post("/embeddings")
+    async def embeddings(
+        request: EmbeddingsRequest, accept_language: AcceptLanguage = None
+    ) -> EmbeddingsReply:
+        """Vectors of texts, as OpenAI's API has them."""
+        texts = [request.input] if isinstance(request.input, str) else request.input
+        limits.check(texts)
+        asked = Asked(request.language, accept_language)
+        found = await limits.within(limits.backend.embed(texts, asked, request.model, request.dimensions))
+        vectors = [_encoded(row, request.encoding_format) for row in found["vectors"]]
+        return EmbeddingsReply(
+            data=[Embedding(index=i, embedding=vector) for i, vector in enumerate(vectors)],
+            model=found["served_by"]["bundle"],
+            usage=Usage(prompt_tokens=found["tokens"], total_tokens=found["tokens"]),
+            served_by=found["served_by"],
+        )
+
+    @router.get("/models")
+    async def models() -> ModelsReply:
+        """Champion and challenger, and how each was judged per language."""
+        about = await limits.within(limits.backend.about())
+        found = [(role, about[role]) for role in ("champion", "challenger") if about[role]]
+        return ModelsReply(data=[{"object": "model", "role": role, **one} for role, one in found])
+
+    return router
+
+
+def _encoded(vector_H: np.ndarray, how: str) -> list[float] | str:
+    if how == "float":
+        numbers: list[float] = vector_H.tolist()
+        return numbers
+    return base64.b64encode(np.ascontiguousarray(vector_H, "<f4").tobytes()).decode()

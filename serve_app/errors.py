@@ -1,0 +1,79 @@
+"""What a request is refused with: a status, a code for machines and a sentence for people, never a stack trace."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Awaitable, Callable
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+log = logging.getLogger("mlray.serve")
+
+_CODES = {400: "bad_request", 401: "no_key", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}
+_LISTED = 3
+"""Faults of a request that are told."""
+
+
+class ApiError(Exception):
+    """A refusal; it may cross from a replica to the ingress."""
+
+    def __init__(self, status: int, code: str, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(status, code, message, retry_after_s)
+        self.status, self.code, self.message, self.retry_after_s = status, code, message, retry_after_s
+
+
+def answer(error: ApiError, request_id: str) -> JSONResponse:
+    """The reply to a request that is refused."""
+    kind = "invalid_request_error" if error.status < 500 else "server_error"
+    body = {"code": error.code, "message": error.message, "type": kind, "request_id": request_id}
+    headers = {}
+    if error.retry_after_s is not None:
+        headers["retry-after"] = str(max(1, round(error.retry_after_s)))
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return JSONResponse({"error": body}, error.status, headers)
+
+
+def failure(error: Exception, request_id: str) -> ApiError:
+    """What is told of a fault of ours. The log has where it was, without its message, which may quote a customer."""
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    log.error("request %s failed with %s:\n%s", request_id, type(error).__name__, frames)
+    return ApiError(500, "internal", "the server failed; its log has this request id")
+
+
+def install(app: FastAPI) -> None:
+    """Makes every refusal of an application one of ours."""
+    handlers: dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
+        ApiError: _refused,
+        RequestValidationError: _invalid,
+        HTTPException: _http,
+    }
+    for kind, handler in handlers.items():
+        app.add_exception_handler(kind, handler)
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return answer(error, request.state.id)
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    """Where it is wrong and why, without what was sent."""
+    assert isinstance(error, RequestValidationError)
+    faults = [
+        f"{'.'.join(str(part) for part in fault['loc'] if part != 'body') or 'the body'}: {fault['msg']}"
+        for fault in error.errors()[:_LISTED]
+    ]
+    broken = any(fault["type"] == "json_invalid" for fault in error.errors())
+    code, status = ("invalid_json", 400) if broken else ("invalid_request", 422)
+    return answer(ApiError(status, code, "; ".join(faults)), request.state.id)
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code = _CODES.get(error.status_code, "error")
+    return answer(ApiError(error.status_code, code, f"{error.detail}"), request.state.id)

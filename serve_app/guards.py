@@ -1,0 +1,108 @@
+"""What every request passes before a route sees it: an id, a key, and a body of a bearable size."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import secrets
+import time
+from collections.abc import Callable
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mlray.config import Serving
+from serve_app import errors, metrics
+from serve_app.errors import ApiError
+from serve_app.keys import Keys
+
+OPEN = ("/healthz", "/readyz")
+"""Routes without a key."""
+_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+
+
+class Guards:
+    """ASGI middleware around the whole application."""
+
+    def __init__(self, app: ASGIApp, settings: Serving, keys: Callable[[], Keys | None]) -> None:
+        self._app, self._settings, self._keys = app, settings, keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on, or refuses it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        named = headers.get(b"x-request-id", b"")
+        request_id = named.decode() if _ID.fullmatch(named) else secrets.token_hex(8)
+        scope.setdefault("state", {})["id"] = request_id
+        begin, status = time.perf_counter(), 0
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        try:
+            self._check(scope, headers)
+            body = await self._body(headers, receive)
+            await self._app(scope, _replayed(body, receive), answer)
+        except Exception as error:
+            if status:
+                raise  # half of the answer is out
+            told = error if isinstance(error, ApiError) else errors.failure(error, request_id)
+            await errors.answer(told, request_id)(scope, receive, answer)
+        finally:
+            metrics.told(scope, status, time.perf_counter() - begin)
+
+    def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
+        if scope["path"].removeprefix(scope.get("root_path", "")) in OPEN:
+            return
+        keys = self._keys()
+        if keys is not None:
+            keys.check(headers.get(b"authorization", b"").decode("latin-1"))
+        elif not _local(scope.get("client")):
+            raise ApiError(
+                401, "no_keys", "without API keys (serving.keys_uri) only this machine is answered"
+            )
+
+    async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> list[Message]:
+        """The messages of the body, read before anything works on it.
+
+        Raises:
+            ApiError: 413, as soon as it is too large.
+        """
+        limit, size, messages = self._settings.max_body_bytes, 0, list[Message]()
+        told = headers.get(b"content-length", b"0")
+        if not told.isdigit() or int(told) > limit:
+            raise _too_large(limit)
+        while True:
+            message = await receive()
+            messages.append(message)
+            size += len(message.get("body", b""))
+            if size > limit:
+                raise _too_large(limit)
+            if message["type"] != "http.request" or not message.get("more_body"):
+                return messages
+
+
+def _too_large(limit: int) -> ApiError:
+    return ApiError(413, "body_too_large", f"a request has {limit:,} bytes at most")
+
+
+def _replayed(messages: list[Message], receive: Receive) -> Receive:
+    waiting = iter(messages)
+
+    async def replay() -> Message:
+        return next(waiting, None) or await receive()
+
+    return replay
+
+
+def _local(client: Any) -> bool:
+    try:
+        return client is not None and ipaddress.ip_address(client[0]).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,95 @@
+"""API keys: only their hashes are kept, with a name and a day after which they are good for nothing.
+
+python -m serve_app.keys NAME --days 90 >> keys.jsonl
+
+That is the line for the file; the key itself is shown once, on standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import secrets
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from mlray import storage
+from mlray.config import ConfigError, Storage
+from serve_app.errors import ApiError
+
+_PREFIX = "mlray-"
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Who may ask."""
+
+    known: Mapping[str, tuple[str, datetime]]
+    """sha256 of a key -> name, and until when it is good."""
+
+    @classmethod
+    def read(cls, uri: str, settings: Storage) -> Keys:
+        """The keys of a file, one JSON object a line.
+
+        Raises:
+            ConfigError: the file is empty, or a line is none of `serve_app.keys`.
+            StorageError: it cannot be read.
+        """
+        try:
+            lines = storage.read_bytes(uri, settings).decode().splitlines()
+            told = [json.loads(line) for line in lines if line.strip()]
+            known = {
+                one["sha256"]: (str(one["name"]), datetime.fromisoformat(one["expires"])) for one in told
+            }
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"serving.keys_uri={uri} is no file of keys: {error!r}") from None
+        if not known:
+            raise ConfigError(f"serving.keys_uri={uri} holds no key; python -m serve_app.keys makes one")
+        return cls(known)
+
+    def check(self, header: str | None) -> str:
+        """The name of the key in `Authorization: Bearer <key>`.
+
+        Raises:
+            ApiError: 401, as it is missing, unknown or expired.
+        """
+        scheme, _, key = (header or "").partition(" ")
+        if scheme.lower() != "bearer" or not key.strip():
+            raise ApiError(401, "no_key", "send an API key as Authorization: Bearer <key>")
+        name, expires = self.known.get(_hash(key.strip()), ("", None))
+        if expires is None:
+            raise ApiError(401, "unknown_key", "the API key is unknown")
+        if expires < datetime.now(UTC):
+            raise ApiError(401, "expired_key", f"the API key {name} has expired on {expires.date()}")
+        return name
+
+
+def make(name: str, days: int) -> tuple[str, str]:
+    """A new key, and its line for the file."""
+    key = _PREFIX + secrets.token_urlsafe(32)
+    expires = datetime.now(UTC) + timedelta(days=days)
+    return key, json.dumps(
+        {"name": name, "sha256": _hash(key), "expires": expires.isoformat(timespec="seconds")}
+    )
+
+
+def _hash(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def main() -> None:
+    """Prints the line of a new key, and the key beside it."""
+    parser = argparse.ArgumentParser(description="Make an API key.")
+    parser.add_argument("name", help="whose it is")
+    parser.add_argument("--days", type=int, default=90, help="how long it is good")
+    arguments = parser.parse_args()
+    key, line = make(arguments.name, arguments.days)
+    print(line)
+    print(f"the key of {arguments.name}, shown this once: {key}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""The models behind the API: one champion at a time, exchanged as a whole; nothing here knows of Ray or HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mlray.config import ConfigError, RunConfig, RunError
+from mlray.release.promotion import open_registry
+from serve_app import routing
+from serve_app.batching import Batcher, Overloaded
+from serve_app.champion import Champion
+from serve_app.errors import ApiError
+
+log = logging.getLogger("mlray.serve")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a request says of its language."""
+
+    language: str | None = None
+    header: str | None = None
+
+
+@dataclass(frozen=True)
+class _Serving:
+    """A champion and what waits for it; requests that began with it end with it."""
+
+    champion: Champion
+    batcher: Batcher[list[int], np.ndarray] = field(repr=False)
+
+
+class Models:
+    """Answers with the champion of the registry, and looks for another every `serving.watch_s`."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._config, self._registry = config, open_registry(config)
+        self._device = "cuda" if config.serving.gpus_per_replica else "cpu"
+        self._now: _Serving | None = None
+        self._fault = ""
+        self.look()
+        self._over = threading.Event()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        while not self._over.wait(self._config.serving.watch_s):
+            self.look()
+
+    def look(self) -> None:
+        """Takes up the champion if the history names another than the one that serves.
+
+        What cannot be opened is told once in the log and in `/readyz`, and the one before it goes on.
+        """
+        try:
+            event = self._registry.history().champion
+            if event is None or (self._now and event == self._now.champion.event):
+                self._fault = "" if event else f"{self._registry.uri} has no champion"
+                return
+            champion = Champion.open(self._registry, event, self._device)
+        except (ConfigError, RunError) as error:
+            if str(error) != self._fault:
+                log.error("no other champion is taken up: %s", error)
+            self._fault = str(error)
+            return
+        settings = self._config.serving
+        batcher = Batcher[list[int], np.ndarray](
+            champion.embedder.read, len, budget=settings.batch_tokens, capacity=settings.queued_tokens
+        )
+        self._now, self._fault = _Serving(champion, batcher), ""
+        log.info("serves %s with %s", event.bundle, event.index or "no index")
+
+    async def about(self) -> dict[str, Any]:
+        """The champion, the challenger, and why another was not taken up."""
+        now = self._now
+        challenger = await asyncio.to_thread(self._challenger)
+        return {
+            "champion": now.champion.about() if now else None,
+            "challenger": challenger,
+            "fault": self._fault,
+            "waiting_tokens": now.batcher.waiting if now else {},
+        }
+
+    def _challenger(self) -> dict[str, Any] | None:
+        event = self._registry.history().challenger
+        return asdict(event) | {"id": event.bundle} if event else None
+
+    async def embed(
+        self, texts: list[str], asked: Asked, model: str | None, dimensions: int | None
+    ) -> dict[str, Any]:
+        """Unit vectors (N, H) float32 of texts, the tokens read, and what has served.
+
+        Raises:
+            ApiError: no champion, another model is asked for, more dimensions than there are, or the queue is full.
+        """
+        now = self._ready()
+        if model not in {None, "champion", now.champion.event.bundle}:
+            raise ApiError(
+                404, "unknown_model", f"there is no such model; {now.champion.event.bundle} serves"
+            )
+        route = self._route(texts[0], asked, now)
+        vectors_NH, tokens = await _vectors(now, texts, route.language)
+        if dimensions is not None:
+            if dimensions > vectors_NH.shape[1]:
+                raise ApiError(422, "invalid_request", f"dimensions: the model makes {vectors_NH.shape[1]}")
+            vectors_NH = vectors_NH[:, :dimensions]
+            vectors_NH = vectors_NH / np.maximum(np.linalg.norm(vectors_NH, axis=1, keepdims=True), 1e-12)
+        return {"vectors": vectors_NH, "tokens": tokens, "served_by": _served_by(now, route)}
+
+    async def search(self, query: str, market: str, k: int, asked: Asked) -> dict[str, Any]:
+        """The k products of a market that are nearest to a query, and what has served.
+
+        Raises:
+            ApiError: no champion, no index, no such market, or the queue is full.
+        """
+        now = self._ready()
+        index = now.champion.index
+        if index is None:
+            raise ApiError(
+                503, "no_index", f"{now.champion.event.bundle} is served without an index of products"
+            )
+        if market not in index.markets:
+            raise ApiError(
+                404, "unknown_market", f"there is no such market; there are {', '.join(index.markets)}"
+            )
+        route = self._route(query, asked, now)
+        vectors_1H, _ = await _vectors(now, [query], route.language)
+        found = index.search(market, vectors_1H, k)[0]
+        results = [{"id": name, "score": score, "title": index.title(market, name)} for name, score in found]
+        return {"results": results, "served_by": _served_by(now, route)}
+
+    def _ready(self) -> _Serving:
+        if self._now is None:
+            raise ApiError(503, "no_champion", "no model is served yet", self._config.serving.watch_s)
+        return self._now
+
+    def _route(self, text: str, asked: Asked, now: _Serving) -> routing.Route:
+        try:
+            return routing.route(
+                text,
+                declared=asked.language,
+                header=asked.header,
+                spoken=now.champion.languages,
+                default=self._config.serving.language,
+            )
+        except routing.UnknownLanguageError as error:
+            raise ApiError(422, "unknown_language", f"language: {error}") from None
+
+
+async def _vectors(now: _Serving, texts: Sequence[str], language: str) -> tuple[np.ndarray, int]:
+    cut = await asyncio.to_thread(now.champion.embedder.cut, texts)
+    try:
+        found = await now.batcher.submit(language, cut)
+    except Overloaded as error:
+        raise ApiError(
+            429, "overloaded", f"too much waits in {language}; try again later", error.retry_after_s
+        ) from None
+    return np.stack(found), sum(len(tokens) for tokens in cut)
+
+
+def _served_by(now: _Serving, route: routing.Route) -> dict[str, Any]:
+    event = now.champion.event
+    return {"bundle": event.bundle, "index": event.index, **asdict(route)}

@@ -1,0 +1,113 @@
+"""Requests and replies of the HTTP API; OpenAPI is made of them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+Text = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
+Tag = Annotated[str, StringConstraints(min_length=2, max_length=35)]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+
+LANGUAGE = Field(None, description="BCP 47; else Accept-Language, else detected", examples=["de"])
+
+
+class _Request(BaseModel):
+    """Unknown fields are refused: a misspelt one would be ignored in silence."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class ServedBy(BaseModel):
+    """What has answered; a reply is of one bundle and of the index that this bundle has built."""
+
+    bundle: str
+    index: str | None = None
+    language: str
+    known_by: Literal["declared", "header", "detected", "default"]
+    step: Literal["language", "related", "base"] = Field(
+        description="the language's own adapter, that of a related language, or the model without one"
+    )
+    adapter: str | None = None
+
+
+class SearchRequest(_Request):
+    """A customer's words, in any language, for the products of a market."""
+
+    query: Text = Field(examples=["wasserdichte Wanderschuhe"])
+    market: Name = Field(examples=["de"])
+    language: Tag | None = LANGUAGE
+    k: int = Field(10, ge=1, le=100, description="products, at most")
+
+
+class Hit(BaseModel):
+    """A product."""
+
+    id: str
+    score: float = Field(description="cosine similarity to the query")
+    title: str | None = None
+
+
+class SearchReply(BaseModel):
+    """Products, the nearest first."""
+
+    results: list[Hit]
+    served_by: ServedBy
+
+
+class EmbeddingsRequest(BaseModel):
+    """As OpenAI's; fields that mean nothing here are passed over."""
+
+    input: Text | Annotated[list[Text], Field(min_length=1)] = Field(examples=[["red shoes", "rote Schuhe"]])
+    model: str | None = Field(None, description="a bundle's id, or `champion`", examples=["champion"])
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(None, ge=1, description="the first so many, brought to unit length")
+    language: Tag | None = LANGUAGE
+
+
+class Embedding(BaseModel):
+    """A unit vector."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str = Field(description="numbers, or base64 of little-endian float32")
+
+
+class Usage(BaseModel):
+    """Tokens that were read."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingsReply(BaseModel):
+    """As OpenAI's, and what has answered."""
+
+    object: Literal["list"] = "list"
+    data: list[Embedding]
+    model: str
+    usage: Usage
+    served_by: ServedBy
+
+
+class ModelsReply(BaseModel):
+    """Champion and challenger with their reports per language."""
+
+    object: Literal["list"] = "list"
+    data: list[dict[str, Any]]
+
+
+class Fault(BaseModel):
+    """Why a request is refused."""
+
+    code: str = Field(examples=["unknown_market"])
+    message: str
+    type: str
+    request_id: str
+
+
+class Refusal(BaseModel):
+    """The body of every reply that is not 2xx."""
+
+    error: Fault

@@ -1,0 +1,219 @@
+"""The HTTP API without Ray: what is refused and how, keys, and the forms of the replies."""
+
+from __future__ import annotations
+
+import base64
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.routing import APIRoute
+from fastapi.testclient import TestClient
+
+from mlray.access import StorageError
+from mlray.config import ConfigError, Serving, Storage
+from serve_app import api, guards, keys
+from serve_app.errors import ApiError
+from serve_app.keys import Keys
+from serve_app.models import Asked
+
+BY = {
+    "bundle": "b-1",
+    "index": "i-1",
+    "language": "de",
+    "known_by": "declared",
+    "step": "base",
+    "adapter": None,
+}
+VECTORS = np.array([[0.6, 0.8], [1.0, 0.0]], np.float32)
+
+
+class Known:
+    """Answers what a test has put there; keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+        self.fault: Exception | None = None
+
+    async def search(self, query: str, market: str, k: int, asked: Asked) -> dict[str, Any]:
+        self.asked.append((query, market, k, asked))
+        if self.fault:
+            raise self.fault
+        return {"results": [{"id": "p1", "score": 0.5, "title": None}], "served_by": BY}
+
+    async def embed(
+        self, texts: list[str], asked: Asked, model: str | None, dimensions: int | None
+    ) -> dict[str, Any]:
+        self.asked.append((texts, asked, model, dimensions))
+        return {"vectors": VECTORS[: len(texts)], "tokens": 9, "served_by": BY}
+
+    async def about(self) -> dict[str, Any]:
+        return {"champion": None, "challenger": {"id": "b-2"}}
+
+
+def client(backend: Known, known: Keys | None = None, host: str = "127.0.0.1", **settings: Any) -> TestClient:
+    app = api.create(backend, Serving.model_validate(settings), lambda: known)
+    return TestClient(app, client=(host, 1), raise_server_exceptions=False)
+
+
+def refused(reply: Any, status: int, code: str) -> str:
+    """The sentence of a refusal, once its form is what every refusal has."""
+    assert reply.status_code == status, reply.text
+    fault = reply.json()["error"]
+    assert fault.keys() == {"code", "message", "type", "request_id"}
+    assert fault["code"] == code
+    assert fault["request_id"] == reply.headers["x-request-id"]
+    return str(fault["message"])
+
+
+def test_a_search_passes_on_what_was_asked() -> None:
+    backend = Known()
+    body = {"query": "  rote Schuhe ", "market": "de", "language": "de", "k": 3}
+    reply = client(backend).post(
+        "/v1/search", json=body, headers={"accept-language": "fr", "x-request-id": "r.1"}
+    )
+    assert reply.json() == {"results": [{"id": "p1", "score": 0.5, "title": None}], "served_by": BY}
+    assert reply.headers["x-request-id"] == "r.1"
+    assert backend.asked == [("rote Schuhe", "de", 3, Asked("de", "fr"))]
+
+
+def test_embeddings_have_the_form_of_openai() -> None:
+    backend = Known()
+    told = (
+        client(backend)
+        .post("/v1/embeddings", json={"input": ["a", "b"], "model": "champion", "user": "u"})
+        .json()
+    )
+    assert [row["embedding"] for row in told["data"]] == VECTORS.tolist()
+    assert (told["object"], told["model"], told["usage"]["prompt_tokens"]) == ("list", "b-1", 9)
+    coded = client(backend).post("/v1/embeddings", json={"input": "a", "encoding_format": "base64"}).json()
+    assert (
+        np.frombuffer(base64.b64decode(coded["data"][0]["embedding"]), "<f4").tolist() == VECTORS[0].tolist()
+    )
+    assert backend.asked[1][0] == ["a"]
+
+
+BAD = [
+    ({"query": "q"}, 422, "invalid_request", "market: Field required"),
+    ({"query": "", "market": "de"}, 422, "invalid_request", "query: String should have at least 1 character"),
+    (
+        {"query": "q", "market": "de", "k": 0},
+        422,
+        "invalid_request",
+        "k: Input should be greater than or equal",
+    ),
+    (
+        {"query": "q", "market": "de", "k": 101},
+        422,
+        "invalid_request",
+        "k: Input should be less than or equal",
+    ),
+    ({"query": "q", "market": "de", "kk": 1}, 422, "invalid_request", "kk: Extra inputs are not permitted"),
+    ({"query": ["q"], "market": "de"}, 422, "invalid_request", "query: Input should be a valid string"),
+    ({"query": "secret" * 2000, "market": "de"}, 413, "text_too_long", "12,000 characters; a text has 8,192"),
+]
+
+
+@pytest.mark.parametrize(("body", "status", "code", "message"), BAD)
+def test_a_bad_search_is_refused(body: Any, status: int, code: str, message: str) -> None:
+    backend = Known()
+    assert message in refused(client(backend).post("/v1/search", json=body), status, code)
+    assert not backend.asked
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "code"),
+    [
+        (b"{", 400, "invalid_json"),
+        (b'{"query": "\xff\xfe", "market": "de"}', 400, "bad_request"),
+        (b"[" * 200_000, 400, "bad_request"),
+        (b"\x00", 400, "invalid_json"),
+        (b"[]", 422, "invalid_request"),
+        (b"", 422, "invalid_request"),
+    ],
+)
+def test_a_body_that_is_no_json_is_refused(content: bytes, status: int, code: str) -> None:
+    reply = client(Known()).post("/v1/search", content=content, headers={"content-type": "application/json"})
+    message = refused(reply, status, code)
+    assert "Traceback" not in message
+    assert "/" not in message
+
+
+def test_too_much_is_refused_before_it_is_read() -> None:
+    backend = Known()
+    small = client(backend, max_body_bytes=100, max_texts=2)
+    refused(small.post("/v1/embeddings", content=b"x" * 101), 413, "body_too_large")
+    parts = (b"x" * 60 for _ in range(2))  # chunked, without a length
+    refused(small.post("/v1/embeddings", content=parts), 413, "body_too_large")
+    assert "3 texts" in refused(
+        small.post("/v1/embeddings", json={"input": ["a"] * 3}), 413, "too_many_texts"
+    )
+    refused(small.get("/nowhere"), 404, "not_found")
+    refused(small.get("/v1/search"), 405, "method_not_allowed")
+    assert not backend.asked
+
+
+def test_refusals_of_a_replica_come_through_and_failures_tell_nothing() -> None:
+    backend = Known()
+    ask = {"query": "q", "market": "de"}
+    backend.fault = ApiError(429, "overloaded", "too much waits", 2.4)
+    reply = client(backend).post("/v1/search", json=ask)
+    refused(reply, 429, "overloaded")
+    assert reply.headers["retry-after"] == "2"
+    wrapped = RuntimeError("of another process")
+    wrapped.cause = ApiError(404, "unknown_market", "no such market")  # type: ignore[attr-defined]
+    backend.fault = wrapped
+    refused(client(backend).post("/v1/search", json=ask), 404, "unknown_market")
+    backend.fault = ValueError("the customer's words")
+    assert "words" not in refused(client(backend).post("/v1/search", json=ask), 500, "internal")
+    refused(client(backend).get("/readyz"), 503, "no_champion")
+
+
+def test_every_route_but_health_needs_a_key(tmp_path: Path) -> None:
+    key, line = keys.make("shop", 1)
+    old, expired = keys.make("old", 1)
+    told = json.loads(expired) | {"expires": (datetime.now(UTC) - timedelta(days=1)).isoformat()}
+    (tmp_path / "keys.jsonl").write_text(f"{line}\n\n{json.dumps(told)}\n")
+    known = Keys.read(str(tmp_path / "keys.jsonl"), Storage())
+    assert key not in (tmp_path / "keys.jsonl").read_text()
+    asked = client(Known(), known)
+    routes = [route for route in asked.app.routes if hasattr(route, "path")]  # type: ignore[attr-defined]
+    paths = {route.path for route in routes} | {"/v1/search", "/v1/embeddings", "/v1/models", "/", "/nowhere"}
+    assert {"/openapi.json", "/docs", "/metrics"} <= paths
+    assert any(isinstance(route, APIRoute) for route in routes)
+    for path in paths - set(guards.OPEN):
+        refused(asked.get(path), 401, "no_key")
+        refused(asked.post(path, headers={"authorization": "Bearer wrong"}), 401, "unknown_key")
+        refused(asked.get(path, headers={"authorization": f"Bearer {old}"}), 401, "expired_key")
+    assert asked.get("/healthz").status_code == 200
+    assert (
+        asked.get("/v1/models", headers={"authorization": f"bearer {key}"}).json()["data"][0]["id"] == "b-2"
+    )
+
+
+def test_without_keys_only_this_machine_is_answered() -> None:
+    refused(client(Known(), host="10.1.2.3").get("/v1/models"), 401, "no_keys")
+    assert client(Known(), host="::1").get("/v1/models").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", '{"name": "x"}', '{"name": "x", "sha256": "y", "expires": "soon"}']
+)
+def test_a_file_that_holds_no_keys_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "keys.jsonl").write_text(text)
+    with pytest.raises(ConfigError, match=r"serving\.keys_uri="):
+        Keys.read(str(tmp_path / "keys.jsonl"), Storage())
+    with pytest.raises(StorageError, match="nowhere: "):
+        Keys.read(str(tmp_path / "nowhere"), Storage())
+
+
+def test_requests_are_counted_by_route_and_status() -> None:
+    asked = client(Known())
+    asked.post("/v1/search", json={"query": "q", "market": "de"})
+    asked.get("/a/path/that/a/stranger/made/up")
+    lines = asked.get("/metrics").text.splitlines()
+    assert any(line.startswith('mlray_requests_total{route="/v1/search",status="200"}') for line in lines)
+    assert not any("stranger" in line for line in lines)

@@ -1,0 +1,61 @@
+"""Which language a request is in, and which adapter answers it."""
+
+from __future__ import annotations
+
+import pytest
+
+from serve_app import routing
+
+
+@pytest.mark.parametrize(
+    ("text", "spoken", "expected"),
+    [
+        ("Wo bleibt meine Bestellung?", (), "de"),
+        ("¿Dónde está mi pedido?", (), "es"),
+        ("我的订单在哪里?", (), "zh"),
+        ("أين طلبي؟", (), "ar"),
+        ("注文はどこですか", ("ja", "zh"), "ja"),
+        ("Hvor er pakken min? Jeg har ventet i to uker", ("no", "en"), "no"),
+        ("4711-0815 !!!", (), None),
+        ("", (), None),
+    ],
+)
+def test_a_language_is_detected(text: str, spoken: tuple[str, ...], expected: str | None) -> None:
+    assert routing.detect(text, spoken) == expected
+
+
+def test_what_is_declared_counts_before_the_header_and_both_before_the_text() -> None:
+    text, header = "Wo bleibt meine Bestellung?", "da;q=0.5, pt-br, xx-nonsense-;q=2"
+    assert routing.route(text, declared="zh_hant", header=header).language == "zh-Hant"
+    by_header = routing.route(text, header=header)
+    assert (by_header.language, by_header.known_by) == ("pt-BR", "header")
+    assert routing.route(text).known_by == "detected"
+    assert routing.route("42", default="fr") == routing.Route("fr", "default", "base", None)
+
+
+@pytest.mark.parametrize("header", ["", "*", "zz", ";;;", "q=1", "de;q=abc", "de;q=0", "," * 5000])
+def test_a_header_that_tells_nothing_is_passed_over(header: str) -> None:
+    assert routing.route("42", header=header).known_by == "default"
+
+
+@pytest.mark.parametrize("tag", ["xx", "klingon", "en; DROP", "d", "\u0434\u0435", "en-" * 200])
+def test_a_declared_tag_that_is_none_is_refused(tag: str) -> None:
+    with pytest.raises(routing.UnknownLanguageError, match="no tag of BCP 47"):
+        routing.route("text", declared=tag)
+
+
+@pytest.mark.parametrize(
+    ("language", "step", "adapter"),
+    [
+        ("de", "language", "a-de"),
+        ("de-DE", "language", "a-de"),  # the region that the tag has anyway
+        ("de-AT", "related", "a-de"),  # CLDR: 4
+        ("uk", "related", "a-ru"),  # CLDR: 24
+        ("nn", "related", "a-nb"),
+        ("ja", "base", None),
+    ],
+)
+def test_the_nearest_adapter_answers(language: str, step: str, adapter: str | None) -> None:
+    adapters = {"de": "a-de", "ru": "a-ru", "nb": "a-nb"}
+    found = routing.route("text", declared=language, adapters=adapters)
+    assert (found.step, found.adapter) == (step, adapter)

@@ -91,15 +91,18 @@ def test_products_come_change_and_go(monkeypatch: pytest.MonkeyPatch, exact: int
 def test_what_is_saved_is_read_back_and_goes_on(tmp_path: Path) -> None:
     found, _, _ = filled()
     found.delete("de", ["p3"])
+    found.upsert("de", ["p5", "p6"], vectors(2, 8), ["Kettle", "Kessel"])
+    found.delete("de", ["p6"])
     found.save(tmp_path)
     again = ProductIndex.load(tmp_path)
+    assert [again.title("de", name) for name in ("p5", "p6", "p7")] == ["Kettle", None, None]
     queries = vectors(10, 3)
     for market in ("de", "ja"):
         assert again.search(market, queries, 5) == found.search(market, queries, 5)
     assert (again.width, again.markets) == (H, found.markets)
     again.upsert("de", ["p3"], queries[:1])
     assert again.search("de", queries[:1], 1)[0][0][0] == "p3"
-    assert again.markets["de"] == 400
+    assert again.markets["de"] == 399
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
@@ -108,6 +111,8 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         found.upsert("de", ["a", "b"], np.zeros((2, 3), np.float32))
     with pytest.raises(ConfigError, match="de: the product 'a' is there twice"):
         found.upsert("de", ["a", "a"], vectors(2, 0))
+    with pytest.raises(ConfigError, match="de: 1 titles for 2 products"):
+        found.upsert("de", ["a", "b"], vectors(2, 0), ["A"])
     for tag in ("../de", "", "a/b", ".", "de\n"):
         with pytest.raises(ConfigError, match="is no name of a market"):
             found.upsert(tag, ["a"], vectors(1, 0))

@@ -1,0 +1,186 @@
+"""What serves: a champion and its own index, exchanged as a whole, and what is refused meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mlray import configuration
+from mlray.config import Contrastive, Model, RunConfig, Storage
+from mlray.models import embedder
+from mlray.objectives.embedding import TextEmbedder
+from mlray.release import bundle
+from mlray.release.index import ProductIndex
+from mlray.release.registry import Registry
+from serve_app.errors import ApiError
+from serve_app.models import Asked, Models
+from tests.unit import tiny
+from tests.unit.test_registry import STRONG, judge
+
+TITLES = {market: tiny.texts(market, 12, seed=4) for market in ("de", "en")}
+
+
+def promoted(root: Path, name: str, seed: int, *, prefix: str) -> Registry:
+    """A registry whose champion is a small encoder with an index of the titles; ids begin with `prefix`."""
+    registry, stage = Registry(str(root / "registry"), Storage()), root / f"stage-{name}"
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "intermediate_size": 24, "max_positions": 62}
+    network = embedder.build(
+        Model.model_validate({"family": "xlm-roberta", **sizes}), Contrastive(), tiny.tokens(), None
+    )
+    embedder.export(network, tiny.tokens(), dict(network.named_parameters()), stage / "weights")
+    judge(stage, str(stage / "weights"), STRONG)
+    for path in (stage / "evaluation").iterdir():
+        path.rename(stage / path.name)
+    (stage / "evaluation").rmdir()
+    config = configuration.load(None, ["objective.name=contrastive", "corpus.sequence_length=60"])
+    (stage / "config.yaml").write_text(config.to_yaml())
+    made = registry.put("bundles", stage, name, {"objective": "contrastive"})
+    index = ProductIndex(16)
+    for market, titles in TITLES.items():
+        names = [f"{prefix}{i}" for i in range(len(titles))]
+        index.upsert(market, names, bundle.open_embedder(registry, made).embed(titles), titles)
+    (root / f"index-{name}").mkdir()
+    index.save(root / f"index-{name}")
+    built = registry.put("indexes", root / f"index-{name}", name, {"bundle": made})
+    registry.append(registry.history(), action="promote", bundle=made, index=built, why="")
+    return registry
+
+
+def opened(root: Path, **serving: Any) -> Models:
+    values = {"release": {"registry_uri": str(root / "registry")}, "serving": {"watch_s": 1000.0, **serving}}
+    return Models(RunConfig.model_validate(values))
+
+
+def test_a_title_finds_its_product_and_vectors_are_those_of_the_bundle(tmp_path: Path) -> None:
+    registry = promoted(tmp_path, "one", 0, prefix="a")
+    models = opened(tmp_path)
+    champion = registry.history().champion
+    assert champion is not None
+    for market, titles in TITLES.items():
+        for number, title in enumerate(titles):
+            found = asyncio.run(models.search(title, market, 3, Asked()))
+            assert found["results"][0]["title"] == title
+            assert titles[int(found["results"][0]["id"][1:])] == title, number
+            assert found["results"][0]["score"] == pytest.approx(1.0, abs=2e-3)  # the index keeps half floats
+    assert found["served_by"] == {
+        "bundle": champion.bundle,
+        "index": champion.index,
+        "language": found["served_by"]["language"],
+        "known_by": "detected",
+        "step": "base",
+        "adapter": None,
+    }
+    with pytest.raises(ApiError, match="unknown_market"):
+        asyncio.run(models.search("x", "us", 3, Asked()))
+    told = asyncio.run(models.embed(TITLES["de"], Asked("de"), champion.bundle, None))
+    expected = bundle.open_embedder(registry, champion.bundle).embed(TITLES["de"])
+    assert np.abs(told["vectors"] - expected).max() < 1e-5
+    reader = bundle.open_embedder(registry, champion.bundle)
+    assert told["tokens"] == sum(len(cut) for cut in reader.cut(TITLES["de"]))
+    half = asyncio.run(models.embed(TITLES["de"], Asked("de"), "champion", 8))["vectors"]
+    short = expected[:, :8] / np.linalg.norm(expected[:, :8], axis=1, keepdims=True)
+    assert np.abs(half - short).max() < 1e-5
+
+
+def test_many_clients_are_read_in_few_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    promoted(tmp_path, "one", 0, prefix="a")
+    passes: list[int] = []
+    read = TextEmbedder.read
+
+    def counted(self: TextEmbedder, cut: list[list[int]]) -> np.ndarray:
+        passes.append(len(cut))
+        return read(self, cut)
+
+    monkeypatch.setattr(TextEmbedder, "read", counted)
+    models = opened(tmp_path)
+
+    async def ask() -> list[Any]:
+        asked = [
+            models.embed([title], Asked(market), None, None)
+            for market, own in TITLES.items()
+            for title in own
+        ]
+        return list(await asyncio.gather(*asked))
+
+    together = asyncio.run(ask())
+    assert sum(passes) == 24
+    assert len(passes) <= 12
+    alone = [
+        asyncio.run(models.embed([title], Asked(), None, None)) for own in TITLES.values() for title in own
+    ]
+    for one, other in zip(together, alone, strict=True):
+        assert np.abs(one["vectors"] - other["vectors"]).max() < 1e-5
+
+
+def test_a_swap_never_mixes_a_model_with_another_index(tmp_path: Path) -> None:
+    registry = promoted(tmp_path, "one", 0, prefix="a")
+    models = opened(tmp_path)
+    first = registry.history().champion
+    promoted(tmp_path, "two", 1, prefix="b")
+    second = registry.history().champion
+    assert first is not None
+    assert second is not None
+    letters = {first.bundle: "a", second.bundle: "b"}
+
+    async def ask() -> list[dict[str, Any]]:
+        before = [asyncio.create_task(models.search(title, "de", 3, Asked())) for title in TITLES["de"]]
+        await asyncio.sleep(0.001)
+        await asyncio.to_thread(models.look)
+        return list(
+            await asyncio.gather(*before, *(models.search(t, "en", 3, Asked()) for t in TITLES["en"]))
+        )
+
+    replies = asyncio.run(ask())
+    for reply in replies:
+        assert {hit["id"][0] for hit in reply["results"]} == {letters[reply["served_by"]["bundle"]]}
+        assert reply["results"][0]["score"] == pytest.approx(1.0, abs=2e-3)
+    assert replies[0]["served_by"]["bundle"] == first.bundle
+    assert {reply["served_by"]["index"] for reply in replies[12:]} == {second.index}
+
+
+def test_a_damaged_champion_is_not_taken_up(tmp_path: Path) -> None:
+    models = opened(tmp_path)
+    with pytest.raises(ApiError, match="no_champion"):
+        asyncio.run(models.embed(["x"], Asked(), None, None))
+    registry = promoted(tmp_path, "one", 0, prefix="a")
+    first = registry.history().champion
+    models.look()
+    promoted(tmp_path, "two", 1, prefix="b")
+    second = registry.history().champion
+    assert first is not None
+    assert second is not None
+    weights = Path(registry.place("bundles", second.bundle)) / "weights" / "model.safetensors"
+    weights.write_bytes(b"altered")
+    models.look()
+    told = asyncio.run(models.about())
+    assert told["champion"]["id"] == first.bundle
+    assert "weights/model.safetensors does not match its sha256" in told["fault"]
+    assert asyncio.run(models.embed(["x"], Asked(), None, None))["served_by"]["bundle"] == first.bundle
+
+
+def test_what_cannot_be_answered_is_refused(tmp_path: Path) -> None:
+    promoted(tmp_path, "one", 0, prefix="a")
+    models = opened(tmp_path, queued_tokens=10)
+    for refusal, ask in {
+        "unknown_language": models.embed(["x"], Asked("xx"), None, None),
+        "unknown_model": models.embed(["x"], Asked(), "gpt-4", None),
+        "dimensions: the model makes 16": models.embed(["x"], Asked(), None, 17),
+    }.items():
+        with pytest.raises(ApiError, match=refusal):
+            asyncio.run(ask)
+
+    async def flood() -> list[Any]:
+        asked = [models.embed([TITLES["de"][0]], Asked("de"), None, None) for _ in range(50)]
+        return list(await asyncio.gather(*asked, return_exceptions=True))
+
+    replies = asyncio.run(flood())
+    refused = [one for one in replies if isinstance(one, ApiError)]
+    assert {(one.status, one.code) for one in refused} == {(429, "overloaded")}
+    assert all(one.retry_after_s and one.retry_after_s > 0 for one in refused)
+    assert len(refused) < 50

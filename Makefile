@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := RAY_AUTH_MODE=token RAY_AUTH_TOKEN=$$($(BIN)/python -c 'import secrets; print(secrets.token_hex(32))')
 
-.PHONY: setup demo test check format clean
+.PHONY: setup demo serve test check format clean
 
 setup: .venv/ready
 
@@ -19,7 +19,13 @@ setup: .venv/ready
 demo: setup
 	rm -rf runs/demo runs/sweep-sample runs/registry
 	$(RUN) PYTHON=$(BIN)/python sh jobs/pipeline.sh runs
+	$(RUN) PYTHON=$(BIN)/python sh serve_app/try.sh runs/registry
 	@echo "plot        runs/demo/loss.png"
+	@echo "sweep       runs/sweep-sample/dashboard.html"
+	@echo "serve it    make serve"
+
+serve: setup
+	$(RUN) $(BIN)/python -m serve_app release.registry_uri=runs/registry
 
 test: setup
 	$(RUN) $(BIN)/python -m pytest

@@ -1,0 +1,33 @@
+#!/bin/sh
+# Serves the champion of a registry, asks it a question in each of eight languages, and stops.
+#   serve_app/try.sh [REGISTRY] [PORT]     (runs/registry, 8000)
+set -eu
+registry=${1:-runs/registry}
+port=${2:-8000}
+python=${PYTHON:-python}
+url=http://127.0.0.1:$port
+
+"$python" -m serve_app "release.registry_uri=$registry" "serving.port=$port" &
+app=$!
+trap 'kill $app 2>/dev/null; wait $app || true' EXIT
+until curl --silent --fail --output /dev/null "$url/readyz"; do
+  kill -0 $app || exit 1
+  sleep 1
+done
+
+ask() {
+  printf '%s  %s\n' "$1" "$2"
+  curl --silent --fail --show-error "$url/v1/search" --header 'content-type: application/json' \
+    --data "{\"query\": \"$2\", \"market\": \"$1\", \"k\": 1}" |
+    "$python" -c 'import json, sys; told = json.load(sys.stdin); hit, by = told["results"][0], told["served_by"]
+print("    {title}  ({score:.2f}; understood as {language}, {known_by})".format(**hit, **by))'
+}
+
+ask en "kettle with temperature control"
+ask de "Wasserkocher mit Temperaturwahl"
+ask fr "bouilloire à température réglable"
+ask es "hervidor con control de temperatura"
+ask ru "чайник с регулировкой температуры"
+ask ar "غلاية كهربائية بدرجة حرارة قابلة للضبط"
+ask ja "温度調節できる電気ケトル"
+ask zh "可调温电热水壶"

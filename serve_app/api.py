@@ -8,19 +8,23 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Protocol
 
 import numpy as np
-from fastapi import APIRouter, FastAPI, Header, Response
+from fastapi import APIRouter, Depends, FastAPI, Header, Request, Response
 
 from mlray.config import Serving
+from mlray.release.changes import Product
 from serve_app import errors, metrics
 from serve_app.errors import ApiError
 from serve_app.guards import Guards
 from serve_app.keys import Keys
 from serve_app.models import Asked
 from serve_app.schemas import (
+    ChangeReply,
+    DeleteRequest,
     Embedding,
     EmbeddingsReply,
     EmbeddingsRequest,
     ModelsReply,
+    ProductsRequest,
     Refusal,
     SearchReply,
     SearchRequest,
@@ -28,7 +32,7 @@ from serve_app.schemas import (
 )
 
 _REFUSALS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Refusal} for status in (400, 401, 404, 413, 422, 429, 503)
+    status: {"model": Refusal} for status in (400, 401, 403, 404, 413, 422, 429, 503)
 }
 AcceptLanguage = Annotated[str | None, Header()]
 
@@ -50,6 +54,14 @@ class Backend(Protocol):
         """`champion` and `challenger`."""
         ...
 
+    async def upsert(self, products: list[Product]) -> dict[str, Any]:
+        """As `schemas.ChangeReply`."""
+        ...
+
+    async def delete(self, products: list[tuple[str, str]]) -> dict[str, Any]:
+        """As `schemas.ChangeReply`."""
+        ...
+
 
 def create(backend: Backend, settings: Serving, keys: Callable[[], Keys | None]) -> FastAPI:
     """The application.
@@ -68,7 +80,9 @@ def create(backend: Backend, settings: Serving, keys: Callable[[], Keys | None])
     )
     errors.install(app)
     app.include_router(_open(backend))
-    app.include_router(_routes(_Limits(backend, settings)), prefix="/v1", responses=_REFUSALS)
+    limits = _Limits(backend, settings)
+    for router in (_routes(limits), _products(limits)):
+        app.include_router(router, prefix="/v1", responses=_REFUSALS)
 
     @app.get("/metrics", tags=["health"])
     async def told() -> Response:
@@ -179,6 +193,31 @@ def _routes(limits: _Limits) -> APIRouter:
         return ModelsReply(data=[{"object": "model", "role": role, **one} for role, one in found])
 
     return router
+
+
+def _products(limits: _Limits) -> APIRouter:
+    router = APIRouter(prefix="/products", dependencies=[Depends(_writes)])
+
+    @router.put("")
+    async def upsert(request: ProductsRequest) -> ChangeReply:
+        """Adds products to their markets, or exchanges their texts."""
+        limits.check([one.text for one in request.products])
+        products = [Product(**one.model_dump()) for one in request.products]
+        return ChangeReply.model_validate(await limits.within(limits.backend.upsert(products)))
+
+    @router.post("/delete")
+    async def delete(request: DeleteRequest) -> ChangeReply:
+        """Takes products out of their markets."""
+        limits.check([one.id for one in request.products])
+        products = [(one.market, one.id) for one in request.products]
+        return ChangeReply.model_validate(await limits.within(limits.backend.delete(products)))
+
+    return router
+
+
+def _writes(request: Request) -> None:
+    if not request.state.writes:
+        raise ApiError(403, "read_only_key", "this API key may not change products")
 
 
 def _encoded(vector_H: np.ndarray, how: str) -> list[float] | str:

@@ -17,6 +17,7 @@ from ray.serve.handle import DeploymentHandle
 
 from mlray import configuration
 from mlray.config import ConfigError, RunConfig, RunError
+from mlray.release.changes import Product
 from serve_app import api
 from serve_app.keys import Keys
 from serve_app.models import Asked, Models
@@ -43,6 +44,16 @@ class _Behind:
     ) -> dict[str, Any]:
         """See `Models.embed`."""
         found: dict[str, Any] = await self._models.embed.remote(texts, asked, model, dimensions)
+        return found
+
+    async def upsert(self, products: list[Product]) -> dict[str, Any]:
+        """See `Models.upsert`."""
+        found: dict[str, Any] = await self._models.upsert.remote(products)
+        return found
+
+    async def delete(self, products: list[tuple[str, str]]) -> dict[str, Any]:
+        """See `Models.delete`."""
+        found: dict[str, Any] = await self._models.delete.remote(products)
         return found
 
     async def about(self) -> dict[str, Any]:

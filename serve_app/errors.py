@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 log = logging.getLogger("mlray.serve")
 
-_CODES = {400: "bad_request", 401: "no_key", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}
+_CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 _LISTED = 3
 """Faults of a request that are told."""
 

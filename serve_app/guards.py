@@ -58,15 +58,19 @@ class Guards:
             metrics.told(scope, status, time.perf_counter() - begin)
 
     def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
+        scope["state"]["writes"] = False
         if scope["path"].removeprefix(scope.get("root_path", "")) in OPEN:
             return
         keys = self._keys()
         if keys is not None:
-            keys.check(headers.get(b"authorization", b"").decode("latin-1"))
+            key = keys.check(headers.get(b"authorization", b"").decode("latin-1"))
+            scope["state"]["writes"] = key.writes
         elif not _local(scope.get("client")):
             raise ApiError(
                 401, "no_keys", "without API keys (serving.keys_uri) only this machine is answered"
             )
+        else:
+            scope["state"]["writes"] = True
 
     async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> list[Message]:
         """The messages of the body, read before anything works on it.

@@ -1,6 +1,6 @@
 """API keys: only their hashes are kept, with a name and a day after which they are good for nothing.
 
-python -m serve_app.keys NAME --days 90 >> keys.jsonl
+python -m serve_app.keys NAME --days 90 >> keys.jsonl       --writes: it may change products
 
 That is the line for the file; the key itself is shown once, on standard error.
 """
@@ -24,11 +24,21 @@ _PREFIX = "mlray-"
 
 
 @dataclass(frozen=True)
+class Key:
+    """What is known of a key."""
+
+    name: str
+    expires: datetime
+    writes: bool = False
+    """Whether it may change products."""
+
+
+@dataclass(frozen=True)
 class Keys:
     """Who may ask."""
 
-    known: Mapping[str, tuple[str, datetime]]
-    """sha256 of a key -> name, and until when it is good."""
+    known: Mapping[str, Key]
+    """By the sha256 of the key."""
 
     @classmethod
     def read(cls, uri: str, settings: Storage) -> Keys:
@@ -42,7 +52,10 @@ class Keys:
             lines = storage.read_bytes(uri, settings).decode().splitlines()
             told = [json.loads(line) for line in lines if line.strip()]
             known = {
-                one["sha256"]: (str(one["name"]), datetime.fromisoformat(one["expires"])) for one in told
+                one["sha256"]: Key(
+                    str(one["name"]), datetime.fromisoformat(one["expires"]), one.get("writes") is True
+                )
+                for one in told
             }
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"serving.keys_uri={uri} is no file of keys: {error!r}") from None
@@ -50,8 +63,8 @@ class Keys:
             raise ConfigError(f"serving.keys_uri={uri} holds no key; python -m serve_app.keys makes one")
         return cls(known)
 
-    def check(self, header: str | None) -> str:
-        """The name of the key in `Authorization: Bearer <key>`.
+    def check(self, header: str | None) -> Key:
+        """The key in `Authorization: Bearer <key>`.
 
         Raises:
             ApiError: 401, as it is missing, unknown or expired.
@@ -59,21 +72,27 @@ class Keys:
         scheme, _, key = (header or "").partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
             raise ApiError(401, "no_key", "send an API key as Authorization: Bearer <key>")
-        name, expires = self.known.get(_hash(key.strip()), ("", None))
-        if expires is None:
+        found = self.known.get(_hash(key.strip()))
+        if found is None:
             raise ApiError(401, "unknown_key", "the API key is unknown")
-        if expires < datetime.now(UTC):
-            raise ApiError(401, "expired_key", f"the API key {name} has expired on {expires.date()}")
-        return name
+        if found.expires < datetime.now(UTC):
+            raise ApiError(
+                401, "expired_key", f"the API key {found.name} has expired on {found.expires.date()}"
+            )
+        return found
 
 
-def make(name: str, days: int) -> tuple[str, str]:
+def make(name: str, days: int, *, writes: bool = False) -> tuple[str, str]:
     """A new key, and its line for the file."""
     key = _PREFIX + secrets.token_urlsafe(32)
     expires = datetime.now(UTC) + timedelta(days=days)
-    return key, json.dumps(
-        {"name": name, "sha256": _hash(key), "expires": expires.isoformat(timespec="seconds")}
-    )
+    told = {
+        "name": name,
+        "sha256": _hash(key),
+        "expires": expires.isoformat(timespec="seconds"),
+        "writes": writes,
+    }
+    return key, json.dumps(told)
 
 
 def _hash(key: str) -> str:
@@ -85,8 +104,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Make an API key.")
     parser.add_argument("name", help="whose it is")
     parser.add_argument("--days", type=int, default=90, help="how long it is good")
+    parser.add_argument("--writes", action="store_true", help="it may change products")
     arguments = parser.parse_args()
-    key, line = make(arguments.name, arguments.days)
+    key, line = make(arguments.name, arguments.days, writes=arguments.writes)
     print(line)
     print(f"the key of {arguments.name}, shown this once: {key}", file=sys.stderr)
 

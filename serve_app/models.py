@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 
 from mlray.config import ConfigError, RunConfig, RunError
+from mlray.release.changes import Change, Product
 from mlray.release.promotion import open_registry
 from serve_app import routing
 from serve_app.batching import Batcher, Overloaded
+from serve_app.catalogue import Catalogue
 from serve_app.champion import Champion
 from serve_app.errors import ApiError
 
@@ -54,19 +56,21 @@ class Models:
             self.look()
 
     def look(self) -> None:
-        """Takes up the champion if the history names another than the one that serves.
+        """Takes up the champion if the history names another than the one that serves, else changes of its products.
 
         What cannot be opened is told once in the log and in `/readyz`, and the one before it goes on.
         """
         try:
             event = self._registry.history().champion
             if event is None or (self._now and event == self._now.champion.event):
+                if self._now and self._now.champion.catalogue:
+                    self._now.champion.catalogue.take()
                 self._fault = "" if event else f"{self._registry.uri} has no champion"
                 return
             champion = Champion.open(self._registry, event, self._device)
         except (ConfigError, RunError) as error:
             if str(error) != self._fault:
-                log.error("no other champion is taken up: %s", error)
+                log.error("nothing new is taken up: %s", error)
             self._fault = str(error)
             return
         settings = self._config.serving
@@ -120,20 +124,42 @@ class Models:
             ApiError: no champion, no index, no such market, or the queue is full.
         """
         now = self._ready()
-        index = now.champion.index
-        if index is None:
-            raise ApiError(
-                503, "no_index", f"{now.champion.event.bundle} is served without an index of products"
-            )
-        if market not in index.markets:
-            raise ApiError(
-                404, "unknown_market", f"there is no such market; there are {', '.join(index.markets)}"
-            )
+        catalogue = _catalogue(now)
+        markets = catalogue.markets
+        if market not in markets:
+            raise ApiError(404, "unknown_market", f"there is no such market; there are {', '.join(markets)}")
         route = self._route(query, asked, now)
         vectors_1H, _ = await _vectors(now, [query], route.language)
-        found = index.search(market, vectors_1H, k)[0]
-        results = [{"id": name, "score": score, "title": index.title(market, name)} for name, score in found]
+        found = catalogue.search(market, vectors_1H[0], k)
+        results = [{"id": name, "score": score, "title": title} for name, score, title in found]
         return {"results": results, "served_by": _served_by(now, route)}
+
+    async def upsert(self, products: list[Product]) -> dict[str, Any]:
+        """Adds products to their markets or exchanges their texts, here at once, and wherever this index is served.
+
+        Raises:
+            ApiError: no champion, or no index.
+        """
+        return {**await self._change(Change(upsert=tuple(products))), "unknown": []}
+
+    async def delete(self, products: list[tuple[str, str]]) -> dict[str, Any]:
+        """Takes products (market, id) out of their markets; those that are not there are named.
+
+        Raises:
+            ApiError: no champion, no index, or none of them is there.
+        """
+        unknown = _catalogue(self._ready()).unknown(products)
+        if len(unknown) == len(products):
+            raise ApiError(404, "unknown_product", "none of these products is in its market")
+        known = tuple(one for one in products if one not in unknown)
+        return {**await self._change(Change(delete=known)), "unknown": unknown}
+
+    async def _change(self, change: Change) -> dict[str, Any]:
+        now = self._ready()
+        number = await asyncio.to_thread(_catalogue(now).change, change)
+        event = now.champion.event
+        told = {"change": number, "products": len(change.upsert) + len(change.delete)}
+        return {**told, "bundle": event.bundle, "index": event.index}
 
     def _ready(self) -> _Serving:
         if self._now is None:
@@ -151,6 +177,12 @@ class Models:
             )
         except routing.UnknownLanguageError as error:
             raise ApiError(422, "unknown_language", f"language: {error}") from None
+
+
+def _catalogue(now: _Serving) -> Catalogue:
+    if now.champion.catalogue is None:
+        raise ApiError(503, "no_index", f"{now.champion.event.bundle} is served without an index of products")
+    return now.champion.catalogue
 
 
 async def _vectors(now: _Serving, texts: Sequence[str], language: str) -> tuple[np.ndarray, int]:

@@ -56,6 +56,46 @@ class SearchReply(BaseModel):
     served_by: ServedBy
 
 
+Market = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+
+
+class ProductId(_Request):
+    """A product of a market."""
+
+    market: Market = Field(examples=["de"])
+    id: Name = Field(examples=["p001"])
+
+
+class Product(ProductId):
+    """A product and the text by which it is found."""
+
+    text: Text = Field(
+        description="the first line is its title", examples=["Wasserkocher, 1,7 l\nFünf Stufen ..."]
+    )
+
+
+class ProductsRequest(_Request):
+    """Products that are new, or have another text now."""
+
+    products: list[Product] = Field(min_length=1)
+
+
+class DeleteRequest(_Request):
+    """Products that are not sold any more."""
+
+    products: list[ProductId] = Field(min_length=1)
+
+
+class ChangeReply(BaseModel):
+    """What has changed."""
+
+    change: int = Field(description="its number; replicas take changes up in this order")
+    products: int
+    unknown: list[tuple[str, str]] = Field(description="market and id of those that were not there")
+    bundle: str
+    index: str
+
+
 class EmbeddingsRequest(BaseModel):
     """As OpenAI's; fields that mean nothing here are passed over."""
 

@@ -127,6 +127,10 @@ class ProductIndex:
         """Takes products out of a market; returns how many were there."""
         return self._markets[market].delete(ids) if market in self._markets else 0
 
+    def holds(self, market: str, name: str) -> bool:
+        """Whether a market has a product."""
+        return market in self._markets and name in self._markets[market].keys
+
     def title(self, market: str, name: str) -> str | None:
         """What people see of a product; None if it has no title."""
         return self._markets[market].titles.get(name)

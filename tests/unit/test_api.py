@@ -15,6 +15,7 @@ from fastapi.testclient import TestClient
 
 from mlray.access import StorageError
 from mlray.config import ConfigError, Serving, Storage
+from mlray.release.changes import Product
 from serve_app import api, guards, keys
 from serve_app.errors import ApiError
 from serve_app.keys import Keys
@@ -49,6 +50,14 @@ class Known:
     ) -> dict[str, Any]:
         self.asked.append((texts, asked, model, dimensions))
         return {"vectors": VECTORS[: len(texts)], "tokens": 9, "served_by": BY}
+
+    async def upsert(self, products: list[Product]) -> dict[str, Any]:
+        self.asked.append(products)
+        return {"change": 1, "products": len(products), "unknown": [], "bundle": "b-1", "index": "i-1"}
+
+    async def delete(self, products: list[tuple[str, str]]) -> dict[str, Any]:
+        self.asked.append(products)
+        return {"change": 2, "products": 1, "unknown": products[1:], "bundle": "b-1", "index": "i-1"}
 
     async def about(self) -> dict[str, Any]:
         return {"champion": None, "challenger": {"id": "b-2"}}
@@ -192,6 +201,33 @@ def test_every_route_but_health_needs_a_key(tmp_path: Path) -> None:
     assert (
         asked.get("/v1/models", headers={"authorization": f"bearer {key}"}).json()["data"][0]["id"] == "b-2"
     )
+
+
+def test_products_change_by_a_key_that_may_write(tmp_path: Path) -> None:
+    (reader, first), (writer, second) = keys.make("page", 1), keys.make("catalogue", 1, writes=True)
+    (tmp_path / "keys.jsonl").write_text(f"{first}\n{second}\n")
+    backend = Known()
+    asked = client(backend, Keys.read(str(tmp_path / "keys.jsonl"), Storage()))
+    put = {"products": [{"market": "de", "id": "p1", "text": "Kessel\nAus Stahl"}]}
+    gone = {"products": [{"market": "de", "id": "p1"}, {"market": "fr", "id": "p2"}]}
+    for ask in (
+        lambda **k: asked.put("/v1/products", json=put, **k),
+        lambda **k: asked.post("/v1/products/delete", json=gone, **k),
+    ):
+        refused(ask(headers={"authorization": f"Bearer {reader}"}), 403, "read_only_key")
+        assert not backend.asked[2:]
+        assert ask(headers={"authorization": f"Bearer {writer}"}).status_code == 200
+    assert backend.asked == [[Product("de", "p1", "Kessel\nAus Stahl")], [("de", "p1"), ("fr", "p2")]]
+    for bad in (
+        {"products": []},
+        {"products": [{"market": "../de", "id": "p", "text": "x"}]},
+        {"products": [{"market": "de", "id": "", "text": "x"}]},
+    ):
+        refused(
+            asked.put("/v1/products", json=bad, headers={"authorization": f"Bearer {writer}"}),
+            422,
+            "invalid_request",
+        )
 
 
 def test_without_keys_only_this_machine_is_answered() -> None:

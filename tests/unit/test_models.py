@@ -15,6 +15,7 @@ from mlray.config import Contrastive, Model, RunConfig, Storage
 from mlray.models import embedder
 from mlray.objectives.embedding import TextEmbedder
 from mlray.release import bundle
+from mlray.release.changes import Product
 from mlray.release.index import ProductIndex
 from mlray.release.registry import Registry
 from serve_app.errors import ApiError
@@ -162,6 +163,43 @@ def test_a_damaged_champion_is_not_taken_up(tmp_path: Path) -> None:
     assert told["champion"]["id"] == first.bundle
     assert "weights/model.safetensors does not match its sha256" in told["fault"]
     assert asyncio.run(models.embed(["x"], Asked(), None, None))["served_by"]["bundle"] == first.bundle
+
+
+def test_products_come_and_go_wherever_an_index_is_served(tmp_path: Path) -> None:
+    registry = promoted(tmp_path, "one", 0, prefix="a")
+    models, other = opened(tmp_path), opened(tmp_path)
+    new = [Product("de", "new", "warm leise Regal\nund mehr"), Product("us", "new", TITLES["en"][0])]
+    told = asyncio.run(models.upsert([Product("de", "new", "anders"), *new]))
+    assert (told["change"], told["products"], told["unknown"]) == (1, 3, [])
+
+    def found(where: Models, market: str, text: str) -> list[tuple[str, str]]:
+        hits = asyncio.run(where.search(text, market, 1, Asked()))["results"]
+        return [(hit["id"], hit["title"]) for hit in hits]
+
+    assert found(models, "de", new[0].text) == [("new", "warm leise Regal")]
+    assert found(models, "us", "x") == [("new", TITLES["en"][0])]
+    assert found(other, "de", new[0].text) != [("new", "warm leise Regal")]
+    other.look()
+    assert found(other, "de", new[0].text) == [("new", "warm leise Regal")]
+    told = asyncio.run(other.delete([("de", "a0"), ("de", "never"), ("us", "new")]))
+    assert (told["change"], told["products"], told["unknown"]) == (2, 2, [("de", "never")])
+    with pytest.raises(ApiError, match="unknown_product"):
+        asyncio.run(other.delete([("us", "new")]))
+    with pytest.raises(ApiError, match="unknown_market"):
+        found(other, "us", "x")
+    asyncio.run(models.upsert([Product("de", "a1", "anders")]))  # takes up the other's change before its own
+    again = opened(tmp_path)
+    for where in (models, again):
+        markets = asyncio.run(where.about())["champion"]["markets"]
+        assert markets == {"de": 12, "en": 12}  # one came, one went
+        assert found(where, "de", "anders") == [("a1", "anders")]
+    champion = registry.history().champion
+    assert champion is not None
+    place = Path(registry.uri) / "changes" / str(champion.index) / "00000004.json"
+    place.write_text("{")
+    models.look()
+    assert f"{place} is no change of an index" in asyncio.run(models.about())["fault"]
+    assert found(models, "de", "anders") == [("a1", "anders")]
 
 
 def test_what_cannot_be_answered_is_refused(tmp_path: Path) -> None:

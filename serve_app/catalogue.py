@@ -1,0 +1,79 @@
+"""The products of a champion: its index, and what has changed since it was built."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+
+import numpy as np
+
+from mlray.objectives.embedding import TextEmbedder
+from mlray.release.changes import Change, Changes, Product
+from mlray.release.index import ProductIndex
+
+_GROUP = 64
+"""Products that are put in at a time, while searches wait."""
+
+
+class Catalogue:
+    """Safe for several threads."""
+
+    def __init__(self, index: ProductIndex, changes: Changes, embedder: TextEmbedder) -> None:
+        self._index, self._changes, self._embedder = index, changes, embedder
+        self._taken = 0
+        self._searching, self._taking = threading.Lock(), threading.Lock()
+        self.take()
+
+    @property
+    def markets(self) -> dict[str, int]:
+        """Market -> its number of products."""
+        with self._searching:
+            return self._index.markets
+
+    def search(self, market: str, vector_H: np.ndarray, k: int) -> list[tuple[str, float, str | None]]:
+        """Id, similarity and title of the k products of a market that are nearest, the nearest first."""
+        with self._searching:
+            found = self._index.search(market, vector_H[None], k)[0]
+            return [(name, score, self._index.title(market, name)) for name, score in found]
+
+    def unknown(self, products: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Those of (market, id) that are not there."""
+        with self._searching:
+            return [one for one in products if not self._index.holds(*one)]
+
+    def change(self, change: Change) -> int:
+        """Writes a change for all who serve this index, and takes it up here; returns its number.
+
+        Raises:
+            StorageError: it could not be written, and counts nowhere.
+        """
+        number = self._changes.append(change, self._taken)
+        self.take()
+        return number
+
+    def take(self) -> None:
+        """Takes up the changes that have been written since the last time, by whomever.
+
+        Raises:
+            RunError: one cannot be read; those before it count.
+        """
+        with self._taking:
+            for change in self._changes.after(self._taken):
+                self._apply(change)
+                self._taken += 1
+
+    def _apply(self, change: Change) -> None:
+        by_market: dict[str, dict[str, Product]] = defaultdict(dict)
+        for product in change.upsert:
+            by_market[product.market][product.id] = product  # the last of a product counts
+        for market, own in by_market.items():
+            products = list(own.values())
+            for first in range(0, len(products), _GROUP):
+                group = products[first : first + _GROUP]
+                vectors_NH = self._embedder.embed([one.text for one in group])
+                titles = [one.text.split("\n", 1)[0] for one in group]
+                with self._searching:
+                    self._index.upsert(market, [one.id for one in group], vectors_NH, titles)
+        for market, name in change.delete:
+            with self._searching:
+                self._index.delete(market, [name])

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Awaitable, Callable
+from importlib import resources
 from typing import Annotated, Any, Protocol
 
 import numpy as np
 from fastapi import APIRouter, Depends, FastAPI, Header, Request, Response
+from fastapi.responses import HTMLResponse
 
 from mlray.config import Serving
 from mlray.release.changes import Product
@@ -33,6 +35,13 @@ from serve_app.schemas import (
 
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": Refusal} for status in (400, 401, 403, 404, 413, 422, 429, 503)
+}
+_PAGE = (resources.files("serve_app") / "console" / "index.html").read_text(encoding="utf-8")
+_PAGE_HEADERS = {
+    "content-security-policy": "default-src 'self'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
 }
 AcceptLanguage = Annotated[str | None, Header()]
 
@@ -140,6 +149,11 @@ class _Limits:
 def _open(backend: Backend) -> APIRouter:
     """What needs no key."""
     router = APIRouter(tags=["health"])
+
+    @router.get("/", include_in_schema=False)
+    async def console() -> HTMLResponse:
+        """A page to try it."""
+        return HTMLResponse(_PAGE, headers=_PAGE_HEADERS)
 
     @router.get("/healthz")
     async def healthz() -> dict[str, str]:

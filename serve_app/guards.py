@@ -16,8 +16,8 @@ from serve_app import errors, metrics
 from serve_app.errors import ApiError
 from serve_app.keys import Keys
 
-OPEN = ("/healthz", "/readyz")
-"""Routes without a key."""
+OPEN = ("/healthz", "/readyz", "/")
+"""Routes without a key: health, and the page, which holds nothing and asks for one itself."""
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 

@@ -190,7 +190,13 @@ def test_every_route_but_health_needs_a_key(tmp_path: Path) -> None:
     assert key not in (tmp_path / "keys.jsonl").read_text()
     asked = client(Known(), known)
     routes = [route for route in asked.app.routes if hasattr(route, "path")]  # type: ignore[attr-defined]
-    paths = {route.path for route in routes} | {"/v1/search", "/v1/embeddings", "/v1/models", "/", "/nowhere"}
+    paths = {route.path for route in routes} | {
+        "/v1/search",
+        "/v1/embeddings",
+        "/v1/products",
+        "/v1/models",
+        "/nowhere",
+    }
     assert {"/openapi.json", "/docs", "/metrics"} <= paths
     assert any(isinstance(route, APIRoute) for route in routes)
     for path in paths - set(guards.OPEN):
@@ -198,6 +204,8 @@ def test_every_route_but_health_needs_a_key(tmp_path: Path) -> None:
         refused(asked.post(path, headers={"authorization": "Bearer wrong"}), 401, "unknown_key")
         refused(asked.get(path, headers={"authorization": f"Bearer {old}"}), 401, "expired_key")
     assert asked.get("/healthz").status_code == 200
+    assert "b-2" not in asked.get("/").text
+    assert asked.get("/").headers["content-security-policy"].startswith("default-src 'self'")
     assert (
         asked.get("/v1/models", headers={"authorization": f"bearer {key}"}).json()["data"][0]["id"] == "b-2"
     )

@@ -1,0 +1,102 @@
+"""The champion of a registry on S3 over HTTP: it answers in every language, and is exchanged under load."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+from ray import serve
+
+from mlray.config import RunConfig, Source
+from mlray.release import bundle, indexing, promotion
+from serve_app.app import bind
+from tests.cluster import corpus as sample
+
+pytestmark = pytest.mark.cluster
+TIMEOUT_S = 30
+
+
+@pytest.fixture
+def served(aligned: RunConfig, bucket: str) -> Iterator[tuple[RunConfig, str]]:
+    """A champion with an index of every product, and the address that it answers at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    release = aligned.release.model_copy(update={"registry_uri": f"s3://{bucket}/served"})
+    serving = aligned.serving.model_copy(update={"port": port, "watch_s": 0.2, "cpus_per_replica": 0.5})
+    config = aligned.model_copy(update={"release": release, "serving": serving})
+    promotion.challenge(config, f"s3://{bucket}/runs/aligned", "the first")
+    promotion.promote(config, None, indexing.build(config, None, products((0.0, 1.0))), "")
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    serve.run(bind(config), name="mlray")
+    yield config, f"http://127.0.0.1:{port}"
+    serve.shutdown()
+
+
+def products(part: tuple[float, float]) -> Source:
+    return Source.model_validate({**sample.PRODUCTS, "pair": None, "item": None, "part": part})
+
+
+def search(url: str, query: str, market: str) -> dict[str, Any]:
+    reply = requests.post(
+        f"{url}/v1/search", json={"query": query, "market": market, "k": 1}, timeout=TIMEOUT_S
+    )
+    assert reply.status_code == 200, reply.text
+    found: dict[str, Any] = reply.json()
+    return found
+
+
+def test_a_champion_answers_over_http_and_is_exchanged_under_load(served: tuple[RunConfig, str]) -> None:
+    config, url = served
+    registry = promotion.open_registry(config)
+    first = registry.history().champion
+    assert first is not None
+    assert requests.get(f"{url}/readyz", timeout=TIMEOUT_S).json()["bundle"] == first.bundle
+    titles = {language: sample.sentences(language)[0] for language in sample.LANGUAGES}
+    for language, title in titles.items():
+        found = search(url, title, language)
+        assert (found["results"][0]["id"], found["results"][0]["title"]) == ("p001", title)
+        assert found["served_by"]["language"] == language
+    asked = {"input": list(titles.values())}
+    told = requests.post(f"{url}/v1/embeddings", json=asked, timeout=TIMEOUT_S).json()
+    vectors = np.array([row["embedding"] for row in told["data"]])
+    expected = bundle.open_embedder(registry, first.bundle).embed(list(titles.values()))
+    assert np.abs(vectors - expected).max() < 1e-5
+    new = {"products": [{"market": "de", "id": "new", "text": "Ein ganz neues Produkt\nmit Text"}]}
+    assert requests.put(f"{url}/v1/products", json=new, timeout=TIMEOUT_S).json()["change"] == 1
+    assert search(url, new["products"][0]["text"], "de")["results"][0]["id"] == "new"
+    assert requests.get(f"{url}/v1/search", timeout=TIMEOUT_S).json()["error"]["code"] == "method_not_allowed"
+
+    replies: list[dict[str, Any]] = []
+    faults: list[BaseException] = []
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            try:
+                replies.append(search(url, titles["de"], "de"))
+            except BaseException as fault:
+                faults.append(fault)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    half = indexing.build(config, first.bundle, products((0.0, 0.5)))
+    promotion.promote(config, first.bundle, half, "fewer products")
+    end = time.monotonic() + 60
+    while not replies or replies[-1]["served_by"]["index"] != half:
+        assert time.monotonic() < end, replies[-1:]
+        time.sleep(0.1)
+    over.set()
+    for thread in threads:
+        thread.join()
+    assert not faults
+    assert {reply["served_by"]["index"] for reply in replies} == {first.index, half}
+    markets = requests.get(f"{url}/v1/models", timeout=TIMEOUT_S).json()["data"][0]["markets"]
+    assert 0 < markets["de"] < 64

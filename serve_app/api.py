@@ -39,7 +39,7 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
 _PAGE = (resources.files("serve_app") / "console" / "index.html").read_text(encoding="utf-8")
 _PAGE_HEADERS = {
     "content-security-policy": "default-src 'self'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
-    "frame-ancestors 'none'",
+    "img-src data:; frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
 }

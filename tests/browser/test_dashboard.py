@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,39 +9,20 @@ from typing import Any
 import pytest
 
 from mlray.tuning import page
+from tests.browser import chromium
 from tests.unit.test_board import filled
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--no-first-run",
-    "--disable-sync",
-]
-
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no Chromium here; Debian's package is called chromium"
-)
+pytestmark = chromium.needed
 
 
 @pytest.fixture
 def opened(tmp_path: Path) -> Iterator[tuple[Any, list[str]]]:
     """The page at the width of a desktop, and what went wrong on it."""
-    from playwright.sync_api import sync_playwright
-
     place = tmp_path / "dashboard.html"
     place.write_text(page.page(filled()), encoding="utf-8")
-    faults: list[str] = []
-    with sync_playwright() as player:
-        browser = player.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        tab = browser.new_page(viewport={"width": 1280, "height": 900})
-        tab.on("pageerror", lambda error: faults.append(str(error)))
-        tab.on("console", lambda told: faults.append(told.text) if told.type == "error" else None)
-        tab.on("request", lambda asked: faults.append(asked.url) if asked.url.startswith("http") else None)
+    with chromium.tab() as (tab, faults):
         tab.goto(place.as_uri())
         yield tab, faults
-        browser.close()
 
 
 def test_every_plot_is_drawn(opened: tuple[Any, list[str]], tmp_path: Path) -> None:

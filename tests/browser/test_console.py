@@ -1,0 +1,112 @@
+"""The console in a browser, on a desktop and on a phone: two shops that answer, and the models' reports."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import uvicorn
+
+from mlray.config import RunConfig, Serving
+from serve_app import api, keys
+from serve_app.keys import Key, Keys
+from serve_app.models import Models
+from tests.browser import chromium
+from tests.unit.test_models import TITLES, promoted
+
+pytestmark = chromium.needed
+
+
+class Address:
+    """Where a server answers, and the keys that it asks for."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.keys: Keys | None = None
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Address]:
+    """A small champion with two markets."""
+    root = tmp_path_factory.mktemp("console")
+    promoted(root, "one", 0, prefix="p")
+    models = Models(RunConfig.model_validate({"release": {"registry_uri": str(root / "registry")}}))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = Address(f"http://127.0.0.1:{port}")
+    app = api.create(models, Serving(), lambda: address.keys)
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.05)
+    yield address
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
+def test_two_shops_answer(served: Address, tmp_path: Path, width: int, height: int) -> None:
+    with chromium.tab(served.url, width=width, height=height) as (tab, faults):
+        tab.goto(served.url)
+        first, second = tab.locator(".shop").nth(0), tab.locator(".shop").nth(1)
+        first.locator("li").nth(7).wait_for()
+        assert first.locator("h2").inner_text() == "Laden"
+        first.locator("input").fill(TITLES["de"][3])
+        first.locator("button").click()
+        tab.wait_for_function(
+            "title => document.querySelector('.shop .title')?.firstChild.textContent === title",
+            arg=TITLES["de"][3],
+        )
+        assert first.locator(".score").first.inner_text() == "1.00"
+        assert "one-" in first.locator(".by").inner_text()
+        second.locator("select").select_option("en")
+        second.locator("li").nth(7).wait_for()
+        assert second.locator("h2").inner_text() == "Shop"
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        tab.screenshot(path=tmp_path / "shop.png", full_page=True)
+        tab.locator("#tab-models").click()
+        assert first.is_hidden()
+        assert "champion: one-" in tab.locator("#models h2").first.inner_text()
+        assert tab.locator("#models tbody tr").count() == 2
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        assert faults == []
+
+
+def test_what_a_shop_returns_is_text_and_right_to_left_where_it_is_read_so(served: Address) -> None:
+    with chromium.tab(served.url) as (tab, faults):
+        hit = {"id": "<b>x</b>", "score": 0.5, "title": "<img src=x onerror=alert(1)>"}
+        by = {"bundle": "b", "language": "ar", "known_by": "detected", "step": "base"}
+        champion = {"role": "champion", "id": "b", "markets": {"ar": 1}, "report": {}}
+        replies = {"models": {"data": [champion]}, "search": {"results": [hit], "served_by": by}}
+        for name, told in replies.items():
+            body = json.dumps(told)
+            tab.route(f"**/v1/{name}", lambda route, _, body=body: route.fulfill(body=body))
+        tab.goto(served.url)
+        tab.locator(".shop").first.locator("li").wait_for()
+        assert tab.locator(".shop img").count() == 0
+        assert tab.locator(".shop .title").first.inner_text().startswith("<img")
+        assert tab.locator(".shop").first.get_attribute("dir") == "rtl"
+        assert tab.locator(".shop h2").first.inner_text() == "المتجر"
+        assert faults == []
+
+
+def test_a_key_is_asked_for_and_kept_in_the_tab(served: Address) -> None:
+    key, line = keys.make("page", 1)
+    told = json.loads(line)
+    served.keys = Keys({told["sha256"]: Key("page", keys.datetime.fromisoformat(told["expires"]))})
+    try:
+        with chromium.tab(served.url) as (tab, _):
+            tab.goto(served.url)
+            tab.locator("#key input").fill(key)
+            tab.locator("#key button").click()
+            tab.locator(".shop li").first.wait_for()
+            assert tab.locator("#key").is_hidden()
+    finally:
+        served.keys = None

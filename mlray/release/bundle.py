@@ -37,6 +37,7 @@ def make(run_uri: str, registry: Registry) -> str:
         RunError: storage failed.
     """
     settings = registry.settings
+    name = run_uri.rstrip("/").rpartition("/")[2]  # that of a sweep, not of its trial
     run_uri = _winner(storage.absolute(run_uri), settings)
     config, folders = _config(run_uri, settings), Folders(run_uri)
     step, weights = _trained(folders, settings)
@@ -60,7 +61,7 @@ def make(run_uri: str, registry: Registry) -> str:
         for place in (*judged, *kept):
             (stage / Path(place).name).write_bytes(storage.read_bytes(place, settings))
         (stage / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
-        return registry.put("bundles", stage, config.run.name, _about(config, report, step))
+        return registry.put("bundles", stage, name, _about(config, report, step))
 
 
 def _winner(uri: str, settings: Storage) -> str:

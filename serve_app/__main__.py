@@ -31,9 +31,9 @@ def _serve(path: str | None, overrides: list[str]) -> None:
     if registry.history().champion is None:
         raise ConfigError(f"{registry.uri} has no champion; jobs/promote.py makes one")
     stopped = threading.Event()
-    for one in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(one, lambda *_: stopped.set())
     placement.connect(config)
+    for one in (signal.SIGINT, signal.SIGTERM):  # after Ray, which takes the second for itself
+        signal.signal(one, lambda *_: stopped.set())
     serve.start(http_options={"host": config.serving.host, "port": config.serving.port})
     try:
         serve.run(bind(config), name="mlray")

@@ -7,13 +7,16 @@ port=${2:-8000}
 python=${PYTHON:-python}
 url=http://127.0.0.1:$port
 
-"$python" -m serve_app "release.registry_uri=$registry" "serving.port=$port" &
+log=$(dirname "$registry")/serve.log
+
+"$python" -m serve_app "release.registry_uri=$registry" "serving.port=$port" > "$log" 2>&1 &
 app=$!
 trap 'kill $app 2>/dev/null; wait $app || true' EXIT
 until curl --silent --fail --output /dev/null "$url/readyz"; do
-  kill -0 $app || exit 1
+  kill -0 $app 2>/dev/null || { tail -n 3 "$log" >&2; exit 1; }
   sleep 1
 done
+echo "serves      $url (log: $log)"
 
 ask() {
   printf '%s  %s\n' "$1" "$2"
@@ -31,3 +34,8 @@ ask ru "чайник с регулировкой температуры"
 ask ar "غلاية كهربائية بدرجة حرارة قابلة للضبط"
 ask ja "温度調節できる電気ケトル"
 ask zh "可调温电热水壶"
+
+kill $app
+wait $app
+trap - EXIT
+echo "stopped     make serve starts it again; its page is $url"

@@ -82,13 +82,7 @@ def load(model: Backbone, folder: Path, language: Path | None = None, *, objecti
         ConfigError: there is no adapter; it belongs to another backbone or another objective; or it was trained above
             a language adapter and none is given, or the reverse.
     """
-    told = _read(folder)
-    if told["objective"] != objective:
-        raise ConfigError(f"the adapter at {folder} was trained for {told['objective']}, not for {objective}")
-    if told["above_language"] != (language is not None):
-        advice = "empty adapter.language_path" if language else "name one in adapter.language_path"
-        above = "above a language adapter" if told["above_language"] else "without a language adapter below"
-        raise ConfigError(f"the adapter at {folder} was trained {above}; {advice}")
+    _check_use(folder, objective, above_language=language is not None)
     if language is None:
         return _open(model, folder, TASK)
     found = digest(model)
@@ -217,13 +211,42 @@ def _open(model: Backbone, folder: Path, name: str) -> Any:
     return peft.PeftModel.from_pretrained(model.model, str(folder), adapter_name=name).eval()
 
 
+def check(folder: Path, found: str, objective: str) -> None:
+    """Refuses an adapter that was not trained for an objective on the bare backbone with this digest.
+
+    Raises:
+        ConfigError: it says why.
+    """
+    _check_use(folder, objective, above_language=False)
+    check_backbone(folder, found)
+
+
+def _check_use(folder: Path, objective: str, *, above_language: bool) -> None:
+    told = _read(folder)
+    if told["objective"] != objective:
+        raise ConfigError(f"the adapter at {folder} was trained for {told['objective']}, not for {objective}")
+    if told["above_language"] != above_language:
+        advice = "empty adapter.language_path" if above_language else "name one in adapter.language_path"
+        above = "above a language adapter" if told["above_language"] else "without a language adapter below"
+        raise ConfigError(f"the adapter at {folder} was trained {above}; {advice}")
+
+
+def backbone_of(folder: Path) -> str:
+    """The digest of the backbone that an adapter was trained on.
+
+    Raises:
+        ConfigError: there is no adapter.
+    """
+    return str(_read(folder)["sha256"])
+
+
 def check_backbone(folder: Path, found: str) -> None:
     """Refuses an adapter of another backbone than the one with this digest.
 
     Raises:
         ConfigError: it names the two.
     """
-    expected = str(_read(folder)["sha256"])
+    expected = backbone_of(folder)
     if expected != found:
         raise ConfigError(
             f"the adapter at {folder} was trained on the backbone {expected[:12]} and this one is {found[:12]}; set "

@@ -15,6 +15,7 @@ from mlray.config import RunConfig
 from mlray.corpus import packing
 from mlray.corpus.packing import Piece
 from mlray.models import adapters, backbone, embedder, tokenizer
+from mlray.models.mixed import Mixed
 from mlray.objectives import pairing
 
 _ROWS = 32
@@ -42,8 +43,10 @@ class TextEmbedder:
         self._model = embedder.build(
             config.model, config.contrastive.model_copy(update={"pooling": pooling}), tokens, folder
         )
+        wrapped = None
         if adapter:
-            adapters.load(self._model, adapter, language, objective="contrastive")
+            wrapped = adapters.load(self._model, adapter, language, objective="contrastive")
+        self._mixed = Mixed(self._model, adapter, wrapped)
         self.encoder = tokenizer.encoder(tokens)
         self._length = min(config.corpus.sequence_length, backbone.positions(self._model))
         self._device = device
@@ -76,17 +79,37 @@ class TextEmbedder:
         start, end, room = self.encoder.start_id, self.encoder.end_id, self.room
         return [[start, *ids[:room], end] for ids in self.encoder.encode(texts)]
 
-    def read(self, cut: Sequence[list[int]]) -> np.ndarray:
-        """Unit vectors (N, H) float32 of texts that are `cut`, in one forward pass without padding between them."""
+    def load(self, name: str, folder: Path) -> None:
+        """Opens another adapter for texts that ask for it by this name; see `models.mixed.Mixed.load`."""
+        self._mixed.load(name, folder, "contrastive")
+
+    def unload(self, name: str) -> None:
+        """Forgets an adapter that was loaded."""
+        self._mixed.unload(name)
+
+    def read(self, cut: Sequence[list[int]], names: Sequence[str | None] | None = None) -> np.ndarray:
+        """Unit vectors (N, H) float32 of texts that are `cut`, in one forward pass without padding between them.
+
+        Args:
+            cut: tokens of each text.
+            names: the adapter that reads each; None: the model as it is. Texts of one adapter share rows.
+
+        Raises:
+            ConfigError: an adapter is not loaded.
+        """
         pieces = [
             Piece(tokens, 0, number, texts=((len(tokens), number),)) for number, tokens in enumerate(cut)
         ]
-        table = packing.pack_pieces(pieces, self.encoder.pad_id, self._length, 0, seed=0)
-        batch = packing.unpack(table)
-        inputs, _ = pairing.collate(batch, self.encoder.pad_id, np.zeros((1, 2), np.int64))
-        vectors_NH = self._forward(inputs)
+        batch = packing.unpack(packing.pack_pieces(pieces, self.encoder.pad_id, self._length, 0, seed=0))
+        order_N = batch.documents_D
+        asked = [None] * len(cut) if names is None else [names[i] for i in order_N]
+        groups_N = np.unique([name or "" for name in asked], return_inverse=True)[1]
+        inputs = pairing.repack(batch, np.arange(len(cut)), self.encoder.pad_id, groups_N)
+        rows = [asked[int(text)] for text in inputs["texts_BT"][:, 0]]
+        with self._mixed.rows(rows):
+            vectors_NH = self._forward(inputs)
         found_NH = np.empty_like(vectors_NH)
-        found_NH[batch.documents_D] = vectors_NH
+        found_NH[order_N] = vectors_NH
         return found_NH
 
     @torch.inference_mode()

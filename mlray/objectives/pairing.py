@@ -143,14 +143,22 @@ def roles(batch: PackedBatch) -> tuple[np.ndarray, np.ndarray]:
     return pairs_N, np.arange(len(pairs_N)) - np.searchsorted(pairs_N, pairs_N)
 
 
-def repack(batch: PackedBatch, chosen_N: np.ndarray, pad_id: int) -> dict[str, torch.Tensor]:
-    """Texts of a batch in as few rows as they fit into, as `models.embedder.Embedder` takes them."""
+def repack(
+    batch: PackedBatch, chosen_N: np.ndarray, pad_id: int, groups_N: np.ndarray | None = None
+) -> dict[str, torch.Tensor]:
+    """Texts of a batch in as few rows as they fit into, as `models.embedder.Embedder` takes them.
+
+    With `groups_N` only texts of one group share a row.
+    """
     T = batch.tokens_BT.shape[1]
     ends_D = np.cumsum(batch.lengths_D.astype(np.int64))
     tokens = batch.tokens_BT[batch.segments_BT > 0]
     lengths_N = batch.lengths_D.astype(np.int64)[chosen_N]
     starts_N = ends_D[chosen_N] - lengths_N
-    rows = packing.best_fit(lengths_N.tolist(), T)
+    rows: list[np.ndarray] = []
+    for group in np.zeros(1) if groups_N is None else np.unique(groups_N):
+        own = np.arange(len(chosen_N)) if groups_N is None else np.flatnonzero(groups_N == group)
+        rows += [own[inside] for inside in packing.best_fit(lengths_N[own].tolist(), T)]
     tokens_BT = np.full((len(rows), T), pad_id, dtype=np.int64)
     texts_BT = np.full((len(rows), T), len(chosen_N), dtype=np.int64)
     segments_BT, offsets_BT = np.zeros_like(tokens_BT), np.zeros_like(tokens_BT)

@@ -1,0 +1,118 @@
+"""Texts of several adapters in one forward pass have the vectors that each adapter gives them alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mlray.config import Adapter, ConfigError, Contrastive, Model, RunConfig
+from mlray.models import adapters, embedder
+from mlray.objectives.embedding import TextEmbedder
+from tests.unit import tiny
+from tests.unit.test_embedder import exported
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning:transformers"
+)
+TEXTS = [*tiny.texts("de", 16, seed=4), *tiny.texts("en", 16, seed=5)]
+LANGUAGES = ("ar", "de", "es", "ja", "ru", "zh")
+
+
+def adapter(base: Path, folder: Path, seed: int, kind: str = "lora", objective: str = "contrastive") -> Path:
+    """An adapter that changes much."""
+    network = embedder.build(
+        Model(family="xlm-roberta", max_positions=62), Contrastive(), tiny.tokens(), base
+    )
+    digest = adapters.digest(network)
+    settings: dict[str, Any] = {"kind": kind, "rank": 2 + seed % 3}
+    wrapped = adapters.add(network, Adapter.model_validate(settings))
+    torch.manual_seed(seed)
+    moving = {name: one.detach() for name, one in network.named_parameters() if one.requires_grad}
+    for one in moving.values():
+        one += 0.3 * torch.randn_like(one)
+    adapters.export(wrapped, digest, objective, tiny.tokens(), moving, folder)
+    return folder
+
+
+def opened(base: Path, own: Path | None = None) -> TextEmbedder:
+    config = RunConfig.model_validate({"model": {"family": "xlm-roberta"}, "corpus": {"sequence_length": 60}})
+    return TextEmbedder(config, base, own)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A backbone and an adapter for each of six languages."""
+    root = tmp_path_factory.mktemp("mixed")
+    base = exported(root / "base")
+    for seed, language in enumerate(LANGUAGES, start=1):
+        adapter(base, root / language, seed)
+    return root
+
+
+@pytest.mark.parametrize("own", [None, "zh"])
+def test_32_texts_of_six_languages_are_one_forward_pass(made: Path, own: str | None) -> None:
+    mixed = opened(made / "base", made / own if own else None)
+    for language in LANGUAGES[:5]:
+        mixed.load(language, made / language)
+    names = [None if i % 6 == 5 else LANGUAGES[i % 6] for i in range(len(TEXTS))]
+    passes = []
+    mixed._model.register_forward_hook(lambda *_: passes.append(1))
+    cut = mixed.cut(TEXTS)
+    found = mixed.read(cut, names)
+    assert len(passes) == 1
+    plain = opened(made / "base", made / own if own else None)
+    alone = {language: opened(made / "base", made / language) for language in LANGUAGES[:5]}
+    expected = np.stack(
+        [(alone[name] if name else plain).read([one])[0] for name, one in zip(names, cut, strict=True)]
+    )
+    assert np.abs(found - expected).max() < 1e-5
+    assert np.abs(found - plain.read(cut)).max() > 0.05  # they do change something
+    assert np.abs(mixed.read(cut) - plain.read(cut)).max() < 1e-5  # and nothing where none is asked for
+
+
+def test_adapters_come_and_go(made: Path) -> None:
+    mixed = opened(made / "base")
+    cut = mixed.cut(TEXTS)
+    before = mixed.read(cut)
+    mixed.load("de", made / "de")
+    german = mixed.read(cut, ["de"] * 32)
+    mixed.load("ja", made / "ja")
+    assert np.abs(mixed.read(cut, ["de"] * 32) - german).max() < 1e-6
+    mixed.unload("de")
+    with pytest.raises(ConfigError, match="the adapter de is not loaded"):
+        mixed.read(cut, ["de"] * 32)
+    with pytest.raises(ConfigError, match="the adapter de is not loaded"):
+        mixed.unload("de")
+    mixed.load("de", made / "de")
+    assert np.abs(mixed.read(cut, ["de"] * 32) - german).max() < 1e-6
+    for name in ("de", "ja"):
+        mixed.unload(name)
+    assert np.abs(mixed.read(cut) - before).max() < 1e-6
+    mixed.load("ru", made / "ru")
+    assert np.abs(mixed.read(cut, [None] * 32) - before).max() < 1e-6
+
+
+def test_what_does_not_fit_is_refused_and_what_was_loaded_stays(made: Path, tmp_path: Path) -> None:
+    mixed = opened(made / "base")
+    mixed.load("de", made / "de")
+    before = mixed.read(mixed.cut(TEXTS), ["de"] * 32)
+    other = exported(tmp_path / "other", layers=1)
+    refusals = {
+        "was trained on the backbone": adapter(other, tmp_path / "foreign", 1),
+        "is no LoRA": adapter(made / "base", tmp_path / "dora", 2, kind="dora"),
+        "was trained for masked, not for contrastive": adapter(
+            made / "base", tmp_path / "mlm", 3, objective="masked"
+        ),
+        "no adapter at": tmp_path / "nowhere",
+    }
+    for sentence, folder in refusals.items():
+        with pytest.raises(ConfigError, match=sentence):
+            mixed.load("new", folder)
+    for name in ("de", adapters.LANGUAGE):
+        with pytest.raises(ConfigError, match=f"there is an adapter {name} already"):
+            mixed.load(name, made / "ja")
+    assert np.abs(mixed.read(mixed.cut(TEXTS), ["de"] * 32) - before).max() < 1e-6

@@ -16,6 +16,9 @@ def main() -> int:
     acts.add_argument("--to", choices=("challenger", "champion"), help="what the run or bundle becomes")
     acts.add_argument("--rollback", action="store_true", help="back to the champion before, model and index")
     parser.add_argument("--run", help="folder of an evaluated run, or of a sweep (--to challenger)")
+    parser.add_argument(
+        "--adapter", action="append", default=[], help="MARKET=RUN, read by that run's adapter"
+    )
     parser.add_argument("--bundle", help="name of a bundle (--to champion); without it the challenger")
     parser.add_argument("--index", help="name of its product index, or auto (--to champion)")
     parser.add_argument("--why", default="", help="a sentence for the history")

@@ -384,6 +384,10 @@ class Serving(_Section):
     """Of one text."""
     batch_tokens: PositiveInt = 4096
     """Of one forward pass."""
+    adapters: PositiveInt = 16
+    """Of markets, in memory of a replica; others are loaded when they are asked for."""
+    pinned: tuple[str, ...] = ()
+    """Markets whose adapters are never forgotten."""
     queued_tokens: PositiveInt = 65536
     """Of one language that may wait in a replica; beyond it a request is answered with 429."""
     num_replicas: PositiveInt = 1

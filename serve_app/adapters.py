@@ -8,13 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Callable, Collection
-
-from mlray.config import ConfigError, RunError
-
-log = logging.getLogger("mlray.serve")
 
 
 class Adapters:
@@ -27,6 +22,7 @@ class Adapters:
         *,
         capacity: int,
         pinned: Collection[str] = (),
+        loaded: Collection[str] = (),
     ) -> None:
         """
         Args:
@@ -34,9 +30,10 @@ class Adapters:
             unload: takes it out again; likewise.
             capacity: adapters that stay when nobody holds them.
             pinned: those that are never forgotten.
+            loaded: those that are in the model already.
         """
         self._load, self._unload, self._capacity, self._pinned = load, unload, capacity, frozenset(pinned)
-        self._loaded: OrderedDict[str, None] = OrderedDict()
+        self._loaded: OrderedDict[str, None] = OrderedDict.fromkeys(loaded)
         self._held: Counter[str] = Counter()
         self._coming: dict[str, asyncio.Task[None]] = {}
         self._one = asyncio.Lock()
@@ -67,15 +64,6 @@ class Adapters:
             self._held[name] -= 1
             if not self._held[name]:
                 del self._held[name]
-
-    async def prewarm(self, names: Collection[str]) -> None:
-        """Loads adapters before anybody asks; what cannot be loaded is told in the log."""
-        for name in names:
-            try:
-                async with self.held(name):
-                    pass
-            except (ConfigError, RunError) as error:
-                log.error("the adapter %s is not there: %s", name, error)
 
     async def _fetch(self, name: str) -> None:
         try:

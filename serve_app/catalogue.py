@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import defaultdict
+from collections.abc import Callable
 
 import numpy as np
 
-from mlray.objectives.embedding import TextEmbedder
+from mlray.corpus import vectors
 from mlray.release.changes import Change, Changes, Product
 from mlray.release.index import ProductIndex
 
@@ -18,8 +20,15 @@ _GROUP = 64
 class Catalogue:
     """Safe for several threads."""
 
-    def __init__(self, index: ProductIndex, changes: Changes, embedder: TextEmbedder) -> None:
-        self._index, self._changes, self._embedder = index, changes, embedder
+    def __init__(self, index: ProductIndex, changes: Changes, opened: Callable[[], vectors.Read]) -> None:
+        """
+        Args:
+            index: as it was built.
+            changes: since then.
+            opened: makes the encoder that built it; called when there is a first change.
+        """
+        self._index, self._changes = index, changes
+        self._read = functools.cache(opened)
         self._taken = 0
         self._searching, self._taking = threading.Lock(), threading.Lock()
         self.take()
@@ -70,7 +79,7 @@ class Catalogue:
             products = list(own.values())
             for first in range(0, len(products), _GROUP):
                 group = products[first : first + _GROUP]
-                vectors_NH = self._embedder.embed([one.text for one in group])
+                vectors_NH = self._read()([one.text for one in group], [market] * len(group))
                 titles = [one.text.split("\n", 1)[0] for one in group]
                 with self._searching:
                     self._index.upsert(market, [one.id for one in group], vectors_NH, titles)

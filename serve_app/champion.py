@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from mlray import languages, storage
 from mlray.config import RunError
 from mlray.evaluation.report import Report
 from mlray.objectives.embedding import TextEmbedder
-from mlray.release import bundle
+from mlray.release import bundle, markets
 from mlray.release.changes import Changes
 from mlray.release.index import ProductIndex
 from mlray.release.registry import Event, Registry
@@ -20,12 +25,17 @@ from serve_app.catalogue import Catalogue
 class Champion:
     """What one event of the history has put in place."""
 
+    registry: Registry
     event: Event
     embedder: TextEmbedder
     catalogue: Catalogue | None
     report: Report
     languages: tuple[str, ...]
-    """Those that the bundle was judged in, and the markets of the index where their tags are languages."""
+    """Those that the bundle was judged in."""
+    adapters: tuple[str, ...]
+    """Markets that have an adapter of their own."""
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    """Of the encoder: adapters come and go between two passes."""
 
     @classmethod
     def open(cls, registry: Registry, event: Event, device: str = "cpu") -> Champion:
@@ -36,18 +46,34 @@ class Champion:
             RunError: a file is missing or altered, or the index is another encoder's.
         """
         registry.check("bundles", event.bundle)
-        opened, catalogue = bundle.open_embedder(registry, event.bundle, device), None
-        if event.index is not None:
-            registry.check("indexes", event.index)
-            if registry.about("indexes", event.index).get("bundle") != event.bundle:
-                raise RunError(f"the index {event.index} is not of {event.bundle}")
-            with storage.local_copy(registry.place("indexes", event.index), registry.settings) as folder:
-                index = ProductIndex.load(folder)
-            catalogue = Catalogue(index, Changes(registry, event.index), opened)
+        embedder = bundle.open_embedder(registry, event.bundle, device)
+        adapters = markets.tags(registry.about("bundles", event.bundle))
         report, _ = bundle.report_of(registry, event.bundle)
         judged = {languages.alone(name) for task in report.cells.values() for name in task}
         spoken = {part for name in judged for part in languages.halves(name)}
-        return cls(event, opened, catalogue, report, tuple(sorted(spoken)))
+        catalogue = _catalogue(registry, event, embedder, device) if event.index else None
+        return cls(registry, event, embedder, catalogue, report, tuple(sorted(spoken)), tuple(adapters))
+
+    def load(self, tag: str) -> None:
+        """Puts a market's adapter into the encoder.
+
+        Raises:
+            ConfigError: it does not fit.
+            RunError: it cannot be read.
+        """
+        place = bundle.place_of(self.registry, self.event.bundle, tag)
+        with storage.local_copy(place, self.registry.settings) as folder, self.lock:
+            self.embedder.load(tag, folder)
+
+    def unload(self, tag: str) -> None:
+        """Takes a market's adapter out of the encoder."""
+        with self.lock:
+            self.embedder.unload(tag)
+
+    def read(self, asked: Sequence[Cut]) -> np.ndarray:
+        """Unit vectors of texts, each by its adapter, in one forward pass."""
+        with self.lock:
+            return self.embedder.read([one.tokens for one in asked], [one.adapter for one in asked])
 
     def about(self) -> dict[str, Any]:
         """What `/v1/models` says of it."""
@@ -57,6 +83,29 @@ class Champion:
             "since": self.event.when,
             "why": self.event.why,
             "languages": list(self.languages),
+            "adapters": list(self.adapters),
             "markets": self.catalogue.markets if self.catalogue else {},
             "report": self.report.cells,
         }
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A text as the encoder reads it."""
+
+    tokens: list[int]
+    adapter: str | None
+
+
+def _catalogue(registry: Registry, event: Event, embedder: TextEmbedder, device: str) -> Catalogue:
+    """The products; where markets have adapters, with an encoder that holds all of them, for products that come."""
+    assert event.index is not None
+    registry.check("indexes", event.index)
+    if registry.about("indexes", event.index).get("bundle") != event.bundle:
+        raise RunError(f"the index {event.index} is not of {event.bundle}")
+    with storage.local_copy(registry.place("indexes", event.index), registry.settings) as folder:
+        index = ProductIndex.load(folder)
+    alone = functools.partial(markets.reader, embedder, ())
+    mixed = functools.partial(bundle.open_reader, registry, event.bundle, device)
+    opened = mixed if markets.tags(registry.about("bundles", event.bundle)) else alone
+    return Catalogue(index, Changes(registry, event.index), opened)

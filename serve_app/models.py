@@ -15,9 +15,10 @@ from mlray.config import ConfigError, RunConfig, RunError
 from mlray.release.changes import Change, Product
 from mlray.release.promotion import open_registry
 from serve_app import routing
+from serve_app.adapters import Adapters
 from serve_app.batching import Batcher, Overloaded
 from serve_app.catalogue import Catalogue
-from serve_app.champion import Champion
+from serve_app.champion import Champion, Cut
 from serve_app.errors import ApiError
 
 log = logging.getLogger("mlray.serve")
@@ -36,7 +37,8 @@ class _Serving:
     """A champion and what waits for it; requests that began with it end with it."""
 
     champion: Champion
-    batcher: Batcher[list[int], np.ndarray] = field(repr=False)
+    batcher: Batcher[Cut, np.ndarray] = field(repr=False)
+    adapters: Adapters = field(repr=False)
 
 
 class Models:
@@ -74,10 +76,17 @@ class Models:
             self._fault = str(error)
             return
         settings = self._config.serving
-        batcher = Batcher[list[int], np.ndarray](
-            champion.embedder.read, len, budget=settings.batch_tokens, capacity=settings.queued_tokens
+        batcher = Batcher[Cut, np.ndarray](
+            champion.read,
+            lambda one: len(one.tokens),
+            budget=settings.batch_tokens,
+            capacity=settings.queued_tokens,
         )
-        self._now, self._fault = _Serving(champion, batcher), ""
+        pinned = [tag for tag in settings.pinned if tag in champion.adapters and _warmed(champion, tag)]
+        adapters = Adapters(
+            champion.load, champion.unload, capacity=settings.adapters, pinned=settings.pinned, loaded=pinned
+        )
+        self._now, self._fault = _Serving(champion, batcher, adapters), ""
         log.info("serves %s with %s", event.bundle, event.index or "no index")
 
     async def about(self) -> dict[str, Any]:
@@ -108,14 +117,16 @@ class Models:
             raise ApiError(
                 404, "unknown_model", f"there is no such model; {now.champion.event.bundle} serves"
             )
-        route = self._route(texts[0], asked, now)
-        vectors_NH, tokens = await _vectors(now, texts, route.language)
+        spoken = self._spoken(texts[0], asked, now)
+        # Only who declares a language gets its adapter: vectors of two adapters do not lie in one space.
+        wanted = spoken.language if spoken.known_by == "declared" else None
+        vectors_NH, tokens, step = await _vectors(now, texts, spoken.language, wanted)
         if dimensions is not None:
             if dimensions > vectors_NH.shape[1]:
                 raise ApiError(422, "invalid_request", f"dimensions: the model makes {vectors_NH.shape[1]}")
             vectors_NH = vectors_NH[:, :dimensions]
             vectors_NH = vectors_NH / np.maximum(np.linalg.norm(vectors_NH, axis=1, keepdims=True), 1e-12)
-        return {"vectors": vectors_NH, "tokens": tokens, "served_by": _served_by(now, route)}
+        return {"vectors": vectors_NH, "tokens": tokens, "served_by": _served_by(now, spoken, step)}
 
     async def search(self, query: str, market: str, k: int, asked: Asked) -> dict[str, Any]:
         """The k products of a market that are nearest to a query, and what has served.
@@ -128,11 +139,11 @@ class Models:
         markets = catalogue.markets
         if market not in markets:
             raise ApiError(404, "unknown_market", f"there is no such market; there are {', '.join(markets)}")
-        route = self._route(query, asked, now)
-        vectors_1H, _ = await _vectors(now, [query], route.language)
+        spoken = self._spoken(query, asked, now)
+        vectors_1H, _, step = await _vectors(now, [query], spoken.language, market)
         found = catalogue.search(market, vectors_1H[0], k)
         results = [{"id": name, "score": score, "title": title} for name, score, title in found]
-        return {"results": results, "served_by": _served_by(now, route)}
+        return {"results": results, "served_by": _served_by(now, spoken, step)}
 
     async def upsert(self, products: list[Product]) -> dict[str, Any]:
         """Adds products to their markets or exchanges their texts, here at once, and wherever this index is served.
@@ -166,17 +177,27 @@ class Models:
             raise ApiError(503, "no_champion", "no model is served yet", self._config.serving.watch_s)
         return self._now
 
-    def _route(self, text: str, asked: Asked, now: _Serving) -> routing.Route:
+    def _spoken(self, text: str, asked: Asked, now: _Serving) -> routing.Spoken:
         try:
-            return routing.route(
+            return routing.spoken(
                 text,
                 declared=asked.language,
                 header=asked.header,
-                spoken=now.champion.languages,
+                among=now.champion.languages,
                 default=self._config.serving.language,
             )
         except routing.UnknownLanguageError as error:
             raise ApiError(422, "unknown_language", f"language: {error}") from None
+
+
+def _warmed(champion: Champion, tag: str) -> bool:
+    """Whether an adapter is loaded before anybody asks for it."""
+    try:
+        champion.load(tag)
+    except (ConfigError, RunError) as error:
+        log.error("the adapter %s is not there yet: %s", tag, error)
+        return False
+    return True
 
 
 def _catalogue(now: _Serving) -> Catalogue:
@@ -185,17 +206,42 @@ def _catalogue(now: _Serving) -> Catalogue:
     return now.champion.catalogue
 
 
-async def _vectors(now: _Serving, texts: Sequence[str], language: str) -> tuple[np.ndarray, int]:
+async def _vectors(
+    now: _Serving, texts: Sequence[str], language: str, wanted: str | None
+) -> tuple[np.ndarray, int, routing.Step]:
+    """Vectors (N, H), the tokens read, and the step that answered.
+
+    Args:
+        now: what serves.
+        texts: what is read.
+        language: the queue that they wait in.
+        wanted: the market, or the language, whose adapter is to read them; None for none.
+    """
     cut = await asyncio.to_thread(now.champion.embedder.cut, texts)
+    step = routing.step(wanted, now.champion.adapters) if wanted else routing.BASE
     try:
-        found = await now.batcher.submit(language, cut)
+        try:
+            found = await _read(now, cut, language, step.adapter)
+        except (ConfigError, RunError) as error:
+            log.error("%s without its adapter: %s", step.adapter, error)
+            step = routing.BASE
+            found = await _read(now, cut, language, None)
     except Overloaded as error:
         raise ApiError(
             429, "overloaded", f"too much waits in {language}; try again later", error.retry_after_s
         ) from None
-    return np.stack(found), sum(len(tokens) for tokens in cut)
+    return np.stack(found), sum(len(tokens) for tokens in cut), step
 
 
-def _served_by(now: _Serving, route: routing.Route) -> dict[str, Any]:
+async def _read(
+    now: _Serving, cut: Sequence[list[int]], language: str, adapter: str | None
+) -> list[np.ndarray]:
+    if adapter is None:
+        return await now.batcher.submit(language, [Cut(tokens, None) for tokens in cut])
+    async with now.adapters.held(adapter):
+        return await now.batcher.submit(language, [Cut(tokens, adapter) for tokens in cut])
+
+
+def _served_by(now: _Serving, spoken: routing.Spoken, step: routing.Step) -> dict[str, Any]:
     event = now.champion.event
-    return {"bundle": event.bundle, "index": event.index, **asdict(route)}
+    return {"bundle": event.bundle, "index": event.index, **asdict(spoken), **asdict(step)}

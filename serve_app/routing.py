@@ -1,14 +1,14 @@
 """Which language a request is in, and which adapter answers it.
 
 The language is the one that is declared, else the one that `Accept-Language` prefers, else the one that is detected in
-the text, else a default. The answer comes from the language's own adapter, else from that of a related language (by the
-distance of Unicode's CLDR, such as Danish for Norwegian), else from the model without one. A reply says which it was.
+the text, else a default. The answer comes from the adapter of the market (or of a declared language), else from that of
+a related one (see `languages.nearest`), else from the model without one. A reply says which it was.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,9 +16,8 @@ import langcodes
 from langcodes.tag_parser import LanguageTagError
 from py3langid import langid
 
-_RELATED = 25
-"""CLDR's distance up to which one language is taken for another: dialects 4, Danish 12 from Norwegian, Czech 24 from
-Slovak."""
+from mlray import languages
+
 _SURE = 0.5
 """Probability from which a detected language counts."""
 _MAX_CHARS = 1000
@@ -30,54 +29,60 @@ class UnknownLanguageError(ValueError):
 
 
 @dataclass(frozen=True)
-class Route:
-    """How a request is answered."""
+class Spoken:
+    """The language of a request, and how it is known."""
 
     language: str
     """BCP 47."""
     known_by: Literal["declared", "header", "detected", "default"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """Which adapter answers: the one that was asked for, a related one, or none."""
+
     step: Literal["language", "related", "base"]
     adapter: str | None
-    """None: the model without one."""
 
 
-def route(
+BASE = Step("base", None)
+
+
+def spoken(
     text: str,
     *,
     declared: str | None = None,
     header: str | None = None,
-    spoken: Collection[str] = (),
+    among: Collection[str] = (),
     default: str = "en",
-    adapters: Mapping[str, str] | None = None,
-) -> Route:
-    """The way of a request.
+) -> Spoken:
+    """The language of a text.
 
     Args:
         text: of the customer.
         declared: a tag in the request.
         header: `Accept-Language`.
-        spoken: languages among which the text's is detected; empty: all that the detector knows.
+        among: languages among which the text's is detected; empty: all that the detector knows.
         default: where nothing else tells.
-        adapters: language -> its adapter.
 
     Raises:
         UnknownLanguageError: `declared` is no tag of a language.
     """
-    language, known_by = _language(text, declared, header, spoken, default)
-    step, adapter = _adapter(language, adapters or {})
-    return Route(language, known_by, step, adapter)
-
-
-def _language(
-    text: str, declared: str | None, header: str | None, spoken: Collection[str], default: str
-) -> tuple[str, Literal["declared", "header", "detected", "default"]]:
     if declared is not None:
-        return known(declared), "declared"
+        return Spoken(known(declared), "declared")
     if header and (preferred := _preferred(header)):
-        return preferred, "header"
-    if found := detect(text, spoken):
-        return found, "detected"
-    return default, "default"
+        return Spoken(preferred, "header")
+    if found := detect(text, among):
+        return Spoken(found, "detected")
+    return Spoken(default, "default")
+
+
+def step(tag: str, adapters: Collection[str]) -> Step:
+    """The adapter for a market or a language, among those that there are."""
+    found = languages.nearest(tag, adapters)
+    if found is None:
+        return BASE
+    return Step("language" if found in {tag, tag.partition("-")[0]} else "related", found)
 
 
 def known(tag: str) -> str:
@@ -125,14 +130,3 @@ def _detector(spoken: frozenset[str]) -> langid.LanguageIdentifier:
     if among := sorted(spoken & set(found.nb_classes)):
         found.set_languages(among)
     return found
-
-
-def _adapter(
-    language: str, adapters: Mapping[str, str]
-) -> tuple[Literal["language", "related", "base"], str | None]:
-    if language in adapters:
-        return "language", adapters[language]
-    nearest, distance = langcodes.closest_match(language, list(adapters), max_distance=_RELATED)
-    if nearest not in adapters:
-        return "base", None
-    return ("language" if distance == 0 else "related"), adapters[nearest]

@@ -23,6 +23,10 @@ Search = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 """(queries, pool, k) -> numbers and products of the nearest."""
 
 
+Read = Callable[[Sequence[str], Sequence[str]], np.ndarray]
+"""(texts, their languages or markets) -> unit vectors, one a text, float32."""
+
+
 class Embedder(Protocol):
     """What makes vectors of texts."""
 
@@ -34,8 +38,8 @@ class Embedder(Protocol):
 class _Embed:
     """The actor that reads chunks and embeds their texts."""
 
-    def __init__(self, opened: Callable[[], Embedder], max_chars: int, settings: Storage) -> None:
-        self._embedder, self._max_chars, self._settings = opened(), max_chars, settings
+    def __init__(self, opened: Callable[[], Read], max_chars: int, settings: Storage) -> None:
+        self._read, self._max_chars, self._settings = opened(), max_chars, settings
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
         for told in batch["chunk"]:
@@ -54,7 +58,7 @@ class _Embed:
             record if record.key or record.reason else record._replace(reason="no id") for record in group
         ]
         good = [record for record in group if not record.reason]
-        vectors = self._embedder.embed([record.text for record in good])
+        vectors = self._read([record.text for record in good], [record.language for record in good])
         places = [
             f"{chunk.file.uri}: {scan.where(chunk, record.row)}: {record.reason}"
             for record in group
@@ -71,13 +75,13 @@ class _Embed:
 
 
 def embed(
-    source: Source, opened: Callable[[], Embedder], cluster: Cluster, max_chars: int, settings: Storage
+    source: Source, opened: Callable[[], Read], cluster: Cluster, max_chars: int, settings: Storage
 ) -> Iterator[tuple[pa.Table, list[str]]]:
     """Tables of `id` (the cell of `part_by`), `title` (the first line), `language` and `vector`; and the bad rows.
 
     Args:
         source: what is read.
-        opened: makes the embedder, in each of `cluster.num_workers` actors.
+        opened: makes the encoder, in each of `cluster.num_workers` actors.
         cluster: how many actors, and what each asks for.
         max_chars: a longer text is a bad row.
         settings: of the storage.

@@ -23,7 +23,7 @@ from mlray.config import Adapter, ConfigError, RunError
 from mlray.models.backbone import Backbone, save_tokenizer
 
 TASK, LANGUAGE = "task", "language"
-_BACKBONE_FILE = "backbone.json"
+_BACKBONE_FILE, _WEIGHTS_FILE = "backbone.json", "adapter_model.safetensors"
 _HEADS = ("classifier", "pooler", "head")
 """Modules of a task that no backbone brings: they are trained whole and saved beside the adapter."""
 _NOT_BACKBONE = r"(lm_head|cls|classifier|head|decoder)(\..*)?|.*\.pooler(\..*)?"
@@ -128,7 +128,7 @@ def export(
         state_dict=state,
         save_embedding_layers=False,
     )
-    _verify({name: state[name] for name in wanted}, folder / TASK / "adapter_model.safetensors")
+    _verify({name: state[name] for name in wanted}, folder / TASK / _WEIGHTS_FILE)
     inner = folder / TASK  # peft's place for an adapter that is not called "default"
     for path in inner.iterdir():
         path.rename(folder / path.name)
@@ -223,6 +223,8 @@ def check(folder: Path, found: str, objective: str) -> None:
 
 def _check_use(folder: Path, objective: str, *, above_language: bool) -> None:
     told = _read(folder)
+    if not (folder / _WEIGHTS_FILE).is_file():  # peft would look for another format, or on a hub
+        raise ConfigError(f"no adapter at {folder}: {_WEIGHTS_FILE} is missing")
     if told["objective"] != objective:
         raise ConfigError(f"the adapter at {folder} was trained for {told['objective']}, not for {objective}")
     if told["above_language"] != above_language:

@@ -57,22 +57,30 @@ class TextEmbedder:
         """Tokens of a text that are read."""
         return self._length - 2
 
-    def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """Unit vectors (N, H) float32; what is longer than `corpus.sequence_length` tokens is cut off."""
-        parts = list(self.stream(texts))
+    def embed(self, texts: Sequence[str], names: Sequence[str | None] | None = None) -> np.ndarray:
+        """Unit vectors (N, H) float32; what is longer than `corpus.sequence_length` tokens is cut off.
+
+        Args:
+            texts: what is read.
+            names: the adapter that reads each, see `read`.
+        """
+        parts = list(self.stream(texts, names))
         width = int(self._model.model.config.hidden_size)
         found_NH = np.empty((len(texts), width), np.float32)
         for places, vectors in parts:
             found_NH[places] = vectors
         return found_NH
 
-    def stream(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def stream(
+        self, texts: Sequence[str], names: Sequence[str | None] | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The same in parts: places (n,) in `texts`, and their vectors (n, H)."""
         cut = self.cut(texts)
         rows = packing.best_fit([len(tokens) for tokens in cut], self._length)
         for first in range(0, len(rows), _ROWS):
             places = [number for row in rows[first : first + _ROWS] for number in row]
-            yield np.array(places), self.read([cut[i] for i in places])
+            asked = None if names is None else [names[i] for i in places]
+            yield np.array(places), self.read([cut[i] for i in places], asked)
 
     def cut(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of each text as the encoder reads them."""

@@ -2,6 +2,7 @@
 
 weights/            the model, or the backbone below an adapter, with its tokenizer
 adapter/            the adapter of the task, where the run has trained one; language_adapter/ the one below it
+adapters/<tag>/     adapters of single markets, see `markets`
 labels.json         of a model with heads for labels
 config.yaml         the whole configuration of the run
 report.json         the evaluation, and predictions.jsonl, the rows behind it (for paired tests)
@@ -11,14 +12,18 @@ BUNDLE.json         sha256 of every file, and what the bundle is
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mlray import configuration, seal, storage
 from mlray.config import ConfigError, RunConfig, Storage
+from mlray.corpus import vectors
 from mlray.evaluation.report import Report
 from mlray.models.embedder import checkpoint_of
 from mlray.objectives.embedding import TextEmbedder
+from mlray.release import markets
 from mlray.release.registry import Registry
 from mlray.training import checkpoint as checkpoints
 from mlray.training.folders import WINNER, Folders
@@ -26,42 +31,88 @@ from mlray.training.folders import WINNER, Folders
 _JUDGED = ("report.json", "predictions.jsonl")
 
 
-def make(run_uri: str, registry: Registry) -> str:
+@dataclass(frozen=True)
+class _Run:
+    """A run that has ended and was judged."""
+
+    folders: Folders
+    config: RunConfig
+    step: str
+    weights: str
+    report: Report
+
+
+def make(run_uri: str, registry: Registry, markets_uris: Mapping[str, str] | None = None) -> str:
     """Makes a bundle of what a run, or the winner of a sweep, has left; the same run gives the same bundle.
+
+    Args:
+        run_uri: folder of the run or sweep.
+        registry: where the bundle is kept.
+        markets_uris: market -> the run or sweep whose adapter reads what is found there; see `markets`.
 
     Returns:
         Its name.
 
     Raises:
-        ConfigError: there is no run, no checkpoint, or no evaluation of the newest one.
+        ConfigError: there is no run, no checkpoint, or no evaluation of the newest one; or a market's adapter does not
+            fit the weights, or was not judged on its market.
         RunError: storage failed.
     """
-    settings = registry.settings
-    name = run_uri.rstrip("/").rpartition("/")[2]  # that of a sweep, not of its trial
-    run_uri = _winner(storage.absolute(run_uri), settings)
-    config, folders = _config(run_uri, settings), Folders(run_uri)
-    step, weights = _trained(folders, settings)
-    report = _report(folders, settings)
+    settings, others = registry.settings, dict(markets_uris or {})
+    run = _run(run_uri, settings)
     with storage.staging() as stage:
-        for place, name in _parts(config, weights):
-            with storage.local_copy(place, settings) as folder:
-                if not folder.is_dir():
-                    raise ConfigError(
-                        f"{place} is no folder; a bundle holds all that it needs, so copy it to one first"
-                    )
-                storage.upload(folder, str(stage / name), settings)
-        judged_part = stage / ("weights" if config.adapter.kind == "none" else "adapter")
-        if report.about.get("sha256") != seal.digest(judged_part):
-            raise ConfigError(
-                f"the evaluation of {folders.root} is of other weights than those of {step}, which the run has chosen; "
-                "evaluate them"
+        for place, part in _parts(run.config, run.weights):
+            _copy(place, stage / part, settings)
+        _copy_judged(
+            run, stage, stage / ("weights" if run.config.adapter.kind == "none" else "adapter"), settings
+        )
+        if storage.exists(run.folders.labels, settings):
+            (stage / Path(run.folders.labels).name).write_bytes(
+                storage.read_bytes(run.folders.labels, settings)
             )
-        judged = [storage.join(folders.root, "evaluation", name) for name in _JUDGED]
-        kept = [folders.labels] if storage.exists(folders.labels, settings) else []
-        for place in (*judged, *kept):
-            (stage / Path(place).name).write_bytes(storage.read_bytes(place, settings))
-        (stage / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
-        return registry.put("bundles", stage, name, _about(config, report, step))
+        (stage / "config.yaml").write_text(run.config.to_yaml(), encoding="utf-8")
+        for tag, uri in others.items():
+            _add_market(stage, tag, _run(uri, settings), settings)
+        report = Report.from_json((stage / "report.json").read_text(encoding="utf-8"))
+        about = _about(run, report) | ({"adapters": sorted(others)} if others else {})
+        # That of a sweep, not of its trial.
+        return registry.put("bundles", stage, run_uri.rstrip("/").rpartition("/")[2], about)
+
+
+def _run(uri: str, settings: Storage) -> _Run:
+    uri = _winner(storage.absolute(uri), settings)
+    config, folders = _config(uri, settings), Folders(uri)
+    return _Run(folders, config, *_trained(folders, settings), _report(folders, settings))
+
+
+def _copy(place: str, target: Path, settings: Storage) -> None:
+    with storage.local_copy(place, settings) as folder:
+        if not folder.is_dir():
+            raise ConfigError(
+                f"{place} is no folder; a bundle holds all that it needs, so copy it to one first"
+            )
+        storage.upload(folder, str(target), settings)
+
+
+def _copy_judged(run: _Run, target: Path, part: Path, settings: Storage) -> None:
+    """Copies the evaluation of a run, which must be that of the weights at `part`."""
+    if run.report.about.get("sha256") != seal.digest(part):
+        raise ConfigError(
+            f"the evaluation of {run.folders.root} is of other weights than those of {run.step}, which the run has "
+            "chosen; evaluate them"
+        )
+    for name in _JUDGED:
+        place = storage.join(run.folders.root, "evaluation", name)
+        (target / name).write_bytes(storage.read_bytes(place, settings))
+
+
+def _add_market(stage: Path, tag: str, run: _Run, settings: Storage) -> None:
+    target = stage / markets.FOLDER / tag
+    _copy(run.weights, target, settings)
+    _open(stage, "cpu").load(tag, target)  # refuses what does not fit
+    with storage.staging() as judged:
+        _copy_judged(run, judged, target, settings)
+        markets.take_over(stage, tag, judged)
 
 
 def _winner(uri: str, settings: Storage) -> str:
@@ -119,14 +170,14 @@ def _parts(config: RunConfig, weights: str) -> list[tuple[str, str]]:
     ]
 
 
-def _about(config: RunConfig, report: Report, step: str) -> dict[str, Any]:
+def _about(run: _Run, report: Report) -> dict[str, Any]:
     return {
-        "run": config.run.name,
-        "objective": config.objective.name,
-        "family": config.model.family,
-        "adapter": config.adapter.kind,
-        "step": step,
-        "seed": config.run.seed,
+        "run": run.config.run.name,
+        "objective": run.config.objective.name,
+        "family": run.config.model.family,
+        "adapter": run.config.adapter.kind,
+        "step": run.step,
+        "seed": run.config.run.seed,
         "languages": {task: sorted(table) for task, table in report.cells.items()},
         "means": {
             task: {name: cell["macro"] for name, cell in report.summary(task).items()}
@@ -147,15 +198,38 @@ def open_embedder(registry: Registry, name: str, device: str = "cpu") -> TextEmb
             f"{name} is of objective.name={about['objective']}, which makes no vectors of texts"
         )
     with storage.local_copy(registry.place("bundles", name), registry.settings) as folder:
-        config = configuration.parse(
-            (folder / "config.yaml").read_text(encoding="utf-8"), f"{name}/config.yaml"
-        )
-        weights = folder / "weights"
-        known = checkpoint_of(config.model, str(weights), Storage())
-        adapter, language = (
-            folder / part if (folder / part).is_dir() else None for part in ("adapter", "language_adapter")
-        )
-        return TextEmbedder(config.model_copy(update={"model": known}), weights, adapter, language, device)
+        return _open(folder, device)
+
+
+def open_reader(registry: Registry, name: str, device: str = "cpu") -> vectors.Read:
+    """The encoder of a bundle with the adapters of all its markets.
+
+    Raises:
+        ConfigError: as `open_embedder`.
+    """
+    embedder, known = open_embedder(registry, name, device), markets.tags(registry.about("bundles", name))
+    for tag in known:
+        with storage.local_copy(place_of(registry, name, tag), registry.settings) as folder:
+            embedder.load(tag, folder)
+    return markets.reader(embedder, known)
+
+
+def place_of(registry: Registry, name: str, tag: str) -> str:
+    """The folder of a market's adapter in a bundle."""
+    return storage.join(registry.place("bundles", name), markets.FOLDER, tag)
+
+
+def _open(folder: Path, device: str) -> TextEmbedder:
+    """The encoder in a local folder."""
+    config = configuration.parse(
+        (folder / "config.yaml").read_text(encoding="utf-8"), f"{folder}/config.yaml"
+    )
+    weights = folder / "weights"
+    known = checkpoint_of(config.model, str(weights), Storage())
+    adapter, language = (
+        folder / part if (folder / part).is_dir() else None for part in ("adapter", "language_adapter")
+    )
+    return TextEmbedder(config.model_copy(update={"model": known}), weights, adapter, language, device)
 
 
 def report_of(registry: Registry, name: str) -> tuple[Report, str]:

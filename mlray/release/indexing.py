@@ -14,7 +14,6 @@ from mlray import storage
 from mlray.config import ConfigError, RunConfig, Source
 from mlray.corpus import vectors
 from mlray.models import backbone
-from mlray.objectives.embedding import TextEmbedder
 from mlray.release import bundle
 from mlray.release.index import ProductIndex
 from mlray.release.promotion import open_registry
@@ -43,7 +42,7 @@ def build(config: RunConfig, name: str | None, source: Source) -> str:
     device = "cuda" if config.cluster.gpus_per_worker else "cpu"
     bundle.open_embedder(registry, name)  # what makes no vectors is told before anything starts
     placement.connect(config)
-    opened = functools.partial(bundle.open_embedder, registry, name, device)
+    opened = functools.partial(bundle.open_reader, registry, name, device)
     index, refused = _read(config, source, opened)
     if index is None:
         raise ConfigError(
@@ -67,7 +66,7 @@ def _newest(registry: Registry) -> str:
 
 
 def _read(
-    config: RunConfig, source: Source, opened: Callable[[], TextEmbedder]
+    config: RunConfig, source: Source, opened: Callable[[], vectors.Read]
 ) -> tuple[ProductIndex | None, list[str]]:
     index: ProductIndex | None = None
     refused: list[str] = []

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mlray import storage
+from mlray import languages, storage
 from mlray.config import ConfigError, RunConfig, RunError
 from mlray.evaluation import comparison
 from mlray.release import bundle, gate
@@ -27,7 +28,7 @@ def decide(config: RunConfig, asked: Namespace) -> None:
     if asked.rollback:
         rollback(config, asked.why)
     elif asked.to == "challenger":
-        challenge(config, asked.run, asked.why)
+        challenge(config, asked.run, asked.why, _markets(asked.adapter))
     elif asked.to == "champion":
         verdict, _ = promote(config, asked.bundle, asked.index, asked.why, dry_run=asked.dry_run)
         if verdict:
@@ -39,13 +40,26 @@ def decide(config: RunConfig, asked: Namespace) -> None:
         raise RunError(f"the gate refused: {verdict.refusals[0]}")
 
 
+def _markets(told: Sequence[str]) -> dict[str, str]:
+    """`tag=run` as they stand on the command line."""
+    found = {}
+    for one in told:
+        tag, _, uri = one.partition("=")
+        if not uri or languages.normalize(tag) != tag or tag in found:
+            raise ConfigError(f"--adapter {one}: say MARKET=RUN, such as de=runs/align-de, each market once")
+        found[tag] = uri
+    return found
+
+
 def open_registry(config: RunConfig) -> Registry:
     """The registry of a configuration."""
     return Registry(storage.absolute(config.release.registry_uri), config.storage)
 
 
-def challenge(config: RunConfig, run_uri: str, why: str) -> Event:
-    """Makes a bundle of a run and names it the challenger.
+def challenge(
+    config: RunConfig, run_uri: str, why: str, markets_uris: Mapping[str, str] | None = None
+) -> Event:
+    """Makes a bundle of a run, and of the adapters of single markets, and names it the challenger.
 
     Raises:
         ConfigError: as `bundle.make`.
@@ -53,7 +67,7 @@ def challenge(config: RunConfig, run_uri: str, why: str) -> Event:
     """
     registry = open_registry(config)
     before = registry.history()
-    name = bundle.make(run_uri, registry)
+    name = bundle.make(run_uri, registry, markets_uris)
     return registry.append(before, action="challenge", bundle=name, index=None, why=why)
 
 

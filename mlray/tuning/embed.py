@@ -41,7 +41,11 @@ def embed(config: RunConfig, model: str, source: Source, output: str) -> int:
         work, path = bar.add_task("", total=None), stage / "vectors.parquet"
         writer: pq.ParquetWriter | None = None
         for table, left_out in vectors.embed(
-            source, opened, config.cluster, config.corpus.max_chars, config.storage
+            source,
+            functools.partial(_reader, opened),
+            config.cluster,
+            config.corpus.max_chars,
+            config.storage,
         ):
             refused += left_out
             table = table.select(["id", "vector"])
@@ -66,6 +70,12 @@ def opener(config: RunConfig, model: str) -> Callable[[], TextEmbedder]:
     """
     named = embedder.checkpoint_of(config.model, model, config.storage)
     return functools.partial(open_embedder, config.model_copy(update={"model": named}), model)
+
+
+def _reader(opened: Callable[[], TextEmbedder]) -> vectors.Read:
+    """Reads texts of any language alike."""
+    embedder = opened()
+    return lambda texts, _: embedder.embed(texts)
 
 
 def open_embedder(config: RunConfig, model: str) -> TextEmbedder:

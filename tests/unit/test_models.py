@@ -21,12 +21,16 @@ from mlray.release.registry import Registry
 from serve_app.errors import ApiError
 from serve_app.models import Asked, Models
 from tests.unit import tiny
+from tests.unit.test_mixed import adapter
 from tests.unit.test_registry import STRONG, judge
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning:transformers"
+)
 TITLES = {market: tiny.texts(market, 12, seed=4) for market in ("de", "en")}
 
 
-def promoted(root: Path, name: str, seed: int, *, prefix: str) -> Registry:
+def promoted(root: Path, name: str, seed: int, *, prefix: str, adapters: tuple[str, ...] = ()) -> Registry:
     """A registry whose champion is a small encoder with an index of the titles; ids begin with `prefix`."""
     registry, stage = Registry(str(root / "registry"), Storage()), root / f"stage-{name}"
     torch.manual_seed(seed)
@@ -41,11 +45,14 @@ def promoted(root: Path, name: str, seed: int, *, prefix: str) -> Registry:
     (stage / "evaluation").rmdir()
     config = configuration.load(None, ["objective.name=contrastive", "corpus.sequence_length=60"])
     (stage / "config.yaml").write_text(config.to_yaml())
-    made = registry.put("bundles", stage, name, {"objective": "contrastive"})
+    for number, tag in enumerate(adapters, start=1):
+        adapter(stage / "weights", stage / "adapters" / tag, number)
+    made = registry.put("bundles", stage, name, {"objective": "contrastive", "adapters": list(adapters)})
+    read = bundle.open_reader(registry, made)
     index = ProductIndex(16)
     for market, titles in TITLES.items():
         names = [f"{prefix}{i}" for i in range(len(titles))]
-        index.upsert(market, names, bundle.open_embedder(registry, made).embed(titles), titles)
+        index.upsert(market, names, read(titles, [market] * len(titles)), titles)
     (root / f"index-{name}").mkdir()
     index.save(root / f"index-{name}")
     built = registry.put("indexes", root / f"index-{name}", name, {"bundle": made})
@@ -94,9 +101,9 @@ def test_many_clients_are_read_in_few_passes(tmp_path: Path, monkeypatch: pytest
     passes: list[int] = []
     read = TextEmbedder.read
 
-    def counted(self: TextEmbedder, cut: list[list[int]]) -> np.ndarray:
+    def counted(self: TextEmbedder, cut: list[list[int]], names: Any = None) -> np.ndarray:
         passes.append(len(cut))
-        return read(self, cut)
+        return read(self, cut, names)
 
     monkeypatch.setattr(TextEmbedder, "read", counted)
     models = opened(tmp_path)
@@ -117,6 +124,68 @@ def test_many_clients_are_read_in_few_passes(tmp_path: Path, monkeypatch: pytest
     ]
     for one, other in zip(together, alone, strict=True):
         assert np.abs(one["vectors"] - other["vectors"]).max() < 1e-5
+
+
+def test_what_is_found_in_a_market_is_read_by_its_adapter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = promoted(tmp_path, "one", 0, prefix="a", adapters=("de", "ru"))
+    models = opened(tmp_path)
+    champion = registry.history().champion
+    assert champion is not None
+    base = bundle.open_embedder(registry, champion.bundle)
+    german = bundle.open_embedder(registry, champion.bundle)
+    german.load("de", Path(bundle.place_of(registry, champion.bundle, "de")))
+
+    async def ask() -> list[Any]:
+        asked = [models.search(t, market, 1, Asked()) for market, own in TITLES.items() for t in own]
+        return list(await asyncio.gather(*asked))
+
+    passes: list[int] = []
+    read = TextEmbedder.read
+    monkeypatch.setattr(
+        TextEmbedder, "read", lambda self, cut, names: passes.append(len(cut)) or read(self, cut, names)
+    )
+    replies = asyncio.run(ask())
+    monkeypatch.setattr(TextEmbedder, "read", read)
+    assert sum(passes) == 24
+    assert len(passes) <= 12
+    steps = [(r["served_by"]["step"], r["served_by"]["adapter"]) for r in replies]
+    assert steps == [("language", "de")] * 12 + [("base", None)] * 12
+    for reply, title in zip(replies, [t for own in TITLES.values() for t in own], strict=True):
+        assert reply["results"][0]["title"] == title
+        assert reply["results"][0]["score"] == pytest.approx(1.0, abs=2e-3)  # one adapter at both ends
+    for asked, expected, step in (
+        (Asked("de"), german.embed(TITLES["de"], ["de"] * 12), "language"),
+        (Asked("uk"), None, "related"),  # by the Russian one
+        (Asked("fr"), base.embed(TITLES["de"]), "base"),
+        (Asked(), base.embed(TITLES["de"]), "base"),  # detected: no other space without being asked
+    ):
+        told = asyncio.run(models.embed(TITLES["de"], asked, None, None))
+        assert told["served_by"]["step"] == step
+        if expected is not None:
+            assert np.abs(told["vectors"] - expected).max() < 1e-5
+    asyncio.run(models.upsert([Product("de", "new", "kalt und leise")]))
+    assert asyncio.run(models.search("kalt und leise", "de", 1, Asked()))["results"][0]["score"] > 0.998
+
+
+@pytest.mark.parametrize("pinned", [(), ("de",)])
+def test_without_its_adapter_a_market_is_answered_by_the_base(
+    tmp_path: Path, pinned: tuple[str, ...]
+) -> None:
+    registry = promoted(tmp_path, "one", 0, prefix="a", adapters=("de",))
+    champion = registry.history().champion
+    assert champion is not None
+    weights = Path(bundle.place_of(registry, champion.bundle, "de")) / "adapter_model.safetensors"
+    models = opened(tmp_path, pinned=pinned)
+    kept = weights.rename(tmp_path / "kept")
+
+    def step() -> str:
+        return str(asyncio.run(models.search(TITLES["de"][0], "de", 1, Asked()))["served_by"]["step"])
+
+    assert step() == ("language" if pinned else "base")  # a pinned one is in memory before anybody asks
+    kept.rename(weights)
+    assert step() == "language"
 
 
 def test_a_swap_never_mixes_a_model_with_another_index(tmp_path: Path) -> None:

@@ -1,0 +1,103 @@
+"""A bundle with adapters of single markets: they fit its weights, and its report says what is served where."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mlray import configuration, seal, storage
+from mlray.config import ConfigError, RunConfig
+from mlray.release import bundle, promotion
+from tests.unit.test_embedder import exported
+from tests.unit.test_mixed import adapter
+from tests.unit.test_registry import judge
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning:transformers"
+)
+PLAIN = {"de-en": [2] * 8, "en-de": [2] * 8, "ja-de": [2] * 8}
+BETTER = {"de-en": [1] * 8, "en-de": [1] * 8, "ja-de": [4] * 8}
+
+
+def ended(
+    root: Path, name: str, write: Callable[[Path], Path], hits: dict[str, list[int]], *overrides: str
+) -> str:
+    """The folder of a run that has ended and was judged."""
+    run = root / "runs" / name
+    weights = write(run / "checkpoints" / "step-00000002" / "weights")
+    config = configured(root, f"run.name={name}", *overrides)
+    (run / "config.yaml").write_text(config.to_yaml())
+    commit = {"step": 2, "files": seal.describe(weights.parent)}
+    (weights.parent / "COMMIT.json").write_text(json.dumps(commit))
+    (run / "report.json").write_text(json.dumps({"weights": str(weights)}))
+    judge(run, str(weights), hits)
+    return str(run)
+
+
+def configured(root: Path, *overrides: str) -> RunConfig:
+    places = [f"release.registry_uri={root}/registry", f"run.storage_uri={root}/runs"]
+    common = ["objective.name=contrastive", "model.family=xlm-roberta", "corpus.sequence_length=60"]
+    return configuration.load(None, [*common, *places, *overrides])
+
+
+def test_a_market_is_served_and_judged_by_its_adapter(tmp_path: Path) -> None:
+    main = ended(tmp_path, "main", exported, PLAIN)
+    base = f"{main}/checkpoints/step-00000002/weights"
+    lora = ["adapter.kind=lora", f"model.path={base}"]
+    german = ended(tmp_path, "de", lambda folder: adapter(Path(base), folder, 1), BETTER, *lora)
+    config = configured(tmp_path)
+    event = promotion.challenge(config, main, "", promotion._markets([f"de={german}"]))
+    assert event.bundle.startswith("main-")
+    registry = promotion.open_registry(config)
+    registry.check("bundles", event.bundle)
+    assert registry.about("bundles", event.bundle)["adapters"] == ["de"]
+    report, predictions = bundle.report_of(registry, event.bundle)
+    found = {name: row["R@1"].value for name, row in report.cells["retrieval"].items()}
+    assert found == {
+        "de-en": 0.0,
+        "en-de": 100.0,
+        "ja-de": 0.0,
+    }  # what is found in German, from whatever language
+    assert report.cells["retrieval"]["ja-de"]["MRR"].value == 25.0  # for the worse, too
+    rows = [
+        json.loads(line) for line in storage.read_bytes(predictions, registry.settings).decode().splitlines()
+    ]
+    firsts = {row["language"]: row["prediction"].split().index("99") for row in rows}
+    assert firsts == {"de-en": 1, "en-de": 0, "ja-de": 3}
+    assert len(rows) == 24
+    read = bundle.open_reader(registry, event.bundle)
+    texts = ["warm und leise", "warm und leise", "warm und leise"]
+    german_1, austrian_1, other_1 = read(texts, ["de", "de-AT", "en"])
+    assert abs(german_1 - austrian_1).max() < 1e-6
+    assert abs(german_1 - other_1).max() > 0.01
+
+
+def test_an_adapter_that_does_not_belong_is_refused(tmp_path: Path) -> None:
+    main = ended(tmp_path, "main", exported, PLAIN)
+    base = Path(main) / "checkpoints" / "step-00000002" / "weights"
+    foreign = exported(tmp_path / "foreign", layers=1)
+    lora = ["adapter.kind=lora", f"model.path={base}"]
+    runs = {
+        "was trained on the backbone": ("other", lambda folder: adapter(foreign, folder, 1), BETTER),
+        "was not judged where the bundle was": (
+            "ja",
+            lambda folder: adapter(base, folder, 2),
+            {"en-ja": [1] * 8},
+        ),
+    }
+    config = configured(tmp_path)
+    for sentence, (name, write, hits) in runs.items():
+        run = ended(tmp_path, name, write, hits, *lora)
+        with pytest.raises(ConfigError, match=sentence):
+            promotion.challenge(config, main, "", {"de": run})
+    assert promotion.open_registry(config).history().events == ()
+    assert promotion.open_registry(config).names("bundles") == []
+
+
+@pytest.mark.parametrize("told", [["de"], ["=x"], ["DE=x"], ["../x=y"], ["de=x", "de=y"], ["de="]])
+def test_what_names_no_market_is_refused(told: list[str]) -> None:
+    with pytest.raises(ConfigError, match="say MARKET=RUN"):
+        promotion._markets(told)

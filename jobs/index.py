@@ -11,10 +11,12 @@ from mlray.config import Source
 
 def main() -> int:
     """Parses, runs, and says in one line why it failed: 0 done, 1 failed, 2 bad configuration."""
-    parser = configuration.parser("Build the product index of a bundle.")
+    parser = configuration.parser("Build the product index of a bundle, or its index of answers.")
     parser.add_argument("--bundle", help="name of the bundle; without it the challenger, else the champion")
     parser.add_argument("--input", required=True, help="file or folder: JSON lines, parquet, CSV or TSV")
     parser.add_argument("--text", nargs="+", default=["text"], help="columns that are embedded, joined")
+    parser.add_argument("--shown", help="column that people see; without it the first line of the text")
+    parser.add_argument("--knowledge", action="store_true", help="answers of customer service, not products")
     parser.add_argument("--id", default="id", help="column of the product's id")
     parser.add_argument("--market", default="language", help="column of the market that sells it: a tag")
     arguments = parser.parse_intermixed_args()
@@ -27,10 +29,11 @@ def main() -> int:
         source = Source(
             uri=arguments.input,
             text=tuple(arguments.text),
+            pair=arguments.shown,
             language=f"column:{arguments.market}",
             part_by=arguments.id,
         )
-        build(config, arguments.bundle, source)
+        build(config, arguments.bundle, source, "knowledge" if arguments.knowledge else "index")
 
     return configuration.exit_code(work)
 

@@ -12,4 +12,6 @@ weights=$("$python" -c 'import json, sys; print(json.load(open(sys.argv[1]))["we
 "$python" "$here/sweep.py" --config "$here/configs/sweep_sample.yaml" "run.storage_uri=$folder" "model.path=$weights"
 "$python" "$here/promote.py" --to challenger --run "$folder/sweep-sample" --why "winner of the sweep" "$registry"
 "$python" "$here/index.py" --input mlray/corpus/sample/products.jsonl --text title description --id product_id "$registry"
-"$python" "$here/promote.py" --to champion --index auto --why "the first" "$registry"
+"$python" "$here/index.py" --knowledge --input mlray/corpus/sample/support.jsonl --text phrasings --shown answer --id intent \
+  "$registry"
+"$python" "$here/promote.py" --to champion --index auto --knowledge auto --why "the first" "$registry"

@@ -373,6 +373,8 @@ class Serving(_Section):
     """File of API keys, one JSON object a line; `python -m serve_app.keys` makes one."""
     language: str = "en"
     """Of a request that neither says nor shows its own."""
+    confidence: float = Field(0.6, ge=-1, le=1)
+    """Cosine similarity below which customer service hands over to a person."""
     watch_s: float = Field(5.0, gt=0)
     """Between two looks at the registry for a new champion, and at the keys."""
     timeout_s: float = Field(10.0, gt=0)

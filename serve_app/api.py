@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Awaitable, Callable
+import json
+import re
+from collections.abc import Awaitable, Callable, Iterator
 from importlib import resources
 from typing import Annotated, Any, Protocol
 
 import numpy as np
 from fastapi import APIRouter, Depends, FastAPI, Header, Request, Response
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, StreamingResponse
 
 from mlray.config import Serving
 from mlray.release.changes import Product
@@ -30,6 +32,8 @@ from serve_app.schemas import (
     Refusal,
     SearchReply,
     SearchRequest,
+    SupportReply,
+    SupportRequest,
     Usage,
 )
 
@@ -51,6 +55,10 @@ class Backend(Protocol):
 
     async def search(self, query: str, market: str, k: int, asked: Asked) -> dict[str, Any]:
         """`results` and `served_by`."""
+        ...
+
+    async def support(self, messages: list[str], k: int, asked: Asked) -> dict[str, Any]:
+        """As `schemas.SupportReply`."""
         ...
 
     async def embed(
@@ -90,7 +98,7 @@ def create(backend: Backend, settings: Serving, keys: Callable[[], Keys | None])
     errors.install(app)
     app.include_router(_open(backend))
     limits = _Limits(backend, settings)
-    for router in (_routes(limits), _products(limits)):
+    for router in (_routes(limits), _support(limits), _products(limits)):
         app.include_router(router, prefix="/v1", responses=_REFUSALS)
 
     @app.get("/metrics", tags=["health"])
@@ -207,6 +215,34 @@ def _routes(limits: _Limits) -> APIRouter:
         return ModelsReply(data=[{"object": "model", "role": role, **one} for role, one in found])
 
     return router
+
+
+def _support(limits: _Limits) -> APIRouter:
+    router = APIRouter()
+
+    @router.post("/support", response_model=SupportReply)
+    async def support(request: SupportRequest, accept_language: AcceptLanguage = None) -> Any:
+        """The answer of the shop's own knowledge to a customer, with its sources, or that a person is to take over."""
+        limits.check([one.text for one in request.messages])
+        messages = [one.text for one in request.messages if one.role == "user"]
+        asked = Asked(request.language, accept_language)
+        found = await limits.within(limits.backend.support(messages, request.k, asked))
+        reply = SupportReply.model_validate(found)
+        return StreamingResponse(_events(reply), media_type="text/event-stream") if request.stream else reply
+
+    return router
+
+
+def _events(reply: SupportReply) -> Iterator[str]:
+    """The reply as server-sent events: people read the answer while it comes."""
+    yield _event("sources", {"sources": [one.model_dump() for one in reply.sources]})
+    for part in re.findall(r".+?(?:[.!?。！？؟]+\s*|$)", reply.answer or "", re.DOTALL):
+        yield _event("answer", {"text": part})
+    yield _event("done", reply.model_dump(exclude={"sources"}))
+
+
+def _event(name: str, told: dict[str, Any]) -> str:
+    return f"event: {name}\ndata: {json.dumps(told, ensure_ascii=False)}\n\n"
 
 
 def _products(limits: _Limits) -> APIRouter:

@@ -46,6 +46,11 @@ class _Behind:
         found: dict[str, Any] = await self._models.embed.remote(texts, asked, model, dimensions)
         return found
 
+    async def support(self, messages: list[str], k: int, asked: Asked) -> dict[str, Any]:
+        """See `Models.support`."""
+        found: dict[str, Any] = await self._models.support.remote(messages, k, asked)
+        return found
+
     async def upsert(self, products: list[Product]) -> dict[str, Any]:
         """See `Models.upsert`."""
         found: dict[str, Any] = await self._models.upsert.remote(products)

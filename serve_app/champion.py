@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from mlray import languages, storage
 from mlray.config import RunError
+from mlray.corpus import vectors
 from mlray.evaluation.report import Report
 from mlray.objectives.embedding import TextEmbedder
 from mlray.release import bundle, markets
@@ -29,6 +30,7 @@ class Champion:
     event: Event
     embedder: TextEmbedder
     catalogue: Catalogue | None
+    knowledge: Catalogue | None
     report: Report
     languages: tuple[str, ...]
     """Those that the bundle was judged in."""
@@ -51,8 +53,14 @@ class Champion:
         report, _ = bundle.report_of(registry, event.bundle)
         judged = {languages.alone(name) for task in report.cells.values() for name in task}
         spoken = {part for name in judged for part in languages.halves(name)}
-        catalogue = _catalogue(registry, event, embedder, device) if event.index else None
-        return cls(registry, event, embedder, catalogue, report, tuple(sorted(spoken)), tuple(adapters))
+        alone = functools.partial(markets.reader, embedder, ())
+        mixed = functools.partial(bundle.open_reader, registry, event.bundle, device) if adapters else alone
+        catalogue = _catalogue(registry, event, event.index, mixed) if event.index else None
+        # A question may be answered in any language, so answers are read without the adapter of one.
+        knowledge = _catalogue(registry, event, event.knowledge, alone) if event.knowledge else None
+        return cls(
+            registry, event, embedder, catalogue, knowledge, report, tuple(sorted(spoken)), tuple(adapters)
+        )
 
     def load(self, tag: str) -> None:
         """Puts a market's adapter into the encoder.
@@ -80,11 +88,13 @@ class Champion:
         return {
             "id": self.event.bundle,
             "index": self.event.index,
+            "knowledge": self.event.knowledge,
             "since": self.event.when,
             "why": self.event.why,
             "languages": list(self.languages),
             "adapters": list(self.adapters),
             "markets": self.catalogue.markets if self.catalogue else {},
+            "answers": self.knowledge.markets if self.knowledge else {},
             "report": self.report.cells,
         }
 
@@ -97,15 +107,10 @@ class Cut:
     adapter: str | None
 
 
-def _catalogue(registry: Registry, event: Event, embedder: TextEmbedder, device: str) -> Catalogue:
-    """The products; where markets have adapters, with an encoder that holds all of them, for products that come."""
-    assert event.index is not None
-    registry.check("indexes", event.index)
-    if registry.about("indexes", event.index).get("bundle") != event.bundle:
-        raise RunError(f"the index {event.index} is not of {event.bundle}")
-    with storage.local_copy(registry.place("indexes", event.index), registry.settings) as folder:
+def _catalogue(registry: Registry, event: Event, name: str, opened: Callable[[], vectors.Read]) -> Catalogue:
+    registry.check("indexes", name)
+    if registry.about("indexes", name).get("bundle") != event.bundle:
+        raise RunError(f"the index {name} is not of {event.bundle}")
+    with storage.local_copy(registry.place("indexes", name), registry.settings) as folder:
         index = ProductIndex.load(folder)
-    alone = functools.partial(markets.reader, embedder, ())
-    mixed = functools.partial(bundle.open_reader, registry, event.bundle, device)
-    opened = mixed if markets.tags(registry.about("bundles", event.bundle)) else alone
-    return Catalogue(index, Changes(registry, event.index), opened)
+    return Catalogue(index, Changes(registry, name), opened)

@@ -14,7 +14,7 @@ import numpy as np
 from mlray.config import ConfigError, RunConfig, RunError
 from mlray.release.changes import Change, Product
 from mlray.release.promotion import open_registry
-from serve_app import routing
+from serve_app import routing, support
 from serve_app.adapters import Adapters
 from serve_app.batching import Batcher, Overloaded
 from serve_app.catalogue import Catalogue
@@ -144,6 +144,37 @@ class Models:
         found = catalogue.search(market, vectors_1H[0], k)
         results = [{"id": name, "score": score, "title": title} for name, score, title in found]
         return {"results": results, "served_by": _served_by(now, spoken, step)}
+
+    async def support(self, messages: list[str], k: int, asked: Asked) -> dict[str, Any]:
+        """The answer to a customer, with its sources; none where no source is sure enough.
+
+        Args:
+            messages: of the customer, the last one last.
+            k: sources, at most.
+            asked: what the request says of its language.
+
+        Raises:
+            ApiError: no champion, no knowledge, or the queue is full.
+        """
+        now = self._ready()
+        knowledge = now.champion.knowledge
+        if knowledge is None:
+            raise ApiError(503, "no_knowledge", f"{now.champion.event.bundle} is served without answers")
+        spoken = self._spoken(messages[-1], asked, now)
+        vectors_MH, _, step = await _vectors(now, support.looked_at(messages), spoken.language, None)
+        confidence = self._config.serving.confidence
+        found = support.find(knowledge, support.question(vectors_MH), spoken.language, k, confidence)
+        sure = bool(found.sources) and found.sources[0].score >= confidence
+        return {
+            "answer": found.sources[0].text if sure else None,
+            "intent": found.sources[0].id if sure else None,
+            "language": found.sources[0].language if sure else None,
+            "confidence": found.sources[0].score if found.sources else 0.0,
+            "hand_over": not sure,
+            "scope": found.scope,
+            "sources": [asdict(one) for one in found.sources],
+            "served_by": _served_by(now, spoken, step) | {"index": now.champion.event.knowledge},
+        }
 
     async def upsert(self, products: list[Product]) -> dict[str, Any]:
         """Adds products to their markets or exchanges their texts, here at once, and wherever this index is served.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 Text = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
 Tag = Annotated[str, StringConstraints(min_length=2, max_length=35)]
@@ -53,6 +53,53 @@ class SearchReply(BaseModel):
     """Products, the nearest first."""
 
     results: list[Hit]
+    served_by: ServedBy
+
+
+class Message(_Request):
+    """A turn of a conversation."""
+
+    role: Literal["user", "assistant"] = "user"
+    text: Text = Field(examples=["Wo bleibt meine Bestellung?"])
+
+
+class SupportRequest(_Request):
+    """A conversation; its last message is the customer's."""
+
+    messages: list[Message] = Field(min_length=1)
+    language: Tag | None = LANGUAGE
+    k: int = Field(3, ge=1, le=20, description="sources, at most")
+    stream: bool = Field(
+        False, description="server-sent events: `sources`, then `answer` in parts, then `done`"
+    )
+
+    @field_validator("messages")
+    @classmethod
+    def _asks(cls, messages: list[Message]) -> list[Message]:
+        if messages[-1].role != "user":
+            raise ValueError("the last message is the customer's (role: user)")
+        return messages
+
+
+class SourceReply(BaseModel):
+    """An answer of the shop's own knowledge."""
+
+    id: str
+    language: str
+    text: str
+    score: float
+
+
+class SupportReply(BaseModel):
+    """An answer with its sources, or that a person is to take over."""
+
+    answer: str | None
+    intent: str | None
+    language: str | None = Field(description="of the answer; it may be another than the customer's")
+    confidence: float = Field(description="cosine similarity of the nearest source")
+    hand_over: bool = Field(description="nothing is sure enough: a person is to answer")
+    scope: Literal["language", "related", "other"] = Field(description="where the sources were found")
+    sources: list[SourceReply]
     served_by: ServedBy
 
 

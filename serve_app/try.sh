@@ -35,6 +35,11 @@ ask ar "غلاية كهربائية بدرجة حرارة قابلة للضبط"
 ask ja "温度調節できる電気ケトル"
 ask zh "可调温电热水壶"
 
+curl --silent --fail --show-error "$url/v1/support" --header 'content-type: application/json' \
+  --data '{"messages": [{"text": "Wo bleibt meine Bestellung?"}]}' |
+  "$python" -c 'import json, sys; told = json.load(sys.stdin)
+print("de  Wo bleibt meine Bestellung?\n    {}  ({:.2f})".format(told["answer"] or "a person takes over", told["confidence"]))'
+
 kill $app
 wait $app
 trap - EXIT

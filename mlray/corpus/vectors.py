@@ -68,7 +68,7 @@ class _Embed:
             "fault": [""],
             "refused": [places],
             "id": [[record.key for record in good]],
-            "title": [[record.text.split("\n", 1)[0] for record in good]],
+            "title": [[record.pair or record.text.split("\n", 1)[0] for record in good]],
             "language": [[record.language for record in good]],
             "vector": [vectors.ravel()],
         }
@@ -77,7 +77,7 @@ class _Embed:
 def embed(
     source: Source, opened: Callable[[], Read], cluster: Cluster, max_chars: int, settings: Storage
 ) -> Iterator[tuple[pa.Table, list[str]]]:
-    """Tables of `id` (the cell of `part_by`), `title` (the first line), `language` and `vector`; and the bad rows.
+    """Tables of `id` (the cell of `part_by`), `title` (`pair`, else the first line), `language`, `vector`; bad rows.
 
     Args:
         source: what is read.

@@ -201,13 +201,14 @@ def open_embedder(registry: Registry, name: str, device: str = "cpu") -> TextEmb
         return _open(folder, device)
 
 
-def open_reader(registry: Registry, name: str, device: str = "cpu") -> vectors.Read:
-    """The encoder of a bundle with the adapters of all its markets.
+def open_reader(registry: Registry, name: str, device: str = "cpu", *, adapted: bool = True) -> vectors.Read:
+    """The encoder of a bundle, with the adapters of all its markets or (not `adapted`) with none.
 
     Raises:
         ConfigError: as `open_embedder`.
     """
-    embedder, known = open_embedder(registry, name, device), markets.tags(registry.about("bundles", name))
+    embedder = open_embedder(registry, name, device)
+    known = markets.tags(registry.about("bundles", name)) if adapted else []
     for tag in known:
         with storage.local_copy(place_of(registry, name, tag), registry.settings) as folder:
             embedder.load(tag, folder)

@@ -21,15 +21,17 @@ from mlray.release.registry import Registry
 from mlray.training import placement
 
 
-def build(config: RunConfig, name: str | None, source: Source) -> str:
-    """Makes an index of every product of a source, and returns its name.
+def build(config: RunConfig, name: str | None, source: Source, kind: str = "index") -> str:
+    """Makes an index of every product, or every answer, of a source, and returns its name.
 
     Bad rows (no text, id or market) are left out, counted, and the first of them named.
 
     Args:
         config: where the registry is, and the actors that embed.
         name: the bundle; None is the challenger, else the champion.
-        source: products; `part_by` is the column of their ids, `language` that of their markets.
+        source: products; `part_by` is the column of their ids, `language` that of their markets, and `pair` that of
+            what people see of them, if it is not the first line of their text.
+        kind: `index` of products, or `knowledge`: of answers to customers, whose markets are languages.
 
     Raises:
         ConfigError: there is no bundle, it makes no vectors, or no product can be read.
@@ -42,17 +44,24 @@ def build(config: RunConfig, name: str | None, source: Source) -> str:
     device = "cuda" if config.cluster.gpus_per_worker else "cpu"
     bundle.open_embedder(registry, name)  # what makes no vectors is told before anything starts
     placement.connect(config)
-    opened = functools.partial(bundle.open_reader, registry, name, device)
+    opened = functools.partial(bundle.open_reader, registry, name, device, adapted=kind == "index")
     index, refused = _read(config, source, opened)
     if index is None:
         raise ConfigError(
-            f"{source.uri} holds no product" + (f"; the first bad row: {refused[0]}" if refused else "")
+            f"{source.uri} holds nothing for an index"
+            + (f"; the first bad row: {refused[0]}" if refused else "")
         )
     with storage.staging() as stage:
         index.save(stage)
-        about = {"bundle": name, "width": index.width, "markets": index.markets, "left_out": len(refused)}
+        about = {
+            "bundle": name,
+            "kind": kind,
+            "width": index.width,
+            "markets": index.markets,
+            "left_out": len(refused),
+        }
         made = registry.put("indexes", stage, name.rsplit("-", 1)[0], about)
-    _show(index, refused)
+    _show(index, refused, "Products" if kind == "index" else "Answers")
     print(f"bundle      {name}\nindex       {made}")
     return made
 
@@ -91,10 +100,10 @@ def _read(
     return index, refused
 
 
-def _show(index: ProductIndex, refused: list[str]) -> None:
-    table = Table(title="Products", title_justify="left")
-    table.add_column("market")
-    table.add_column("products", justify="right")
+def _show(index: ProductIndex, refused: list[str], title: str) -> None:
+    table = Table(title=title, title_justify="left")
+    table.add_column("market" if title == "Products" else "language")
+    table.add_column(title.lower(), justify="right")
     for market, count in index.markets.items():
         table.add_row(market, f"{count:,}")
     console = Console()

@@ -16,6 +16,9 @@ from mlray.release import bundle, gate
 from mlray.release.gate import Verdict
 from mlray.release.registry import Event, History, Registry
 
+_NAMES = {"index": "an index of products", "knowledge": "an index of answers"}
+"""What is served with a bundle."""
+
 
 def decide(config: RunConfig, asked: Namespace) -> None:
     """What `jobs/promote.py` was asked for, and the history afterwards.
@@ -30,7 +33,9 @@ def decide(config: RunConfig, asked: Namespace) -> None:
     elif asked.to == "challenger":
         challenge(config, asked.run, asked.why, _markets(asked.adapter))
     elif asked.to == "champion":
-        verdict, _ = promote(config, asked.bundle, asked.index, asked.why, dry_run=asked.dry_run)
+        verdict, _ = promote(
+            config, asked.bundle, asked.index, asked.why, knowledge=asked.knowledge, dry_run=asked.dry_run
+        )
         if verdict:
             gate.show(verdict, console)
         else:
@@ -72,7 +77,13 @@ def challenge(
 
 
 def promote(
-    config: RunConfig, name: str | None, index: str | None, why: str, *, dry_run: bool = False
+    config: RunConfig,
+    name: str | None,
+    index: str | None,
+    why: str,
+    *,
+    knowledge: str | None = None,
+    dry_run: bool = False,
 ) -> tuple[Verdict | None, Event | None]:
     """Asks the gate, and makes a bundle champion if it says yes.
 
@@ -81,6 +92,7 @@ def promote(
         name: the bundle; None is the challenger.
         index: the product index that is served with it, built by its encoder; `auto`: the one that there is.
         why: a sentence for the history.
+        knowledge: the index of answers, likewise.
         dry_run: only ask.
 
     Returns:
@@ -98,26 +110,29 @@ def promote(
                 f"{registry.uri} has no challenger; name a bundle, or --to challenger --run first"
             )
         name = before.challenger.bundle
-    index = _only_index(registry, name) if index == "auto" else index
-    if before.champion and (before.champion.bundle, before.champion.index) == (name, index):
+    beside = {
+        kind: _only_index(registry, name, kind) if one == "auto" else one
+        for kind, one in (("index", index), ("knowledge", knowledge))
+    }
+    champion = before.champion
+    if champion and champion.bundle == name and _beside(champion) == beside:
         raise ConfigError(f"{name} is champion already")
     registry.check("bundles", name)
-    if index is not None:
-        registry.check("indexes", index)
-        _check_index(registry, name, index)
-    elif before.champion and before.champion.index:
-        raise ConfigError(
-            f"{before.champion.bundle} is served with an index; name one for {name}, or --index auto"
-        )
+    _check_beside(registry, champion, name, beside)
     verdict = _verdict(registry, before, name, config)
     if dry_run or (verdict and not verdict.passed):
         return verdict, None
     said = verdict.to_dict() if verdict else None
-    return verdict, registry.append(before, action="promote", bundle=name, index=index, why=why, verdict=said)
+    return verdict, registry.append(before, action="promote", bundle=name, why=why, verdict=said, **beside)
+
+
+def _beside(event: Event) -> dict[str, str | None]:
+    """The indexes that are served with a bundle."""
+    return {"index": event.index, "knowledge": event.knowledge}
 
 
 def rollback(config: RunConfig, why: str) -> Event:
-    """Makes the bundle and index champion that were so before the present ones.
+    """Makes the bundle and its indexes champion that were so before the present ones.
 
     Raises:
         ConfigError: there was none before.
@@ -129,28 +144,49 @@ def rollback(config: RunConfig, why: str) -> Event:
         raise ConfigError(f"{registry.uri} has no champion before the present one, nothing to go back to")
     earlier = before.reigns[-2]
     registry.check("bundles", earlier.bundle)
-    if earlier.index is not None:
-        registry.check("indexes", earlier.index)
-    return registry.append(before, action="rollback", bundle=earlier.bundle, index=earlier.index, why=why)
+    beside = _beside(earlier)
+    for one in beside.values():
+        if one is not None:
+            registry.check("indexes", one)
+    return registry.append(before, action="rollback", bundle=earlier.bundle, why=why, **beside)
 
 
-def _only_index(registry: Registry, name: str) -> str:
-    built = [one for one in registry.names("indexes") if registry.about("indexes", one).get("bundle") == name]
+def _only_index(registry: Registry, name: str, kind: str) -> str:
+    built = [
+        one
+        for one in registry.names("indexes")
+        for about in [registry.about("indexes", one)]
+        if about.get("bundle") == name and about.get("kind", "index") == kind
+    ]
     if len(built) != 1:
-        told = (
-            f"there are {', '.join(built)}; name one" if built else f"jobs/index.py --bundle {name} makes one"
-        )
-        raise ConfigError(f"--index auto: {name} has {len(built)} indexes; {told}")
+        made = f"jobs/index.py --bundle {name}" + " --knowledge" * (kind == "knowledge")
+        told = f"there are {', '.join(built)}; name one" if built else f"{made} makes one"
+        raise ConfigError(f"--{kind} auto: {name} has {len(built)} indexes; {told}")
     return built[0]
 
 
-def _check_index(registry: Registry, name: str, index: str) -> None:
-    built_by = registry.about("indexes", index).get("bundle")
-    if built_by != name:
+def _check_beside(
+    registry: Registry, champion: Event | None, name: str, beside: Mapping[str, str | None]
+) -> None:
+    for kind, one in beside.items():
+        if one is not None:
+            registry.check("indexes", one)
+            _check_index(registry, name, one, kind)
+        elif champion and _beside(champion)[kind]:
+            raise ConfigError(
+                f"{champion.bundle} is served with {_NAMES[kind]}; name one for {name}, or --{kind} auto"
+            )
+
+
+def _check_index(registry: Registry, name: str, index: str, kind: str) -> None:
+    about = registry.about("indexes", index)
+    if about.get("bundle") != name:
         raise ConfigError(
-            f"the index {index} was built by the encoder of {built_by}, and {name} would not find in it; "
+            f"the index {index} was built by the encoder of {about.get('bundle')}, and {name} would not find in it; "
             f"jobs/index.py --bundle {name}"
         )
+    if (own := str(about.get("kind", "index"))) != kind:
+        raise ConfigError(f"{index} is {_NAMES[own]}, and --{kind} takes {_NAMES[kind]}")
 
 
 def _verdict(registry: Registry, history: History, name: str, config: RunConfig) -> Verdict | None:
@@ -185,4 +221,6 @@ def show(history: History, console: Console) -> None:
     console.print(
         f"index       {(champion.index if champion else None) or '-'}", markup=False, highlight=False
     )
+    if champion and champion.knowledge:
+        console.print(f"knowledge   {champion.knowledge}", markup=False, highlight=False)
     console.print(f"challenger  {challenger.bundle if challenger else '-'}", markup=False, highlight=False)

@@ -49,6 +49,8 @@ class Event:
     why: str
     verdict: dict[str, Any] | None = None
     """What the gate said."""
+    knowledge: str | None = None
+    """The index of what customer service answers with."""
 
 
 @dataclass(frozen=True)

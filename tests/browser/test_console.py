@@ -17,7 +17,7 @@ from serve_app import api, keys
 from serve_app.keys import Key, Keys
 from serve_app.models import Models
 from tests.browser import chromium
-from tests.unit.test_models import TITLES, promoted
+from tests.unit.test_models import ANSWERS, TITLES, promoted
 
 pytestmark = chromium.needed
 
@@ -35,7 +35,11 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Address]:
     """A small champion with two markets."""
     root = tmp_path_factory.mktemp("console")
     promoted(root, "one", 0, prefix="p")
-    models = Models(RunConfig.model_validate({"release": {"registry_uri": str(root / "registry")}}))
+    models = Models(
+        RunConfig.model_validate(
+            {"release": {"registry_uri": str(root / "registry")}, "serving": {"confidence": 0.99}}
+        )
+    )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -94,6 +98,26 @@ def test_what_a_shop_returns_is_text_and_right_to_left_where_it_is_read_so(serve
         assert tab.locator(".shop .title").first.inner_text().startswith("<img")
         assert tab.locator(".shop").first.get_attribute("dir") == "rtl"
         assert tab.locator(".shop h2").first.inner_text() == "المتجر"
+        assert faults == []
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
+def test_customer_service_answers_or_hands_over(
+    served: Address, tmp_path: Path, width: int, height: int
+) -> None:
+    with chromium.tab(served.url, width=width, height=height) as (tab, faults):
+        tab.goto(served.url)
+        tab.locator("#tab-support").click()
+        for text in (ANSWERS["de"]["where"], "Regal"):
+            tab.locator("#support input").fill(text)
+            tab.locator("#support button").click()
+            tab.wait_for_function("text => document.querySelector('#support input').value === ''", arg=text)
+        tab.locator(".turn.person").wait_for()
+        assert tab.locator(".turn").all_inner_texts()[0] == ANSWERS["de"]["where"]
+        assert tab.locator(".turn").all_inner_texts()[1].startswith(ANSWERS["de"]["where"].upper())
+        assert tab.locator(".turn.person").inner_text().startswith("A person takes over")
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        tab.screenshot(path=tmp_path / "support.png", full_page=True)
         assert faults == []
 
 

@@ -51,6 +51,12 @@ class Known:
         self.asked.append((texts, asked, model, dimensions))
         return {"vectors": VECTORS[: len(texts)], "tokens": 9, "served_by": BY}
 
+    async def support(self, messages: list[str], k: int, asked: Asked) -> dict[str, Any]:
+        self.asked.append((messages, k, asked))
+        source = {"id": "where", "language": "de", "text": "Morgen. Oder später!", "score": 0.9}
+        told = {"answer": "Morgen. Oder später!", "intent": "where", "language": "de", "confidence": 0.9}
+        return {**told, "hand_over": False, "scope": "language", "sources": [source], "served_by": BY}
+
     async def upsert(self, products: list[Product]) -> dict[str, Any]:
         self.asked.append(products)
         return {"change": 1, "products": len(products), "unknown": [], "bundle": "b-1", "index": "i-1"}
@@ -103,6 +109,30 @@ def test_embeddings_have_the_form_of_openai() -> None:
         np.frombuffer(base64.b64decode(coded["data"][0]["embedding"]), "<f4").tolist() == VECTORS[0].tolist()
     )
     assert backend.asked[1][0] == ["a"]
+
+
+def test_customer_service_answers_at_once_or_as_events() -> None:
+    backend = Known()
+    turns = [{"text": "Hallo"}, {"role": "assistant", "text": "Ja?"}, {"role": "user", "text": "Wo ist es?"}]
+    asked = client(backend)
+    told = asked.post("/v1/support", json={"messages": turns, "k": 2}).json()
+    assert told["answer"] == told["sources"][0]["text"] == "Morgen. Oder später!"
+    assert backend.asked == [(["Hallo", "Wo ist es?"], 2, Asked())]
+    reply = asked.post("/v1/support", json={"messages": turns, "stream": True})
+    assert reply.headers["content-type"].startswith("text/event-stream")
+    events = [block.split("\n") for block in reply.text.strip().split("\n\n")]
+    assert [lines[0] for lines in events] == [
+        "event: sources",
+        "event: answer",
+        "event: answer",
+        "event: done",
+    ]
+    data = [json.loads(lines[1].removeprefix("data: ")) for lines in events]
+    assert data[1]["text"] + data[2]["text"] == told["answer"]
+    assert data[0]["sources"] == told["sources"]
+    assert data[3] == {key: value for key, value in told.items() if key != "sources"}
+    message = refused(asked.post("/v1/support", json={"messages": turns[:2]}), 422, "invalid_request")
+    assert "the last message is the customer's" in message
 
 
 BAD = [

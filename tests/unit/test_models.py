@@ -27,6 +27,10 @@ from tests.unit.test_registry import STRONG, judge
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning:transformers"
 )
+ANSWERS = {
+    "de": {"where": "wo ist mein Wasserkocher", "cold": "die Decke ist kalt"},
+    "en": {"where": "where is my kettle", "back": "I want to give the blanket back"},
+}
 TITLES = {market: tiny.texts(market, 12, seed=4) for market in ("de", "en")}
 
 
@@ -53,11 +57,24 @@ def promoted(root: Path, name: str, seed: int, *, prefix: str, adapters: tuple[s
     for market, titles in TITLES.items():
         names = [f"{prefix}{i}" for i in range(len(titles))]
         index.upsert(market, names, read(titles, [market] * len(titles)), titles)
-    (root / f"index-{name}").mkdir()
-    index.save(root / f"index-{name}")
-    built = registry.put("indexes", root / f"index-{name}", name, {"bundle": made})
-    registry.append(registry.history(), action="promote", bundle=made, index=built, why="")
+    built = kept(registry, index, root / f"index-{name}", made)
+    answers = ProductIndex(16)
+    plain = bundle.open_embedder(registry, made)
+    for language, texts in ANSWERS.items():
+        answers.upsert(
+            language, list(texts), plain.embed(list(texts.values())), [t.upper() for t in texts.values()]
+        )
+    knowledge = kept(registry, answers, root / f"answers-{name}", made)
+    registry.append(
+        registry.history(), action="promote", bundle=made, index=built, knowledge=knowledge, why=""
+    )
     return registry
+
+
+def kept(registry: Registry, index: ProductIndex, folder: Path, made: str) -> str:
+    folder.mkdir()
+    index.save(folder)
+    return registry.put("indexes", folder, folder.name, {"bundle": made})
 
 
 def opened(root: Path, **serving: Any) -> Models:
@@ -188,6 +205,42 @@ def test_without_its_adapter_a_market_is_answered_by_the_base(
     assert step() == "language"
 
 
+def test_customer_service_answers_from_its_own_language_first(tmp_path: Path) -> None:
+    registry = promoted(tmp_path, "one", 0, prefix="a", adapters=("de",))
+    champion = registry.history().champion
+    assert champion is not None
+    models = opened(tmp_path, confidence=0.999)
+
+    def ask(*messages: str, language: str | None = None) -> dict[str, Any]:
+        return asyncio.run(models.support(list(messages), 2, Asked(language)))
+
+    german = ask(ANSWERS["de"]["where"], language="de")
+    assert (german["answer"], german["intent"], german["language"]) == (
+        "WO IST MEIN WASSERKOCHER",
+        "where",
+        "de",
+    )
+    assert (german["hand_over"], german["scope"], german["served_by"]["step"]) == (False, "language", "base")
+    assert german["confidence"] == pytest.approx(1.0, abs=2e-3)
+    assert [one["id"] for one in german["sources"]] == ["where", "cold"]
+    assert german["served_by"]["index"] == champion.knowledge
+    austrian = ask(ANSWERS["de"]["cold"], language="gsw")
+    assert (austrian["scope"], austrian["intent"]) == ("related", "cold")
+    other = ask(ANSWERS["en"]["back"], language="de")  # sure in English alone
+    assert (other["scope"], other["intent"], other["language"]) == ("other", "back", "en")
+    unsure = ask("Regal", language="ja")
+    assert (unsure["answer"], unsure["intent"], unsure["hand_over"]) == (None, None, True)
+    assert 0 < unsure["confidence"] < 0.999
+    assert len(unsure["sources"]) == 2
+    # By hand: the last message counts 1, the one before 0.3.
+    read = bundle.open_embedder(registry, champion.bundle).embed
+    before, last, source = read(["die Decke", "ist kalt", ANSWERS["de"]["cold"]])
+    expected = float((last + 0.3 * before) @ source / np.linalg.norm(last + 0.3 * before))
+    told = ask("die Decke", "ist kalt", language="de")
+    scores = {one["id"]: one["score"] for one in told["sources"]}
+    assert scores["cold"] == pytest.approx(expected, abs=3e-3)
+
+
 def test_a_swap_never_mixes_a_model_with_another_index(tmp_path: Path) -> None:
     registry = promoted(tmp_path, "one", 0, prefix="a")
     models = opened(tmp_path)
@@ -274,6 +327,8 @@ def test_products_come_and_go_wherever_an_index_is_served(tmp_path: Path) -> Non
 def test_what_cannot_be_answered_is_refused(tmp_path: Path) -> None:
     promoted(tmp_path, "one", 0, prefix="a")
     models = opened(tmp_path, queued_tokens=10)
+    with pytest.raises(ApiError, match="unknown_language"):
+        asyncio.run(models.support(["x"], 1, Asked("xx")))
     for refusal, ask in {
         "unknown_language": models.embed(["x"], Asked("xx"), None, None),
         "unknown_model": models.embed(["x"], Asked(), "gpt-4", None),

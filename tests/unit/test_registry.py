@@ -6,13 +6,15 @@ import json
 import logging
 import random
 import tempfile
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+from werkzeug.serving import make_server
 
 from mlray import configuration, seal, storage
 from mlray.config import ConfigError, RunConfig, RunError, Storage
@@ -222,14 +224,24 @@ def test_of_two_promoters_one_wins_each_time(tmp_path: Path) -> None:
         assert champion.bundle == won[0]
 
 
+class Serial:
+    """moto, a request at a time: its conditional write looks and then writes, where S3's is one step."""
+
+    def __init__(self) -> None:
+        self._app, self._lock = DomainDispatcherApplication(create_backend_app), threading.Lock()
+
+    def __call__(self, environ: Any, start_response: Any) -> list[bytes]:
+        with self._lock:
+            return list(self._app(environ, start_response))
+
+
 def test_on_s3_one_of_two_promoters_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     logging.getLogger("werkzeug").setLevel(logging.WARNING)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    settings = Storage(endpoint_url=f"http://{host}:{port}")
+    server = make_server("127.0.0.1", 0, Serial(), threaded=True, request_handler=MotoRequestHandler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    settings = Storage(endpoint_url=f"http://127.0.0.1:{server.server_port}")
     boto3.client("s3", endpoint_url=settings.endpoint_url, region_name="us-east-1").create_bucket(
         Bucket="promotions"
     )
@@ -247,7 +259,7 @@ def test_on_s3_one_of_two_promoters_wins(tmp_path: Path, monkeypatch: pytest.Mon
 
         with ThreadPoolExecutor(2) as pool:
             assert sum(pool.map(act, ("one", "other"))) == 1
-    server.stop()
+    server.shutdown()
 
 
 def test_a_hole_in_the_history_is_no_end(tmp_path: Path) -> None:

@@ -54,23 +54,29 @@ def main(folder: Path, command: str) -> None:
     print(ranking(board))
     for one in body["clones"]:
         whole = "whole" if one["donor_whole"] else "gone"
-        print(f"{one['run']}: first step {one['first_step']}, from {one['donor']}, which is {whole}")
+        steps = f"first step {one['first_step']}, first validation {one['first_validation']}"
+        print(f"{one['run']}: {steps}, from {one['donor']}, which is {whole}")
     print(f"\nwinner {winner['run']}; Pareto set: {', '.join(body['pareto'])}; figures: {path.name}")
 
 
 def clones(board: Board) -> list[dict[str, Any]]:
-    """Runs that went on from another trial's checkpoint: the step after it, and whether it is there and whole now."""
-    found = []
+    """Runs that went on from another trial's checkpoint, by what they have reported themselves.
+
+    A clone that had begun anew would have its first validation after the first stretch, not after its donor's step; and
+    whether that checkpoint is there and whole now.
+    """
+    every, found = board.config.train.validate_every, []
     for run in dict.fromkeys(row.run for row in board.rows if row.cloned_from):
-        donor = next(row.cloned_from for row in board.rows if row.run == run)
-        step = int(donor.rpartition("-")[2])
-        fault = checkpoint.verify(donor, Storage())
+        own = [row for row in board.rows if row.run == run]
+        donor = own[0].cloned_from
         found.append(
             {
                 "run": run,
-                "first_step": step + 1,
                 "donor": "/".join(donor.split("/")[-3:]),
-                "donor_whole": not fault,
+                "donor_step": int(donor.rpartition("-")[2]),
+                "first_validation": own[0].step,
+                "first_step": own[0].step - every + 1,
+                "donor_whole": checkpoint.verify(donor, Storage()) is None,
             }
         )
     return found

@@ -9,7 +9,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -217,6 +217,19 @@ def staging() -> Iterator[Path]:
     """A temporary local folder in which files are written before `upload`."""
     with tempfile.TemporaryDirectory(prefix="mlray-") as folder:
         yield Path(folder)
+
+
+def delete_others(uri: str, known: Collection[str], storage: Storage) -> None:
+    """Removes every file below a folder that is none of `known` (paths from there); one that is gone is no error."""
+    for path in walk(uri, storage):
+        if path in known:
+            continue
+        with named(uri, storage):
+            if is_s3(uri):
+                bucket, key = split(uri)
+                client(storage).delete_object(Bucket=bucket, Key=f"{key.rstrip('/')}/{path}")
+            else:
+                (Path(uri) / path).unlink(missing_ok=True)
 
 
 def delete_folder(uri: str, storage: Storage) -> None:

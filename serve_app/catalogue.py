@@ -20,16 +20,26 @@ _GROUP = 64
 class Catalogue:
     """Safe for several threads."""
 
-    def __init__(self, index: ProductIndex, changes: Changes, opened: Callable[[], vectors.Read]) -> None:
+    def __init__(
+        self,
+        index: ProductIndex,
+        opened: Callable[[], vectors.Read],
+        changes: Changes | None = None,
+        position: int = 0,
+    ) -> None:
         """
         Args:
             index: as it was built.
-            changes: since then.
             opened: makes the encoder that built it; called when there is a first change.
+            changes: of products; None: it never changes.
+            position: how many of them the index holds already.
+
+        Raises:
+            RunError: a change cannot be read.
         """
         self._index, self._changes = index, changes
         self._read = functools.cache(opened)
-        self._taken = 0
+        self._taken = position
         self._searching, self._taking = threading.Lock(), threading.Lock()
         self.take()
 
@@ -56,6 +66,7 @@ class Catalogue:
         Raises:
             StorageError: it could not be written, and counts nowhere.
         """
+        assert self._changes is not None, "an index that never changes was changed"
         number = self._changes.append(change, self._taken)
         self.take()
         return number
@@ -66,6 +77,8 @@ class Catalogue:
         Raises:
             RunError: one cannot be read; those before it count.
         """
+        if self._changes is None:
+            return
         with self._taking:
             for change in self._changes.after(self._taken):
                 self._apply(change)

@@ -55,7 +55,9 @@ class Champion:
         spoken = {part for name in judged for part in languages.halves(name)}
         alone = functools.partial(markets.reader, embedder, ())
         mixed = functools.partial(bundle.open_reader, registry, event.bundle, device) if adapters else alone
-        catalogue = _catalogue(registry, event, event.index, mixed) if event.index else None
+        catalogue = (
+            _catalogue(registry, event, event.index, mixed, Changes(registry)) if event.index else None
+        )
         # A question may be answered in any language, so answers are read without the adapter of one.
         knowledge = _catalogue(registry, event, event.knowledge, alone) if event.knowledge else None
         return cls(
@@ -107,10 +109,17 @@ class Cut:
     adapter: str | None
 
 
-def _catalogue(registry: Registry, event: Event, name: str, opened: Callable[[], vectors.Read]) -> Catalogue:
+def _catalogue(
+    registry: Registry,
+    event: Event,
+    name: str,
+    opened: Callable[[], vectors.Read],
+    changes: Changes | None = None,
+) -> Catalogue:
     registry.check("indexes", name)
-    if registry.about("indexes", name).get("bundle") != event.bundle:
+    about = registry.about("indexes", name)
+    if about.get("bundle") != event.bundle:
         raise RunError(f"the index {name} is not of {event.bundle}")
     with storage.local_copy(registry.place("indexes", name), registry.settings) as folder:
         index = ProductIndex.load(folder)
-    return Catalogue(index, Changes(registry, name), opened)
+    return Catalogue(index, opened, changes, int(about.get("position", 0)))

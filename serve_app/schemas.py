@@ -4,11 +4,25 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator
+
+from mlray import languages
 
 Text = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
 Tag = Annotated[str, StringConstraints(min_length=2, max_length=35)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+
+
+def _market(tag: str) -> str:
+    normal = languages.normalize(tag)
+    if normal is None:
+        raise ValueError("a market is a tag such as de or pt-BR")
+    return normal
+
+
+Market = Annotated[str, StringConstraints(max_length=35), AfterValidator(_market)]
+"""As `jobs/index.py` names it, whatever its spelling in a request."""
+
 
 LANGUAGE = Field(None, description="BCP 47; else Accept-Language, else detected", examples=["de"])
 
@@ -36,7 +50,7 @@ class SearchRequest(_Request):
     """A customer's words, in any language, for the products of a market."""
 
     query: Text = Field(examples=["wasserdichte Wanderschuhe"])
-    market: Name = Field(examples=["de"])
+    market: Market = Field(examples=["de"])
     language: Tag | None = LANGUAGE
     k: int = Field(10, ge=1, le=100, description="products, at most")
 
@@ -101,9 +115,6 @@ class SupportReply(BaseModel):
     scope: Literal["language", "related", "other"] = Field(description="where the sources were found")
     sources: list[SourceReply]
     served_by: ServedBy
-
-
-Market = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
 
 class ProductId(_Request):

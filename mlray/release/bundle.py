@@ -21,8 +21,10 @@ from mlray import configuration, seal, storage
 from mlray.config import ConfigError, RunConfig, Storage
 from mlray.corpus import vectors
 from mlray.evaluation.report import Report
+from mlray.models import adapters, tokenizer
 from mlray.models.embedder import checkpoint_of
 from mlray.objectives.embedding import TextEmbedder
+from mlray.objectives.table import OBJECTIVES
 from mlray.release import markets
 from mlray.release.registry import Registry
 from mlray.training import checkpoint as checkpoints
@@ -71,6 +73,8 @@ def make(run_uri: str, registry: Registry, markets_uris: Mapping[str, str] | Non
                 storage.read_bytes(run.folders.labels, settings)
             )
         (stage / "config.yaml").write_text(run.config.to_yaml(), encoding="utf-8")
+        if run.config.adapter.kind != "none":
+            _check_backbone(stage, run.config)
         for tag, uri in others.items():
             _add_market(stage, tag, _run(uri, settings), settings)
         report = Report.from_json((stage / "report.json").read_text(encoding="utf-8"))
@@ -104,6 +108,16 @@ def _copy_judged(run: _Run, target: Path, part: Path, settings: Storage) -> None
     for name in _JUDGED:
         place = storage.join(run.folders.root, "evaluation", name)
         (target / name).write_bytes(storage.read_bytes(place, settings))
+
+
+def _check_backbone(stage: Path, config: RunConfig) -> None:
+    """Refuses an adapter whose backbone is not any more what it was trained on."""
+    weights, labels = stage / "weights", stage / "labels.json"
+    row = OBJECTIVES[config.objective.name]
+    known = config.model_copy(update={"model": checkpoint_of(config.model, str(weights), Storage())})
+    names = json.loads(labels.read_text(encoding="utf-8")) if labels.is_file() else []
+    model = row.build(known, tokenizer.load(weights), weights, names)
+    adapters.check_backbone(stage / "adapter", adapters.digest(model))
 
 
 def _add_market(stage: Path, tag: str, run: _Run, settings: Storage) -> None:

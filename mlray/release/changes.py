@@ -1,20 +1,24 @@
-"""What has changed of an index's products since it was built: a row of files, each one conditional write.
+"""What has changed of the products since indexes were built: a row of files, each one conditional write.
 
-    changes/<index>/00000001.json    products that came or became others, and those that went
+    changes/00000001.json    products that came or became others, and those that went
 
-All who serve the index read them in this order, and make vectors by the encoder of its own bundle. An index that is
-built anew begins without any: it is made of the shop's catalogue, which is the truth.
+All who serve read them in this order, and make vectors by the encoder of their own bundle. An index knows how many
+there were when it was begun (`position`), as the shop's catalogue, which it is made of, has those; what came later is
+applied to it wherever it is served, also after a promotion or a rollback.
 """
 
 from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 from mlray import storage
 from mlray.config import RunError
 from mlray.release.registry import Registry
+
+_FOLDER = "changes"
 
 
 @dataclass(frozen=True)
@@ -38,10 +42,14 @@ class Change:
 
 @dataclass(frozen=True)
 class Changes:
-    """The changes of one index."""
+    """The changes of a registry."""
 
     registry: Registry
-    index: str
+
+    @property
+    def position(self) -> int:
+        """How many there are."""
+        return len(storage.walk(storage.join(self.registry.uri, _FOLDER), self.registry.settings))
 
     def append(self, change: Change, after: int) -> int:
         """Writes a change behind all that there are, and returns its number.
@@ -60,22 +68,20 @@ class Changes:
             number += 1
         return number
 
-    def after(self, number: int) -> list[Change]:
+    def after(self, number: int) -> Iterator[Change]:
         """The changes behind a number, the oldest first.
 
         Raises:
             RunError: one is damaged.
         """
-        found = []
         while storage.exists(place := self._place(number + 1), self.registry.settings):
             try:
                 told = json.loads(storage.read_bytes(place, self.registry.settings))
                 products = tuple(Product(**one) for one in told["upsert"])
-                found.append(Change(products, tuple((market, name) for market, name in told["delete"])))
+                yield Change(products, tuple((market, name) for market, name in told["delete"]))
             except (ValueError, KeyError, TypeError) as error:
-                raise RunError(f"{place} is no change of an index: {error!r}") from None
+                raise RunError(f"{place} is no change of products: {error!r}") from None
             number += 1
-        return found
 
     def _place(self, number: int) -> str:
-        return storage.join(self.registry.uri, "changes", self.index, f"{number:08d}.json")
+        return storage.join(self.registry.uri, _FOLDER, f"{number:08d}.json")

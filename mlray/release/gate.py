@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mlray.config import Release
+from mlray.config import ConfigError, Release
 from mlray.evaluation import comparison
 from mlray.evaluation.report import Report
 
@@ -66,7 +67,15 @@ def judge(champion: Report, challenger: Report, p_values: Mapping[str, float], s
         challenger: may have more.
         p_values: `<task> <language> <metric>` -> p of the paired test, as `Comparison.cells` are called.
         settings: the limits, in points.
+
+    Raises:
+        ConfigError: a limit is for a language that the champion was not judged on.
     """
+    known = {language for table in champion.cells.values() for language in table}
+    if unknown := sorted(settings.tolerances.keys() - known):
+        raise ConfigError(
+            f"release.tolerances names {unknown[0]}, and the champion was judged on {', '.join(sorted(known))}"
+        )
     lines, macro, refusals = [], {}, []
     for task, table in champion.cells.items():
         metric = comparison.metric_of(task)
@@ -111,7 +120,9 @@ def _line(
     after = float(challenger[language][metric].value)
     lost, refused = before - after, None
     real = p is not None and p < settings.significance
-    if lost > tolerance + _SLACK and (real or not settings.confirmed_only):
+    if not math.isfinite(lost):
+        refused = f"{task}, {language}: {metric} goes from {before} to {after}, which is no figure"
+    elif lost > tolerance + _SLACK and (real or not settings.confirmed_only):
         test = "no paired test" if p is None else f"p = {p:.4f}"
         refused = (
             f"{task}, {language}: {metric} falls by {lost:.2f} from {before:.2f} to {after:.2f} ({test}), and its "

@@ -29,7 +29,7 @@ _TAG = re.compile(r"[A-Za-z0-9_-]+")
 _EXACT = 5000
 """Products of a market up to which every one is looked at."""
 _CONNECTIVITY, _EXPANSION_ADD, _EXPANSION_SEARCH = 16, 128, 96
-"""Of the graph: at 100,000 products of a market ten of ten nearest are found nearly always (`benchmarks/search.py`)."""
+"""Of the graph; measured with 100,000 products in eight markets (`benchmarks/search.py`)."""
 
 
 class _Market:

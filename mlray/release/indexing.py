@@ -15,6 +15,7 @@ from mlray.config import ConfigError, RunConfig, Source
 from mlray.corpus import vectors
 from mlray.models import backbone
 from mlray.release import bundle
+from mlray.release.changes import Changes
 from mlray.release.index import ProductIndex
 from mlray.release.promotion import open_registry
 from mlray.release.registry import Registry
@@ -43,6 +44,7 @@ def build(config: RunConfig, name: str | None, source: Source, kind: str = "inde
     registry.check("bundles", name)
     device = "cuda" if config.cluster.gpus_per_worker else "cpu"
     bundle.open_embedder(registry, name)  # what makes no vectors is told before anything starts
+    position = Changes(registry).position
     placement.connect(config)
     opened = functools.partial(bundle.open_reader, registry, name, device, adapted=kind == "index")
     index, refused = _read(config, source, opened)
@@ -56,6 +58,7 @@ def build(config: RunConfig, name: str | None, source: Source, kind: str = "inde
         about = {
             "bundle": name,
             "kind": kind,
+            "position": position,
             "width": index.width,
             "markets": index.markets,
             "left_out": len(refused),

@@ -144,8 +144,9 @@ class Registry:
         full = f"{name}-{_short(body)}"
         target = storage.join(self.uri, kind, full)
         if self.fault(kind, full) is not None:  # else it is here already
-            storage.delete_folder(target, self.settings)  # what a killed attempt has left
+            # Nothing is deleted but what is none of its files: another may be making the same, and has won already.
             storage.upload(folder, target, self.settings)
+            storage.delete_others(target, {*files, MARKS[kind]}, self.settings)
             storage.write_bytes(storage.join(target, MARKS[kind]), body, self.settings)
             self.check(kind, full)
         return full

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -110,9 +111,9 @@ class Board:
         return next((row for row in self.ranked() if not row.below), None)
 
     def pareto(self) -> set[str]:
-        """Trials that no other beats in both the mean and the worst language."""
+        """Trials that no other beats in both the mean and the worst language; without those that cannot win."""
         sign = -1.0 if self.config.sweep.metric == "loss" else 1.0
-        points = {row.trial: (sign * row.macro, sign * row.worst) for row in self.last().values()}
+        points = {row.trial: (sign * row.macro, sign * row.worst) for row in self.ranked() if not row.below}
         return {
             name
             for name, one in points.items()
@@ -127,6 +128,18 @@ class Board:
         made = sum(self._made(run) for run in {row.run for row in self.rows})
         return made, steps * len(self.values), None if size is None else steps * size
 
+    def saved(self) -> float:
+        """Of the steps of the trials that have ended, the share that stopping has saved."""
+        ended = [name for name, state in self.states.items() if state in {"done", "stopped"}]
+        left = sum(self.config.train.steps - self.last()[name].step for name in ended if name in self.last())
+        return left / max(self.config.train.steps * len(ended), 1)
+
+    def keep(self, trials: Collection[str]) -> None:
+        """Forgets all but these trials."""
+        self.rows = [row for row in self.rows if row.trial in trials]
+        self.values = {name: one for name, one in self.values.items() if name in trials}
+        self.states = {name: one for name, one in self.states.items() if name in trials}
+
     def _made(self, run: str) -> int:
         """Steps of a run; those of its donor are not its own."""
         own = [row.step for row in self.rows if row.run == run]
@@ -135,14 +148,14 @@ class Board:
 
     def heading(self) -> str:
         """The sweep in a sentence."""
-        made, without, grid = self.spent()
+        made, _, grid = self.spent()
         states = list(self.states.values())
         known = ("done", "stopped", "runs", "failed")
         told = ", ".join(f"{states.count(one)} {one}" for one in known if one in states)
         if not made:
             return f"{told}. No step yet"
         whole = f"; the whole grid takes {grid:,}, {grid / made:.1f} times as many" if grid else ""
-        return f"{told}. {made:,} steps made, {1 - made / without:.0%} less than without stopping{whole}"
+        return f"{told}. {made:,} steps made, and {self.saved():.0%} saved by stopping{whole}"
 
     def table(self) -> Table:
         """The leader board."""

@@ -18,7 +18,7 @@ _DOMAINS: dict[str, Any] = {
     "loguniform": tune.loguniform,
     "integer": lambda low, high: tune.randint(low, high + 1),
 }
-_SHARED = ("run.", "storage.", "tokenizer.", "cluster.", "evaluation.", "release.", "sweep.")
+_SHARED = ("run.", "storage.", "tokenizer.", "cluster.", "evaluation.", "release.", "serving.", "sweep.")
 """Sections that all trials have in common."""
 _OWN = {
     "corpus.alpha",
@@ -28,11 +28,12 @@ _OWN = {
     "corpus.curriculum_windows",
 }
 """Of the corpus only the order is a trial's own: its documents, their tokens and the held-out rows are shared."""
-_SHAPES = ("adapter.", "model.")
+_SHAPES = ("adapter.", "model.", "contrastive.learn_temperature", "train.freeze_")
 _FIXED = {
     *("train.steps", "train.validate_every", "train.checkpoint_every", "train.keep_checkpoints"),
     *("train.log_every", "train.resume", "train.early_stopping", "train.patience"),
     *("objective.name", "objective.tasks", "model.family", "model.path"),
+    *("adapter.path", "adapter.language_path"),
 }
 """Settings without which trials could not be compared, or step by step."""
 

@@ -12,12 +12,13 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import yaml
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, PopulationBasedTraining
 from ray.tune.search import BasicVariantGenerator
@@ -26,6 +27,7 @@ from rich.console import Console
 
 from mlray import access, configuration, storage
 from mlray.config import ConfigError, RunConfig, RunError
+from mlray.evaluation import evaluate
 from mlray.training import fit, placement
 from mlray.training.fit import Shared
 from mlray.training.folders import WINNER, Folders
@@ -42,6 +44,8 @@ _OWN_ROWS = ("corpus.", "objective.", "train.global_batch_size", "train.micro_ba
 
 
 _OPTUNA = {"tpe", "pareto"}
+_FREE = {"cluster", "storage", "evaluation", "release", "serving"}
+"""Sections by which no trial differs from those before a resume."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +69,16 @@ def sweep(config: RunConfig, *, resume: bool = False) -> Outcome:
         RunError: no trial could be judged, or every one has a language below its floor.
     """
     domains = space.build(config)
+    _check_settings(config)
     config = placed(config)
     root = Folders.of(config).root
     _check_begun(config, root, resume=resume)
     prepared = prepare(configuration.change(config, _common(config, root)))
     base = prepared.config
     languages = objective.languages(prepared.manifest, base.sweep)
-    _check_room(base)
+    _check_room(
+        base, base.sweep.max_concurrent if not resume else 1
+    )  # what was begun elsewhere goes on with less
     storage.write_bytes(storage.join(root, "config.yaml"), config.to_yaml().encode(), config.storage)
     shared = _share(base, prepared)
     board = Board(config.run.name, base, tuple(languages))
@@ -84,7 +91,6 @@ def sweep(config: RunConfig, *, resume: bool = False) -> Outcome:
     dashboard = Dashboard(board, root)
     results = tuner(trainable, domains, base, dashboard, resume=resume).fit()
     dashboard.read()
-    dashboard.write()
     return _conclude(results, dashboard)
 
 
@@ -100,6 +106,26 @@ def _common(config: RunConfig, root: str) -> dict[str, Any]:
     return common
 
 
+def _check_settings(config: RunConfig) -> None:
+    """Refuses what would show only when the trials have been paid for.
+
+    Raises:
+        ConfigError: the winner could not be judged, trials would end by themselves, or a logger is not installed.
+    """
+    if not config.evaluation.sources:
+        raise ConfigError(
+            "evaluation.sources is empty, and the winner of a sweep is judged on them; name test sets"
+        )
+    evaluate.check(config)
+    if config.train.early_stopping is not None:
+        raise ConfigError(
+            "train.early_stopping ends a trial before its last step, where trials are compared; "
+            "sweep.early_stopping stops those that fall behind"
+        )
+    if config.sweep.mlflow_uri is not None and importlib.util.find_spec("mlflow") is None:
+        raise ConfigError("sweep.mlflow_uri needs MLflow: pip install 'mlray[mlflow]'")
+
+
 def _check_begun(config: RunConfig, root: str, *, resume: bool) -> None:
     place = storage.join(root, "config.yaml")
     if not storage.exists(place, config.storage):
@@ -108,18 +134,24 @@ def _check_begun(config: RunConfig, root: str, *, resume: bool) -> None:
         return
     if not resume:
         raise ConfigError(f"{root} holds a sweep; --resume goes on with it, another run.name begins one")
-    before = yaml.safe_load(storage.read_bytes(place, config.storage))
+    before = configuration.parse(storage.read_bytes(place, config.storage).decode(), place).model_dump(
+        mode="json"
+    )
     now = config.model_dump(mode="json")
-    for section, values in now.items():
-        changed = [key for key, value in values.items() if before.get(section, {}).get(key) != value]
-        if changed and section != "cluster":
+    for section in now.keys() - _FREE:
+        changed = [key for key, value in now[section].items() if before[section][key] != value]
+        if changed:
             raise ConfigError(
                 f"{section}.{changed[0]} is not what {root} was begun with; set it back, or begin with another run.name"
             )
 
 
-def _check_room(config: RunConfig) -> None:
+def _check_room(config: RunConfig, count: int) -> None:
     """Refuses trials that would wait for each other for ever.
+
+    Args:
+        config: of a trial.
+        count: trials that are to run side by side.
 
     Raises:
         ConfigError: the cluster cannot place one, or not so many at a time.
@@ -135,20 +167,18 @@ def _check_room(config: RunConfig) -> None:
         raise ConfigError(
             f"sweep.grace_steps={settings.grace_steps} lies behind train.steps={config.train.steps}"
         )
-    count = settings.max_concurrent
     together = cluster.model_copy(update={"num_workers": cluster.num_workers * count})
-    offered = placement.cpus()
     one = _DRIVER_CPUS + placement.wanted_cpus(config)
-    told = f"{one:g} CPU with its driver and input pipeline, and the cluster offers {offered:g}"
     try:
-        placement.check(config.model_copy(update={"cluster": together}))
-        fits = offered + 1e-9 >= one * count
-    except ConfigError as error:
-        fits, told = False, str(error)
+        placement.check(config.model_copy(update={"cluster": together}))  # waits for nodes that are to come
+        fits = placement.cpus() + 1e-9 >= one * count
+    except ConfigError:
+        fits = False
     if not fits:
         raise ConfigError(
-            f"sweep.max_concurrent={count} trials cannot be placed: each needs {told}; lower sweep.max_concurrent, "
-            "cluster.num_workers or cluster.cpus_per_worker"
+            f"sweep.max_concurrent={count} trials cannot be placed: each needs {one:g} CPU with its driver and input "
+            f"pipeline and {cluster.num_workers * cluster.gpus_per_worker:g} GPU, and the cluster offers "
+            f"{placement.cpus():g} CPU; lower sweep.max_concurrent, cluster.num_workers or cluster.cpus_per_worker"
         )
 
 
@@ -256,11 +286,10 @@ def _loggers(base: RunConfig) -> list[Any]:
 
 def _conclude(results: Any, dashboard: Dashboard) -> Outcome:
     board = dashboard.board
-    failed = {
-        str((one.metrics or {}).get("trial_id", one.path)): str(one.error).splitlines()[-1]
-        for one in results
-        if one.error
-    }
+    names = {Path(one.path).name for one in results}
+    board.keep(names)  # one that a killed sweep had just begun may have come again under another name
+    dashboard.write()
+    failed = {Path(one.path).name: str(one.error).splitlines()[-1] for one in results if one.error}
     best = board.best()
     if best is None:
         told = next(iter(failed.values()), "each has a language below its floor")

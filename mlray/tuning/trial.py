@@ -108,6 +108,15 @@ def _ended(base: RunConfig, name: str) -> dict[str, Any] | None:
     return board.report(name)
 
 
+def _last(config: RunConfig) -> Iterator[dict[str, Any]]:
+    """The last validation of a run that had nothing left to do: its report was lost with who should have heard it."""
+    found, _ = checkpoints.newest(Folders.of(config).checkpoints, config.storage)
+    if found and found.progress.validations:
+        last, losses = found.progress.validations[-1], found.progress.losses
+        loss = losses[-1][1] if losses else 0.0
+        yield {"step": last["step"], "loss": loss, "languages": last["languages"], "checkpoint": found.uri}
+
+
 def _told(pointer: Any) -> str:
     """The checkpoint that Ray Tune points at; empty for none."""
     if pointer is None:
@@ -157,10 +166,15 @@ def _reports(config: RunConfig, shared: Shared) -> Iterator[dict[str, Any]]:
 
     thread = threading.Thread(target=work, daemon=True)  # a trial that is stopped takes it along
     thread.start()
+    heard = False
     while thread.is_alive() or not queue.empty():
         try:
-            yield queue.get(timeout=_POLL_S)
+            told = queue.get(timeout=_POLL_S)
         except Empty:
             continue
+        heard = heard or bool(told["languages"])
+        yield told
     if faults:
         raise faults[0]
+    if not heard:
+        yield from _last(config)

@@ -70,6 +70,19 @@ def test_a_pareto_set_has_no_trial_that_is_beaten_in_both() -> None:
     assert found.pareto() == {"mean", "worst", "twin"}
 
 
+def test_what_failed_or_still_runs_tells_nothing_of_what_is_best_or_saved() -> None:
+    found = filled()
+    before = found.saved()
+    tell(found, "dead", 30, 0.9, 0.9)
+    found.states["dead"] = "failed"
+    assert found.pareto() == {"fair"}
+    tell(found, "fresh", 10, 0.1, 0.1)
+    assert found.saved() == before == pytest.approx(60 / 360)
+    found.keep({"fair", "slow"})
+    assert found.states == {"fair": "done", "slow": "stopped"}
+    assert {row.trial for row in found.rows} == found.values.keys() == {"fair", "slow"}
+
+
 def test_no_trial_that_keeps_its_floors_no_winner() -> None:
     found = board()
     tell(found, "unfair", 90, 0.9, 0.1, below=("ja-en",))
@@ -84,7 +97,7 @@ def test_what_was_spent() -> None:
     found = filled()
     assert found.spent() == (90 + 90 + 30 + 90, 4 * 90, 4 * 90)
     assert found.heading() == (
-        "3 done, 1 stopped. 300 steps made, 17% less than without stopping; the whole grid takes 360, 1.2 times as many"
+        "3 done, 1 stopped. 300 steps made, and 17% saved by stopping; the whole grid takes 360, 1.2 times as many"
     )
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import math
 
 import pytest
 from rich.console import Console
 
-from mlray.config import Release
+from mlray.config import ConfigError, Release
 from mlray.evaluation.report import Figure, Report
 from mlray.release import gate
 
@@ -48,6 +49,19 @@ def test_a_language_may_have_a_tolerance_of_its_own() -> None:
     after = {"de": 70.0, "fr": 50.0, "ja": 37.0}
     assert verdict(after, tolerances={"ja": 3.0}).passed
     assert not verdict(after, tolerances={"fr": 3.0}).passed
+
+
+def test_a_tolerance_for_a_language_that_nobody_was_judged_on_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match=r"release\.tolerances names ja-en, and the champion was judged on de, fr, ja"
+    ):
+        verdict(BEFORE, tolerances={"ja-en": 0.0})
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_no_figure_does_not_pass(value: float) -> None:
+    found = verdict({**BEFORE, "ja": value})
+    assert any("retrieval, ja: MRR goes from 40.0 to" in one for one in found.refusals)
 
 
 @pytest.mark.parametrize(("p", "passed"), [(0.04, False), (0.06, True), (None, True)])

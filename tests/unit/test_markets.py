@@ -97,6 +97,17 @@ def test_an_adapter_that_does_not_belong_is_refused(tmp_path: Path) -> None:
     assert promotion.open_registry(config).names("bundles") == []
 
 
+def test_an_adapter_whose_backbone_has_changed_is_no_bundle(tmp_path: Path) -> None:
+    base = exported(tmp_path / "base")
+    lora = ["adapter.kind=lora", f"model.path={base}"]
+    run = ended(tmp_path, "adapted", lambda folder: adapter(base, folder, 1), PLAIN, *lora)
+    config = configured(tmp_path)
+    assert promotion.challenge(config, run, "").bundle.startswith("adapted-")
+    exported(base, pooling="cls", layers=1)
+    with pytest.raises(ConfigError, match="was trained on the backbone"):
+        promotion.challenge(config, run, "")
+
+
 @pytest.mark.parametrize("told", [["de"], ["=x"], ["DE=x"], ["../x=y"], ["de=x", "de=y"], ["de="]])
 def test_what_names_no_market_is_refused(told: list[str]) -> None:
     with pytest.raises(ConfigError, match="say MARKET=RUN"):

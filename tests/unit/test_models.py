@@ -15,7 +15,7 @@ from mlray.config import Contrastive, Model, RunConfig, Storage
 from mlray.models import embedder
 from mlray.objectives.embedding import TextEmbedder
 from mlray.release import bundle
-from mlray.release.changes import Product
+from mlray.release.changes import Changes, Product
 from mlray.release.index import ProductIndex
 from mlray.release.registry import Registry
 from serve_app.errors import ApiError
@@ -74,7 +74,8 @@ def promoted(root: Path, name: str, seed: int, *, prefix: str, adapters: tuple[s
 def kept(registry: Registry, index: ProductIndex, folder: Path, made: str) -> str:
     folder.mkdir()
     index.save(folder)
-    return registry.put("indexes", folder, folder.name, {"bundle": made})
+    about = {"bundle": made, "position": Changes(registry).position}
+    return registry.put("indexes", folder, folder.name, about)
 
 
 def opened(root: Path, **serving: Any) -> Models:
@@ -317,11 +318,30 @@ def test_products_come_and_go_wherever_an_index_is_served(tmp_path: Path) -> Non
         assert found(where, "de", "anders") == [("a1", "anders")]
     champion = registry.history().champion
     assert champion is not None
-    place = Path(registry.uri) / "changes" / str(champion.index) / "00000004.json"
+    place = Path(registry.uri) / "changes" / "00000004.json"
     place.write_text("{")
     models.look()
-    assert f"{place} is no change of an index" in asyncio.run(models.about())["fault"]
+    assert f"{place} is no change of products" in asyncio.run(models.about())["fault"]
     assert found(models, "de", "anders") == [("a1", "anders")]
+
+
+def test_what_has_changed_holds_after_a_promotion_and_a_rollback(tmp_path: Path) -> None:
+    registry = promoted(tmp_path, "one", 0, prefix="a")
+    models = opened(tmp_path)
+    asyncio.run(models.delete([("de", "a0")]))
+    promoted(
+        tmp_path, "two", 1, prefix="a"
+    )  # begun after that change, by a catalogue that has the product again
+    models.look()
+    assert asyncio.run(models.about())["champion"]["markets"]["de"] == 12
+    asyncio.run(models.delete([("de", "a1")]))
+    asyncio.run(models.upsert([Product("fr", "new", "nouveau")]))
+    first = registry.history().events[0]
+    registry.append(
+        registry.history(), action="rollback", bundle=first.bundle, index=first.index, knowledge=None, why=""
+    )
+    models.look()
+    assert asyncio.run(models.about())["champion"]["markets"] == {"de": 10, "en": 12, "fr": 1}
 
 
 def test_what_cannot_be_answered_is_refused(tmp_path: Path) -> None:

@@ -235,6 +235,28 @@ class Serial:
             return list(self._app(environ, start_response))
 
 
+def test_a_second_maker_of_the_same_bundle_takes_nothing_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It saw the bundle unfinished, and is killed after the first one has made it champion."""
+    config = configured(tmp_path)
+    run = finished(tmp_path, "weak", WEAK)
+    event = promotion.challenge(config, run, "")
+    promotion.promote(config, None, None, "")
+    registry = promotion.open_registry(config)
+    monkeypatch.setattr(Registry, "fault", lambda *_: "unfinished, when it was looked at")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(storage, "upload", killed)
+    folder = Path(registry.place("bundles", event.bundle))
+    with pytest.raises(KeyboardInterrupt):
+        registry.put("bundles", folder, "weak", registry.about("bundles", event.bundle))
+    monkeypatch.undo()
+    registry.check("bundles", event.bundle)
+
+
 def test_on_s3_one_of_two_promoters_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")

@@ -74,12 +74,20 @@ def test_a_grid_is_of_lists() -> None:
         ({"train.steps": {"choice": [10]}}, r"train.steps: it is the same for all trials"),
         ({"corpus.sources": {"choice": [[]]}}, r"corpus.sources: it is the same for all trials"),
         ({"run.seed": {"choice": [1]}}, r"run.seed: it is the same for all trials"),
+        ({"serving.port": {"choice": [1, 2]}}, r"serving.port: it is the same for all trials"),
+        ({"adapter.path": {"choice": ["a"]}}, r"adapter.path: it is the same for all trials"),
         ({}, r"sweep.space is empty"),
     ],
 )
 def test_what_cannot_be_searched_is_refused_by_name(told: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         space.build(config(told))
+
+
+@pytest.mark.parametrize("key", ["adapter.rank", "train.freeze_layers", "contrastive.learn_temperature"])
+def test_a_clone_cannot_have_other_tensors_than_its_donor(key: str) -> None:
+    with pytest.raises(ConfigError, match="pbt cannot vary their shapes"):
+        space.build(config({key: {"choice": [1, 0]}}, algorithm="pbt"))
 
 
 def test_numbers_that_yaml_takes_for_texts_are_numbers() -> None:

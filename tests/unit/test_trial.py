@@ -11,6 +11,7 @@ import pytest
 
 from mlray import configuration, seal
 from mlray.config import ConfigError, RunConfig, RunError
+from mlray.training.checkpoint import Progress
 from mlray.tuning import sweep, trial
 from tests.unit.test_board import filled, tell
 
@@ -139,3 +140,43 @@ def test_a_sweep_is_begun_once_and_resumed_as_it_was(tmp_path: Path) -> None:
     other = configuration.load(None, ["sweep.gap_weight=0.7"])
     with pytest.raises(ConfigError, match=r"sweep\.gap_weight is not what .* was begun with"):
         sweep._check_begun(other, str(tmp_path), resume=True)
+    elsewhere = [
+        "cluster.num_workers=2",
+        "evaluation.max_bad_rows=3",
+        "storage.timeout_s=3.0",
+        "serving.port=1",
+    ]
+    sweep._check_begun(configuration.load(None, elsewhere), str(tmp_path), resume=True)
+    # An older version knew fewer keys: what it did not write is as it is by default.
+    (tmp_path / "config.yaml").write_text("sweep: {gap_weight: 0.5}\n")
+    sweep._check_begun(config, str(tmp_path), resume=True)
+
+
+def test_what_would_show_only_after_the_trials_is_refused_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        ConfigError, match=r"evaluation\.sources is empty, and the winner of a sweep is judged on them"
+    ):
+        sweep._check_settings(configuration.load(None, ["objective.name=contrastive"]))
+    good = configuration.load("jobs/configs/sweep_sample.yaml", ["model.path=null", "adapter.kind=none"])
+    sweep._check_settings(good)
+    with pytest.raises(ConfigError, match=r"train\.early_stopping ends a trial before its last step"):
+        sweep._check_settings(configuration.change(good, {"train.early_stopping": "macro.loss"}))
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match=r"sweep\.mlflow_uri needs MLflow"):
+        sweep._check_settings(configuration.change(good, {"sweep.mlflow_uri": "sqlite:///x.db"}))
+
+
+def test_a_trial_whose_last_report_was_lost_tells_it_again(tmp_path: Path) -> None:
+    config = named(tmp_path, "one")
+    assert list(trial._last(config)) == []
+    for step in (10, 20):
+        place = tmp_path / "one" / "checkpoints" / f"step-{step:08d}"
+        place.mkdir(parents=True)
+        scores = {"de": {"accuracy": step / 100}}
+        progress = Progress(
+            step=step, losses=[(step, 1.5, 7)], validations=[{"step": step, "languages": scores}]
+        )
+        (place / "progress.json").write_text(progress.to_json())
+        (place / "COMMIT.json").write_text(json.dumps({"step": step, "files": seal.describe(place)}))
+    (told,) = trial._last(config)
+    assert told == {"step": 20, "loss": 1.5, "languages": {"de": {"accuracy": 0.2}}, "checkpoint": str(place)}

@@ -22,7 +22,6 @@ from typing import Any
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, PopulationBasedTraining
 from ray.tune.search import BasicVariantGenerator
-from ray.tune.search.optuna import OptunaSearch
 from rich.console import Console
 
 from mlray import access, configuration, storage
@@ -35,6 +34,7 @@ from mlray.training.pretrain import Prepared, placed, prepare
 from mlray.tuning import objective, space, trial
 from mlray.tuning.board import Board, Row
 from mlray.tuning.dashboard import Dashboard
+from mlray.tuning.distinct import Distinct
 from mlray.tuning.finetune import finetune
 
 _DRIVER_CPUS = 0.2
@@ -269,10 +269,10 @@ def _scheduler(base: RunConfig, domains: dict[str, Any]) -> Any:
 
 def _search(base: RunConfig, domains: dict[str, Any]) -> Any:
     if base.sweep.algorithm == "tpe":
-        return OptunaSearch(domains, metric="objective", mode="max", seed=base.run.seed)
+        return Distinct(domains, metric="objective", mode="max", seed=base.run.seed)
     if base.sweep.algorithm == "pareto":
         best = "min" if base.sweep.metric == "loss" else "max"
-        return OptunaSearch(domains, metric=["macro", "worst"], mode=[best, best], seed=base.run.seed)
+        return Distinct(domains, metric=["macro", "worst"], mode=[best, best], seed=base.run.seed)
     return BasicVariantGenerator(max_concurrent=base.sweep.max_concurrent, random_state=base.run.seed)
 
 

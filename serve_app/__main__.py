@@ -34,7 +34,13 @@ def _serve(path: str | None, overrides: list[str]) -> None:
     placement.connect(config)
     for one in (signal.SIGINT, signal.SIGTERM):  # after Ray, which takes the second for itself
         signal.signal(one, lambda *_: stopped.set())
-    serve.start(http_options={"host": config.serving.host, "port": config.serving.port})
+    serve.start(
+        http_options={
+            "host": config.serving.host,
+            "port": config.serving.port,
+            "request_timeout_s": 2 * config.serving.timeout_s,
+        }
+    )
     try:
         serve.run(bind(config), name="mlray")
         print(f"serves      http://{config.serving.host}:{config.serving.port}/docs", flush=True)

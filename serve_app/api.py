@@ -80,13 +80,16 @@ class Backend(Protocol):
         ...
 
 
-def create(backend: Backend, settings: Serving, keys: Callable[[], Keys | None]) -> FastAPI:
+def create(
+    backend: Backend, settings: Serving, keys: Callable[[], Keys | None], *, names_requests: bool = True
+) -> FastAPI:
     """The application.
 
     Args:
         backend: what answers.
         settings: limits.
         keys: those that are good now; None: no key is asked for, and only this machine is answered.
+        names_requests: whether replies carry `x-request-id`; not where the server in front adds it.
     """
     app = FastAPI(
         title="mlray",
@@ -96,8 +99,8 @@ def create(backend: Backend, settings: Serving, keys: Callable[[], Keys | None])
         redoc_url=None,
     )
     errors.install(app)
-    app.include_router(_open(backend))
     limits = _Limits(backend, settings)
+    app.include_router(_open(limits))
     for router in (_routes(limits), _support(limits), _products(limits)):
         app.include_router(router, prefix="/v1", responses=_REFUSALS)
 
@@ -106,7 +109,7 @@ def create(backend: Backend, settings: Serving, keys: Callable[[], Keys | None])
         """Of this process, for Prometheus."""
         return Response(metrics.text(), media_type=metrics.CONTENT_TYPE)
 
-    app.add_middleware(Guards, settings=settings, keys=keys)
+    app.add_middleware(Guards, settings=settings, keys=keys, names_requests=names_requests)
     return app
 
 
@@ -117,7 +120,7 @@ class _Limits:
         self.backend, self.settings = backend, settings
 
     async def within(self, answer: Awaitable[dict[str, Any]]) -> dict[str, Any]:
-        """The answer, if it comes in time; a refusal of a replica is one of ours.
+        """The answer, if it comes in time.
 
         Raises:
             ApiError: it does not.
@@ -126,13 +129,6 @@ class _Limits:
             return await asyncio.wait_for(answer, self.settings.timeout_s)
         except TimeoutError:
             raise ApiError(503, "deadline", "no answer in time; try again later", 1.0) from None
-        except Exception as error:
-            cause = getattr(error, "cause", error)  # of an error that another process has raised
-            if isinstance(cause, ApiError):
-                raise cause from None
-            if type(error).__name__ == "BackPressureError":
-                raise ApiError(503, "overloaded", "too many requests wait; try again later", 1.0) from None
-            raise
 
     def check(self, texts: list[str]) -> None:
         """
@@ -154,7 +150,7 @@ class _Limits:
             )
 
 
-def _open(backend: Backend) -> APIRouter:
+def _open(limits: _Limits) -> APIRouter:
     """What needs no key."""
     router = APIRouter(tags=["health"])
 
@@ -171,7 +167,7 @@ def _open(backend: Backend) -> APIRouter:
     @router.get("/readyz", responses={503: {"model": Refusal}})
     async def readyz() -> dict[str, str]:
         """A champion serves."""
-        champion = (await backend.about())["champion"]
+        champion = (await limits.within(limits.backend.about()))["champion"]
         if champion is None:
             raise ApiError(503, "no_champion", "no model is served yet", 1.0)
         return {"status": "ok", "bundle": champion["id"]}
@@ -212,7 +208,8 @@ def _routes(limits: _Limits) -> APIRouter:
         """Champion and challenger, and how each was judged per language."""
         about = await limits.within(limits.backend.about())
         found = [(role, about[role]) for role in ("champion", "challenger") if about[role]]
-        return ModelsReply(data=[{"object": "model", "role": role, **one} for role, one in found])
+        data = [{"object": "model", "role": role, **one} for role, one in found]
+        return ModelsReply(data=data, fault=about["fault"])
 
     return router
 

@@ -6,6 +6,7 @@ python -m serve_app key=value ...       on this machine
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from collections.abc import Mapping
@@ -13,58 +14,100 @@ from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
 from mlray import configuration
-from mlray.config import ConfigError, RunConfig, RunError
+from mlray.config import RunConfig
 from mlray.release.changes import Product
-from serve_app import api
+from serve_app import api, errors
+from serve_app.errors import ApiError
 from serve_app.keys import Keys
 from serve_app.models import Asked, Models
 
 log = logging.getLogger("mlray.serve")
 
-_ONGOING = 1000
-"""Requests of a replica at a time: the batcher puts them together, and refuses what is too much."""
+_ONGOING, _QUEUED = 1000, 1000
+"""Requests of a replica at a time, which the batcher puts together, and those that wait in front of all of them."""
+_CHANGING = {"upsert", "delete"}
+"""What is not asked for a second time."""
+
+
+class Replica:
+    """The models in a process of their own; a refusal is an answer, so that Serve does not log it as a failure."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._models, self._timeout_s = Models(config), config.serving.timeout_s
+
+    async def ask(self, what: str, *told: Any) -> dict[str, Any] | ApiError:
+        """Calls `Models.<what>`; who asks has gone when the time is over, and what still waits is not run."""
+        try:
+            found: dict[str, Any] = await asyncio.wait_for(
+                getattr(self._models, what)(*told), self._timeout_s
+            )
+            return found
+        except TimeoutError:
+            return ApiError(503, "deadline", "no answer in time; try again later", 1.0)
+        except ApiError as refusal:
+            return refusal
+        except Exception as error:
+            return errors.failure(error, what)
 
 
 class _Behind:
-    """`api.Backend` by a handle of the deployment that holds the models."""
+    """`api.Backend` by a handle of the replicas."""
 
-    def __init__(self, models: DeploymentHandle) -> None:
-        self._models = models
+    def __init__(self, replicas: DeploymentHandle) -> None:
+        self._replicas = replicas
 
     async def search(self, query: str, market: str, k: int, asked: Asked) -> dict[str, Any]:
         """See `Models.search`."""
-        found: dict[str, Any] = await self._models.search.remote(query, market, k, asked)
-        return found
+        return await self._ask("search", query, market, k, asked)
 
     async def embed(
         self, texts: list[str], asked: Asked, model: str | None, dimensions: int | None
     ) -> dict[str, Any]:
         """See `Models.embed`."""
-        found: dict[str, Any] = await self._models.embed.remote(texts, asked, model, dimensions)
-        return found
+        return await self._ask("embed", texts, asked, model, dimensions)
 
     async def support(self, messages: list[str], k: int, asked: Asked) -> dict[str, Any]:
         """See `Models.support`."""
-        found: dict[str, Any] = await self._models.support.remote(messages, k, asked)
-        return found
+        return await self._ask("support", messages, k, asked)
 
     async def upsert(self, products: list[Product]) -> dict[str, Any]:
         """See `Models.upsert`."""
-        found: dict[str, Any] = await self._models.upsert.remote(products)
-        return found
+        return await self._ask("upsert", products)
 
     async def delete(self, products: list[tuple[str, str]]) -> dict[str, Any]:
         """See `Models.delete`."""
-        found: dict[str, Any] = await self._models.delete.remote(products)
-        return found
+        return await self._ask("delete", products)
 
     async def about(self) -> dict[str, Any]:
         """See `Models.about`."""
-        found: dict[str, Any] = await self._models.about.remote()
-        return found
+        return await self._ask("about")
+
+    async def _ask(self, what: str, *told: Any) -> dict[str, Any]:
+        """The answer of a replica; of another one, if the first is lost meanwhile and asking changes nothing.
+
+        Raises:
+            ApiError: it refuses, or none is there.
+        """
+        for left in range(0 if what in _CHANGING else 1, -1, -1):
+            try:
+                found = await self._replicas.ask.remote(what, *told)
+            except BackPressureError:
+                raise ApiError(503, "overloaded", "too many requests wait; try again later", 1.0) from None
+            except RayError as error:
+                if left:
+                    continue
+                log.error("%s: no replica has answered: %s", what, type(error).__name__)
+                break
+            if isinstance(found, ApiError):
+                raise found
+            answer: dict[str, Any] = found
+            return answer
+        raise ApiError(503, "unavailable", "the models are not there; try again later", 1.0)
 
 
 @serve.ingress()
@@ -79,7 +122,9 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Ray Serve when the replica begins."""
-        return api.create(_Behind(self._models), self._config.serving, lambda: self._keys)
+        return api.create(
+            _Behind(self._models), self._config.serving, lambda: self._keys, names_requests=False
+        )
 
     def _read(self) -> Keys | None:
         uri = self._config.serving.keys_uri
@@ -90,8 +135,8 @@ class Ingress:
         while not threading.Event().wait(self._config.serving.watch_s):
             try:
                 self._keys = self._read()
-            except (ConfigError, RunError) as error:
-                log.error("the keys stay as they were: %s", error)
+            except Exception as error:  # a storage that is away for a moment locks nobody out
+                log.error("the keys stay as they were: %s", type(error).__name__)
 
 
 def build(args: Mapping[str, Any]) -> serve.Application:
@@ -104,10 +149,14 @@ def bind(config: RunConfig) -> serve.Application:
     """The application of a configuration."""
     settings = config.serving
     models = serve.deployment(
-        Models,
+        Replica,
+        name="Models",
         num_replicas=settings.num_replicas,
         max_ongoing_requests=_ONGOING,
+        max_queued_requests=_QUEUED,
         ray_actor_options={"num_cpus": settings.cpus_per_replica, "num_gpus": settings.gpus_per_replica},
     )
-    ingress = serve.deployment(Ingress, name="Ingress", max_ongoing_requests=_ONGOING)
+    ingress = serve.deployment(
+        Ingress, name="Ingress", max_ongoing_requests=_ONGOING, max_queued_requests=_QUEUED
+    )
     return ingress.bind(config, models.bind(config))

@@ -8,6 +8,7 @@ as much as another has its own queue to wait in.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -50,6 +51,7 @@ class Batcher(Generic[In, Out]):
         *,
         budget: int,
         capacity: int,
+        patience_s: float = math.inf,
     ) -> None:
         """
         Args:
@@ -57,7 +59,9 @@ class Batcher(Generic[In, Out]):
             cost: tokens of an input.
             budget: tokens of a pass; an input that is larger goes alone.
             capacity: tokens that may wait in each queue.
+            patience_s: what would wait longer than this, as fast as the last passes were, is refused at once.
         """
+        self._patience_s = patience_s
         self._run, self._cost, self._budget, self._capacity = run, cost, budget, capacity
         self._queues: dict[str, deque[_Waiting[In, Out]]] = {}
         self._tokens: dict[str, int] = {}
@@ -80,8 +84,9 @@ class Batcher(Generic[In, Out]):
             return []
         costs = [self._cost(item) for item in items]
         held = self._tokens.get(queue, 0)
-        if held and held + sum(costs) > self._capacity:
-            raise Overloaded(held / self._tokens_per_s if self._tokens_per_s else 1.0)
+        waits_s = sum(self._tokens.values()) / self._tokens_per_s if self._tokens_per_s else 0.0
+        if (held and held + sum(costs) > self._capacity) or waits_s > self._patience_s:
+            raise Overloaded(max(waits_s, 1.0))
         loop = asyncio.get_running_loop()
         mine = [
             _Waiting[In, Out](item, cost, loop.create_future())
@@ -103,6 +108,7 @@ class Batcher(Generic[In, Out]):
             loop = asyncio.get_running_loop()
             try:
                 found = await loop.run_in_executor(self._thread, self._run, [one.item for one in batch])
+                outputs = list(zip(batch, found, strict=True))
             except Exception as error:
                 for one in batch:
                     if not one.done.done():
@@ -111,7 +117,7 @@ class Batcher(Generic[In, Out]):
             speed = sum(one.cost for one in batch) / max(time.perf_counter() - begin, 1e-6)
             known = self._tokens_per_s or speed
             self._tokens_per_s = (1 - _SMOOTHING) * known + _SMOOTHING * speed
-            for one, output in zip(batch, found, strict=True):
+            for one, output in outputs:
                 if not one.done.done():
                     one.done.set_result(output)
 

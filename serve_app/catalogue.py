@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from mlray.config import RunError
 from mlray.corpus import vectors
 from mlray.release.changes import Change, Changes, Product
 from mlray.release.index import ProductIndex
@@ -32,16 +34,12 @@ class Catalogue:
             index: as it was built.
             opened: makes the encoder that built it; called when there is a first change.
             changes: of products; None: it never changes.
-            position: how many of them the index holds already.
-
-        Raises:
-            RunError: a change cannot be read.
+            position: how many of them the index holds already; what came since is taken up by `take`.
         """
         self._index, self._changes = index, changes
         self._read = functools.cache(opened)
         self._taken = position
         self._searching, self._taking = threading.Lock(), threading.Lock()
-        self.take()
 
     @property
     def markets(self) -> dict[str, int]:
@@ -61,14 +59,15 @@ class Catalogue:
             return [one for one in products if not self._index.holds(*one)]
 
     def change(self, change: Change) -> int:
-        """Writes a change for all who serve this index, and takes it up here; returns its number.
+        """Writes a change for all who serve these products, and takes it up here if it can; returns its number.
 
         Raises:
             StorageError: it could not be written, and counts nowhere.
         """
         assert self._changes is not None, "an index that never changes was changed"
         number = self._changes.append(change, self._taken)
-        self.take()
+        with contextlib.suppress(RunError):  # an earlier one is damaged, as whoever takes up the others tells
+            self.take()
         return number
 
     def take(self) -> None:
@@ -80,22 +79,30 @@ class Catalogue:
         if self._changes is None:
             return
         with self._taking:
-            for change in self._changes.after(self._taken):
-                self._apply(change)
-                self._taken += 1
+            last: dict[tuple[str, str], Product | None] = {}
+            taken = self._taken
+            try:
+                for change in self._changes.after(taken):
+                    last |= {(one.market, one.id): one for one in change.upsert}
+                    last |= dict.fromkeys(change.delete)
+                    taken += 1
+            finally:
+                self._apply(last)
+                self._taken = taken
 
-    def _apply(self, change: Change) -> None:
-        by_market: dict[str, dict[str, Product]] = defaultdict(dict)
-        for product in change.upsert:
-            by_market[product.market][product.id] = product  # the last of a product counts
-        for market, own in by_market.items():
-            products = list(own.values())
+    def _apply(self, last: Mapping[tuple[str, str], Product | None]) -> None:
+        """Brings each product to its last state: only that is read."""
+        by_market: dict[str, list[Product]] = defaultdict(list)
+        for (market, name), product in last.items():
+            if product is not None:
+                by_market[market].append(product)
+                continue
+            with self._searching:
+                self._index.delete(market, [name])
+        for market, products in by_market.items():
             for first in range(0, len(products), _GROUP):
                 group = products[first : first + _GROUP]
                 vectors_NH = self._read()([one.text for one in group], [market] * len(group))
                 titles = [one.text.split("\n", 1)[0] for one in group]
                 with self._searching:
                     self._index.upsert(market, [one.id for one in group], vectors_NH, titles)
-        for market, name in change.delete:
-            with self._searching:
-                self._index.delete(market, [name])

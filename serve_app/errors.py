@@ -14,8 +14,8 @@ from starlette.exceptions import HTTPException
 log = logging.getLogger("mlray.serve")
 
 _CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}
-_LISTED = 3
-"""Faults of a request that are told."""
+_LISTED, _SHOWN = 3, 40
+"""Faults of a request that are told, and characters of a field's name."""
 
 
 class ApiError(Exception):
@@ -64,11 +64,12 @@ async def _refused(request: Request, error: Exception) -> Response:
 async def _invalid(request: Request, error: Exception) -> Response:
     """Where it is wrong and why, without what was sent."""
     assert isinstance(error, RequestValidationError)
+    found = error.errors()
     faults = [
-        f"{'.'.join(str(part) for part in fault['loc'] if part != 'body') or 'the body'}: {fault['msg']}"
-        for fault in error.errors()[:_LISTED]
+        f"{'.'.join(str(part)[:_SHOWN] for part in fault['loc'] if part != 'body') or 'the body'}: {fault['msg']}"
+        for fault in found[:_LISTED]
     ]
-    broken = any(fault["type"] == "json_invalid" for fault in error.errors())
+    broken = any(fault["type"] == "json_invalid" for fault in found)
     code, status = ("invalid_json", 400) if broken else ("invalid_request", 422)
     return answer(ApiError(status, code, "; ".join(faults)), request.state.id)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import re
 import secrets
 import time
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -18,19 +20,22 @@ from serve_app.keys import Keys
 
 OPEN = ("/healthz", "/readyz", "/")
 """Routes without a key: health, and the page, which holds nothing and asks for one itself."""
+_PROXIED = (b"forwarded", b"via", b"x-forwarded-for", b"x-forwarded-host")
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
 class Guards:
     """ASGI middleware around the whole application."""
 
-    def __init__(self, app: ASGIApp, settings: Serving, keys: Callable[[], Keys | None]) -> None:
-        self._app, self._settings, self._keys = app, settings, keys
+    def __init__(
+        self, app: ASGIApp, settings: Serving, keys: Callable[[], Keys | None], *, names_requests: bool
+    ) -> None:
+        self._app, self._settings, self._keys, self._names = app, settings, keys, names_requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a request on, or refuses it."""
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self._other(scope, receive, send)
             return
         headers = dict(scope["headers"])
         named = headers.get(b"x-request-id", b"")
@@ -42,13 +47,12 @@ class Guards:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
+                named_by_us = [(b"x-request-id", request_id.encode())] if self._names else []
+                message["headers"] = [*message.get("headers", []), *named_by_us]
             await send(message)
 
         try:
-            self._check(scope, headers)
-            body = await self._body(headers, receive)
-            await self._app(scope, _replayed(body, receive), answer)
+            await self._app(scope, await self._admitted(scope, headers, receive), answer)
         except Exception as error:
             if status:
                 raise  # half of the answer is out
@@ -57,20 +61,53 @@ class Guards:
         finally:
             metrics.told(scope, status, time.perf_counter() - begin)
 
-    def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
+    async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":  # there is none
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            await self._app(scope, receive, send)
+
+    async def _admitted(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive) -> Receive:
+        """What gives the body of a request that may pass; of an open route nobody reads one.
+
+        Raises:
+            ApiError: it may not.
+        """
+        named = headers.get(b"x-request-id")
+        if named and not _ID.fullmatch(named):
+            raise ApiError(
+                400, "bad_request_id", "x-request-id has 64 letters, digits, dots and dashes at most"
+            )
+        if self._check(scope, headers):
+            return _nothing
+        return _replayed(await self._read(headers, receive), receive)
+
+    def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> bool:
+        """Whether a route is open; who asks for another one has a key, or is on this machine where there are none.
+
+        Raises:
+            ApiError: 401.
+        """
         scope["state"]["writes"] = False
         if scope["path"].removeprefix(scope.get("root_path", "")) in OPEN:
-            return
+            return True
         keys = self._keys()
         if keys is not None:
             key = keys.check(headers.get(b"authorization", b"").decode("latin-1"))
             scope["state"]["writes"] = key.writes
-        elif not _local(scope.get("client")):
+        elif not _local(scope.get("client")) or not _here(headers):
             raise ApiError(
                 401, "no_keys", "without API keys (serving.keys_uri) only this machine is answered"
             )
         else:
             scope["state"]["writes"] = True
+        return False
+
+    async def _read(self, headers: dict[bytes, bytes], receive: Receive) -> list[Message]:
+        try:
+            return await asyncio.wait_for(self._body(headers, receive), self._settings.timeout_s)
+        except TimeoutError:
+            raise ApiError(408, "slow_body", "the body of the request did not come in time") from None
 
     async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> list[Message]:
         """The messages of the body, read before anything works on it.
@@ -110,3 +147,17 @@ def _local(client: Any) -> bool:
         return client is not None and ipaddress.ip_address(client[0]).is_loopback
     except ValueError:
         return False
+
+
+def _here(headers: dict[bytes, bytes]) -> bool:
+    """Whether a request was meant for this machine: by name, from no other page, and through no proxy."""
+    if any(name in headers for name in _PROXIED):
+        return False
+    origin = urlsplit(headers.get(b"origin", b"").decode("latin-1")).hostname
+    host = urlsplit("//" + headers.get(b"host", b"").decode("latin-1")).hostname
+    return all(name is None or name == "localhost" or _local((name,)) for name in (origin, host))
+
+
+async def _nothing() -> Message:
+    """The body of a request whose body nobody reads."""
+    return {"type": "http.request", "body": b"", "more_body": False}

@@ -10,15 +10,19 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import logging
 import secrets
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from mlray import storage
-from mlray.config import ConfigError, Storage
+from mlray.config import Storage
 from serve_app.errors import ApiError
+
+log = logging.getLogger("mlray.serve")
 
 _PREFIX = "mlray-"
 
@@ -42,25 +46,22 @@ class Keys:
 
     @classmethod
     def read(cls, uri: str, settings: Storage) -> Keys:
-        """The keys of a file, one JSON object a line.
+        """The keys of a file, one JSON object a line; none if it is empty. A line that is no key is told in the log.
 
         Raises:
-            ConfigError: the file is empty, or a line is none of `serve_app.keys`.
             StorageError: it cannot be read.
         """
-        try:
-            lines = storage.read_bytes(uri, settings).decode().splitlines()
-            told = [json.loads(line) for line in lines if line.strip()]
-            known = {
-                one["sha256"]: Key(
-                    str(one["name"]), datetime.fromisoformat(one["expires"]), one.get("writes") is True
-                )
-                for one in told
-            }
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"serving.keys_uri={uri} is no file of keys: {error!r}") from None
-        if not known:
-            raise ConfigError(f"serving.keys_uri={uri} holds no key; python -m serve_app.keys makes one")
+        known = {}
+        for number, line in enumerate(
+            storage.read_bytes(uri, settings).decode(errors="replace").splitlines(), 1
+        ):
+            if not line.strip():
+                continue
+            try:
+                digest, key = _parse(json.loads(line))
+                known[digest] = key
+            except (ValueError, KeyError, TypeError) as error:
+                log.error("%s: line %d is no key: %s", uri, number, type(error).__name__)
         return cls(known)
 
     def check(self, header: str | None) -> Key:
@@ -80,6 +81,13 @@ class Keys:
                 401, "expired_key", f"the API key {found.name} has expired on {found.expires.date()}"
             )
         return found
+
+
+def _parse(told: dict[str, Any]) -> tuple[str, Key]:
+    expires = datetime.fromisoformat(told["expires"])
+    if expires.tzinfo is None:
+        expires = expires.replace(tzinfo=UTC)
+    return str(told["sha256"]), Key(str(told["name"]), expires, told.get("writes") is True)
 
 
 def make(name: str, days: int, *, writes: bool = False) -> tuple[str, str]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,17 @@ import numpy as np
 from mlray.config import ConfigError, RunConfig, RunError
 from mlray.release.changes import Change, Product
 from mlray.release.promotion import open_registry
+from mlray.release.registry import Event
 from serve_app import routing, support
-from serve_app.adapters import Adapters
-from serve_app.batching import Batcher, Overloaded
 from serve_app.catalogue import Catalogue
-from serve_app.champion import Champion, Cut
+from serve_app.champion import Champion
 from serve_app.errors import ApiError
+from serve_app.reading import Reading
 
 log = logging.getLogger("mlray.serve")
+
+_CHANGES = 64
+"""Changes of products that may wait in a replica."""
 
 
 @dataclass(frozen=True)
@@ -32,23 +36,18 @@ class Asked:
     header: str | None = None
 
 
-@dataclass(frozen=True)
-class _Serving:
-    """A champion and what waits for it; requests that began with it end with it."""
-
-    champion: Champion
-    batcher: Batcher[Cut, np.ndarray] = field(repr=False)
-    adapters: Adapters = field(repr=False)
-
-
 class Models:
     """Answers with the champion of the registry, and looks for another every `serving.watch_s`."""
 
     def __init__(self, config: RunConfig) -> None:
         self._config, self._registry = config, open_registry(config)
         self._device = "cuda" if config.serving.gpus_per_replica else "cpu"
-        self._now: _Serving | None = None
+        self._now: Reading | None = None
+        self._challenger: Event | None = None
         self._fault = ""
+        self._refused: Event | None = None
+        self._changing = ThreadPoolExecutor(1, thread_name_prefix="change")
+        self._changes = 0
         self.look()
         self._over = threading.Event()
         threading.Thread(target=self._watch, daemon=True).start()
@@ -58,51 +57,55 @@ class Models:
             self.look()
 
     def look(self) -> None:
-        """Takes up the champion if the history names another than the one that serves, else changes of its products.
+        """Takes up the champion if the history names another than the one that serves, and changes of its products.
 
-        What cannot be opened is told once in the log and in `/readyz`, and the one before it goes on.
+        What cannot be opened is told once in the log and by `about`, and the one before it goes on; it is not tried
+        again before the history names another.
         """
+        fault = self._fault
         try:
-            event = self._registry.history().champion
-            if event is None or (self._now and event == self._now.champion.event):
-                if self._now and self._now.champion.catalogue:
-                    self._now.champion.catalogue.take()
-                self._fault = "" if event else f"{self._registry.uri} has no champion"
-                return
-            champion = Champion.open(self._registry, event, self._device)
+            history = self._registry.history()
+            self._challenger = history.challenger
+            fault = self._exchange(history.champion)
+            if self._now and self._now.champion.catalogue:
+                self._now.champion.catalogue.take()
         except (ConfigError, RunError) as error:
-            if str(error) != self._fault:
-                log.error("nothing new is taken up: %s", error)
-            self._fault = str(error)
-            return
-        settings = self._config.serving
-        batcher = Batcher[Cut, np.ndarray](
-            champion.read,
-            lambda one: len(one.tokens),
-            budget=settings.batch_tokens,
-            capacity=settings.queued_tokens,
-        )
-        pinned = [tag for tag in settings.pinned if tag in champion.adapters and _warmed(champion, tag)]
-        adapters = Adapters(
-            champion.load, champion.unload, capacity=settings.adapters, pinned=settings.pinned, loaded=pinned
-        )
-        self._now, self._fault = _Serving(champion, batcher, adapters), ""
+            fault = str(error)
+        except Exception as error:  # whatever it is, the watch goes on
+            fault = f"{type(error).__name__} while a champion was opened"
+        if fault and fault != self._fault:
+            log.error("nothing new is taken up: %s", fault)
+        self._fault = fault
+
+    def _exchange(self, event: Event | None) -> str:
+        """Puts the champion in place; returns why there is none other than the one that serves."""
+        if event is None:
+            return f"{self._registry.uri} has no champion"
+        if self._now and event == self._now.champion.event:
+            return ""
+        if event == self._refused:
+            return self._fault
+        try:
+            champion = Champion.open(self._registry, event, self._device)
+        except (ConfigError, RunError):
+            self._refused = event
+            raise
+        if champion.catalogue:
+            with contextlib.suppress(RunError):  # `look` tells it; the champion serves without
+                champion.catalogue.take()
+        self._now = Reading.of(champion, self._config.serving)
         log.info("serves %s with %s", event.bundle, event.index or "no index")
+        return ""
 
     async def about(self) -> dict[str, Any]:
-        """The champion, the challenger, and why another was not taken up."""
-        now = self._now
-        challenger = await asyncio.to_thread(self._challenger)
+        """The champion, the challenger, and why another was not taken up; of what is known, without a look."""
+        now, challenger = self._now, self._challenger
         return {
             "champion": now.champion.about() if now else None,
-            "challenger": challenger,
+            "challenger": asdict(challenger) | {"id": challenger.bundle} if challenger else None,
             "fault": self._fault,
             "waiting_tokens": now.batcher.waiting if now else {},
         }
-
-    def _challenger(self) -> dict[str, Any] | None:
-        event = self._registry.history().challenger
-        return asdict(event) | {"id": event.bundle} if event else None
 
     async def embed(
         self, texts: list[str], asked: Asked, model: str | None, dimensions: int | None
@@ -120,7 +123,7 @@ class Models:
         spoken = self._spoken(texts[0], asked, now)
         # Only who declares a language gets its adapter: vectors of two adapters do not lie in one space.
         wanted = spoken.language if spoken.known_by == "declared" else None
-        vectors_NH, tokens, step = await _vectors(now, texts, spoken.language, wanted)
+        vectors_NH, tokens, step = await now.vectors(texts, spoken.language, wanted)
         if dimensions is not None:
             if dimensions > vectors_NH.shape[1]:
                 raise ApiError(422, "invalid_request", f"dimensions: the model makes {vectors_NH.shape[1]}")
@@ -140,7 +143,7 @@ class Models:
         if market not in markets:
             raise ApiError(404, "unknown_market", f"there is no such market; there are {', '.join(markets)}")
         spoken = self._spoken(query, asked, now)
-        vectors_1H, _, step = await _vectors(now, [query], spoken.language, market)
+        vectors_1H, _, step = await now.vectors([query], spoken.language, market)
         found = catalogue.search(market, vectors_1H[0], k)
         results = [{"id": name, "score": score, "title": title} for name, score, title in found]
         return {"results": results, "served_by": _served_by(now, spoken, step)}
@@ -161,7 +164,7 @@ class Models:
         if knowledge is None:
             raise ApiError(503, "no_knowledge", f"{now.champion.event.bundle} is served without answers")
         spoken = self._spoken(messages[-1], asked, now)
-        vectors_MH, _, step = await _vectors(now, support.looked_at(messages), spoken.language, None)
+        vectors_MH, _, step = await now.vectors(support.looked_at(messages), spoken.language, None)
         confidence = self._config.serving.confidence
         found = support.find(knowledge, support.question(vectors_MH), spoken.language, k, confidence)
         sure = bool(found.sources) and found.sources[0].score >= confidence
@@ -198,17 +201,27 @@ class Models:
 
     async def _change(self, change: Change) -> dict[str, Any]:
         now = self._ready()
-        number = await asyncio.to_thread(_catalogue(now).change, change)
+        catalogue = _catalogue(now)
+        if self._changes >= _CHANGES:
+            raise ApiError(429, "overloaded", "too many changes wait; try again later", 5.0)
+        self._changes += 1
+        loop = asyncio.get_running_loop()
+        done = loop.run_in_executor(self._changing, catalogue.change, change)
+        done.add_done_callback(self._changed)
+        number = await asyncio.shield(done)
         event = now.champion.event
         told = {"change": number, "products": len(change.upsert) + len(change.delete)}
         return {**told, "bundle": event.bundle, "index": event.index}
 
-    def _ready(self) -> _Serving:
+    def _changed(self, _: object) -> None:
+        self._changes -= 1
+
+    def _ready(self) -> Reading:
         if self._now is None:
             raise ApiError(503, "no_champion", "no model is served yet", self._config.serving.watch_s)
         return self._now
 
-    def _spoken(self, text: str, asked: Asked, now: _Serving) -> routing.Spoken:
+    def _spoken(self, text: str, asked: Asked, now: Reading) -> routing.Spoken:
         try:
             return routing.spoken(
                 text,
@@ -221,58 +234,12 @@ class Models:
             raise ApiError(422, "unknown_language", f"language: {error}") from None
 
 
-def _warmed(champion: Champion, tag: str) -> bool:
-    """Whether an adapter is loaded before anybody asks for it."""
-    try:
-        champion.load(tag)
-    except (ConfigError, RunError) as error:
-        log.error("the adapter %s is not there yet: %s", tag, error)
-        return False
-    return True
-
-
-def _catalogue(now: _Serving) -> Catalogue:
+def _catalogue(now: Reading) -> Catalogue:
     if now.champion.catalogue is None:
         raise ApiError(503, "no_index", f"{now.champion.event.bundle} is served without an index of products")
     return now.champion.catalogue
 
 
-async def _vectors(
-    now: _Serving, texts: Sequence[str], language: str, wanted: str | None
-) -> tuple[np.ndarray, int, routing.Step]:
-    """Vectors (N, H), the tokens read, and the step that answered.
-
-    Args:
-        now: what serves.
-        texts: what is read.
-        language: the queue that they wait in.
-        wanted: the market, or the language, whose adapter is to read them; None for none.
-    """
-    cut = await asyncio.to_thread(now.champion.embedder.cut, texts)
-    step = routing.step(wanted, now.champion.adapters) if wanted else routing.BASE
-    try:
-        try:
-            found = await _read(now, cut, language, step.adapter)
-        except (ConfigError, RunError) as error:
-            log.error("%s without its adapter: %s", step.adapter, error)
-            step = routing.BASE
-            found = await _read(now, cut, language, None)
-    except Overloaded as error:
-        raise ApiError(
-            429, "overloaded", f"too much waits in {language}; try again later", error.retry_after_s
-        ) from None
-    return np.stack(found), sum(len(tokens) for tokens in cut), step
-
-
-async def _read(
-    now: _Serving, cut: Sequence[list[int]], language: str, adapter: str | None
-) -> list[np.ndarray]:
-    if adapter is None:
-        return await now.batcher.submit(language, [Cut(tokens, None) for tokens in cut])
-    async with now.adapters.held(adapter):
-        return await now.batcher.submit(language, [Cut(tokens, adapter) for tokens in cut])
-
-
-def _served_by(now: _Serving, spoken: routing.Spoken, step: routing.Step) -> dict[str, Any]:
+def _served_by(now: Reading, spoken: routing.Spoken, step: routing.Step) -> dict[str, Any]:
     event = now.champion.event
     return {"bundle": event.bundle, "index": event.index, **asdict(spoken), **asdict(step)}

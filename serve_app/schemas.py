@@ -10,6 +10,9 @@ from mlray import languages
 
 Text = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
 Tag = Annotated[str, StringConstraints(min_length=2, max_length=35)]
+_MANY, _TURNS = 4096, 64
+"""Texts of a request, and messages of a conversation, beyond which it is not looked at; `serving.max_texts` is less."""
+_Texts = Annotated[list[Text], Field(min_length=1, max_length=_MANY)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 
 
@@ -80,7 +83,7 @@ class Message(_Request):
 class SupportRequest(_Request):
     """A conversation; its last message is the customer's."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, max_length=_TURNS)
     language: Tag | None = LANGUAGE
     k: int = Field(3, ge=1, le=20, description="sources, at most")
     stream: bool = Field(
@@ -135,13 +138,13 @@ class Product(ProductId):
 class ProductsRequest(_Request):
     """Products that are new, or have another text now."""
 
-    products: list[Product] = Field(min_length=1)
+    products: list[Product] = Field(min_length=1, max_length=_MANY)
 
 
 class DeleteRequest(_Request):
     """Products that are not sold any more."""
 
-    products: list[ProductId] = Field(min_length=1)
+    products: list[ProductId] = Field(min_length=1, max_length=_MANY)
 
 
 class ChangeReply(BaseModel):
@@ -157,7 +160,9 @@ class ChangeReply(BaseModel):
 class EmbeddingsRequest(BaseModel):
     """As OpenAI's; fields that mean nothing here are passed over."""
 
-    input: Text | Annotated[list[Text], Field(min_length=1)] = Field(examples=[["red shoes", "rote Schuhe"]])
+    input: Text | Annotated[list[Text], Field(min_length=1, max_length=_MANY)] = Field(
+        examples=[["red shoes", "rote Schuhe"]]
+    )
     model: str | None = Field(None, description="a bundle's id, or `champion`", examples=["champion"])
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1, description="the first so many, brought to unit length")
@@ -194,6 +199,7 @@ class ModelsReply(BaseModel):
 
     object: Literal["list"] = "list"
     data: list[dict[str, Any]]
+    fault: str = Field("", description="why a newer champion or change is not taken up")
 
 
 class Fault(BaseModel):

@@ -7,7 +7,7 @@ port=${2:-8000}
 python=${PYTHON:-python}
 url=http://127.0.0.1:$port
 
-log=$(dirname "$registry")/serve.log
+log=$(mktemp -t mlray-serve.XXXXXX)
 
 "$python" -m serve_app "release.registry_uri=$registry" "serving.port=$port" > "$log" 2>&1 &
 app=$!

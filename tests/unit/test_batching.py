@@ -94,6 +94,23 @@ def test_a_full_queue_refuses_and_others_go_on() -> None:
     assert 3 in [item for one in passes.seen for item in one]
 
 
+def test_what_would_wait_too_long_is_refused_at_once_and_a_pass_that_loses_some_fails() -> None:
+    async def work() -> None:
+        slow: Batcher[int, int] = Batcher(lambda items: items, abs, budget=8, capacity=1000, patience_s=2.0)
+        slow._tokens_per_s = 10.0  # as the last passes were
+        waiting = asyncio.create_task(slow.submit("en", [8, 8, 8]))
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded) as refused:
+            await slow.submit("ja", [1])
+        assert refused.value.retry_after_s == pytest.approx(2.4)
+        await waiting
+        short: Batcher[int, int] = Batcher(lambda items: items[1:], abs, budget=8, capacity=1000)
+        with pytest.raises(ValueError, match="shorter"):
+            await short.submit("en", [1, 2])
+
+    asyncio.run(work())
+
+
 def test_a_client_that_has_gone_is_not_run_and_a_failure_is_everybodys_of_its_pass() -> None:
     passes = Passes()
 

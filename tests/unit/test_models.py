@@ -318,8 +318,15 @@ def test_products_come_and_go_wherever_an_index_is_served(tmp_path: Path) -> Non
         assert found(where, "de", "anders") == [("a1", "anders")]
     champion = registry.history().champion
     assert champion is not None
-    place = Path(registry.uri) / "changes" / "00000004.json"
+    asyncio.run(models.upsert([Product("de", "late", "spaet")]))  # 4
+    place = Path(registry.uri) / "changes" / "00000005.json"
     place.write_text("{")
+    told = asyncio.run(
+        models.upsert([Product("de", "later", "noch einer")])
+    )  # kept, though it cannot be taken up
+    assert told["change"] == 6
+    late = opened(tmp_path)  # serves with what could be read
+    assert found(late, "de", "spaet") == [("late", "spaet")]
     models.look()
     assert f"{place} is no change of products" in asyncio.run(models.about())["fault"]
     assert found(models, "de", "anders") == [("a1", "anders")]
@@ -342,6 +349,37 @@ def test_what_has_changed_holds_after_a_promotion_and_a_rollback(tmp_path: Path)
     )
     models.look()
     assert asyncio.run(models.about())["champion"]["markets"] == {"de": 10, "en": 12, "fr": 1}
+
+
+def test_a_made_up_language_has_no_queue_of_its_own(tmp_path: Path) -> None:
+    promoted(tmp_path, "one", 0, prefix="a")
+    models = opened(tmp_path, queued_tokens=10)
+
+    async def flood() -> list[Any]:
+        asked = [
+            models.embed([TITLES["de"][0]], Asked(f"tlh-x-a{number}"), None, None) for number in range(50)
+        ]
+        return list(await asyncio.gather(*asked, return_exceptions=True))
+
+    assert any(isinstance(one, ApiError) and one.status == 429 for one in asyncio.run(flood()))
+
+
+def test_the_watch_goes_on_whatever_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = promoted(tmp_path, "one", 0, prefix="a")
+    models = opened(tmp_path)
+
+    def broken(*_: object) -> None:
+        raise KeyError("anything")
+
+    monkeypatch.setattr(Registry, "history", broken)
+    models.look()
+    told = asyncio.run(models.about())
+    assert told["fault"] == "KeyError while a champion was opened"
+    assert told["champion"]["id"]
+    monkeypatch.undo()
+    models.look()
+    assert asyncio.run(models.about())["fault"] == ""
+    assert registry.history().champion
 
 
 def test_what_cannot_be_answered_is_refused(tmp_path: Path) -> None:

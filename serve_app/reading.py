@@ -1,0 +1,101 @@
+"""A champion with what waits for it: texts of many requests are cut, put together, and read with their adapters."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mlray.config import ConfigError, RunError, Serving
+from serve_app import routing
+from serve_app.adapters import Adapters
+from serve_app.batching import Batcher, Overloaded
+from serve_app.champion import Champion, Cut
+from serve_app.errors import ApiError
+
+log = logging.getLogger("mlray.serve")
+
+_OTHER = "other"
+"""Queue of the languages that the champion was not judged in: a made-up tag gets no queue of its own."""
+_CUTTERS = ThreadPoolExecutor(2, thread_name_prefix="cut")
+"""Tokenise; nothing else may keep them busy."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Requests that began with a champion end with it."""
+
+    champion: Champion
+    batcher: Batcher[Cut, np.ndarray] = field(repr=False)
+    adapters: Adapters = field(repr=False)
+    queues: frozenset[str]
+
+    @classmethod
+    def of(cls, champion: Champion, settings: Serving) -> Reading:
+        """A champion that is ready: its pinned adapters and the detector of its languages are in memory."""
+        routing.detect("warm", champion.languages)
+        batcher = Batcher[Cut, np.ndarray](
+            champion.read,
+            lambda one: len(one.tokens),
+            budget=settings.batch_tokens,
+            capacity=settings.queued_tokens,
+            patience_s=settings.timeout_s,
+        )
+        pinned = [tag for tag in settings.pinned if tag in champion.adapters and _warmed(champion, tag)]
+        adapters = Adapters(
+            champion.load, champion.unload, capacity=settings.adapters, pinned=settings.pinned, loaded=pinned
+        )
+        return cls(
+            champion, batcher, adapters, frozenset(one.partition("-")[0] for one in champion.languages)
+        )
+
+    async def vectors(
+        self, texts: Sequence[str], language: str, wanted: str | None
+    ) -> tuple[np.ndarray, int, routing.Step]:
+        """Vectors (N, H), the tokens read, and the step that answered.
+
+        Args:
+            texts: what is read.
+            language: in whose queue they wait.
+            wanted: the market, or the language, whose adapter is to read them; None for none.
+
+        Raises:
+            ApiError: too much waits.
+        """
+        primary = language.partition("-")[0]
+        queue = primary if primary in self.queues else _OTHER
+        loop = asyncio.get_running_loop()
+        cut = await loop.run_in_executor(_CUTTERS, self.champion.embedder.cut, texts)
+        step = routing.step(wanted, self.champion.adapters) if wanted else routing.BASE
+        try:
+            try:
+                found = await self._read(cut, queue, step.adapter)
+            except (ConfigError, RunError) as error:
+                log.error("%s without its adapter: %s", step.adapter, error)
+                step = routing.BASE
+                found = await self._read(cut, queue, None)
+        except Overloaded as error:
+            raise ApiError(
+                429, "overloaded", "too much waits; try again later", error.retry_after_s
+            ) from None
+        return np.stack(found), sum(len(tokens) for tokens in cut), step
+
+    async def _read(self, cut: Sequence[list[int]], queue: str, adapter: str | None) -> list[np.ndarray]:
+        if adapter is None:
+            return await self.batcher.submit(queue, [Cut(tokens, None) for tokens in cut])
+        async with self.adapters.held(adapter):
+            return await self.batcher.submit(queue, [Cut(tokens, adapter) for tokens in cut])
+
+
+def _warmed(champion: Champion, tag: str) -> bool:
+    """Whether an adapter is loaded before anybody asks for it."""
+    try:
+        champion.load(tag)
+    except (ConfigError, RunError) as error:
+        log.error("the adapter %s is not there yet: %s", tag, error)
+        return False
+    return True

@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,27 +24,22 @@ from ray.tune.search import BasicVariantGenerator
 from rich.console import Console
 
 from mlray import access, configuration, storage
-from mlray.config import ConfigError, RunConfig, RunError
-from mlray.evaluation import evaluate
-from mlray.training import fit, placement
+from mlray.config import RunConfig, RunError
+from mlray.training import fit
 from mlray.training.fit import Shared
 from mlray.training.folders import WINNER, Folders
 from mlray.training.pretrain import Prepared, placed, prepare
-from mlray.tuning import objective, space, trial
+from mlray.tuning import checks, objective, space, trial
 from mlray.tuning.board import Board, Row
 from mlray.tuning.dashboard import Dashboard
 from mlray.tuning.distinct import Distinct
 from mlray.tuning.finetune import finetune
 
-_DRIVER_CPUS = 0.2
-"""Of a trial's driver, which waits for its workers."""
 _OWN_ROWS = ("corpus.", "objective.", "train.global_batch_size", "train.micro_batch_size")
 """Keys by which a trial reads other rows than its neighbours."""
 
 
 _OPTUNA = {"tpe", "pareto"}
-_FREE = {"cluster", "storage", "evaluation", "release", "serving"}
-"""Sections by which no trial differs from those before a resume."""
 
 
 @dataclass(frozen=True)
@@ -69,14 +63,14 @@ def sweep(config: RunConfig, *, resume: bool = False) -> Outcome:
         RunError: no trial could be judged, or every one has a language below its floor.
     """
     domains = space.build(config)
-    _check_settings(config)
+    checks.settings(config)
     config = placed(config)
     root = Folders.of(config).root
-    _check_begun(config, root, resume=resume)
+    checks.begun(config, root, resume=resume)
     prepared = prepare(configuration.change(config, _common(config, root)))
     base = prepared.config
     languages = objective.languages(prepared.manifest, base.sweep)
-    _check_room(
+    checks.room(
         base, base.sweep.max_concurrent if not resume else 1
     )  # what was begun elsewhere goes on with less
     storage.write_bytes(storage.join(root, "config.yaml"), config.to_yaml().encode(), config.storage)
@@ -86,7 +80,7 @@ def sweep(config: RunConfig, *, resume: bool = False) -> Outcome:
         tune.with_parameters(
             trial.run, base=base.model_dump(mode="json"), languages=languages, shared=shared
         ),
-        {"CPU": _DRIVER_CPUS},
+        {"CPU": checks.DRIVER_CPUS},
     )
     dashboard = Dashboard(board, root)
     results = tuner(trainable, domains, base, dashboard, resume=resume).fit()
@@ -104,82 +98,6 @@ def _common(config: RunConfig, root: str) -> dict[str, Any]:
         every = config.train.validate_every
         common |= {"train.checkpoint_every": every, "train.keep_checkpoints": -(-config.train.steps // every)}
     return common
-
-
-def _check_settings(config: RunConfig) -> None:
-    """Refuses what would show only when the trials have been paid for.
-
-    Raises:
-        ConfigError: the winner could not be judged, trials would end by themselves, or a logger is not installed.
-    """
-    if not config.evaluation.sources:
-        raise ConfigError(
-            "evaluation.sources is empty, and the winner of a sweep is judged on them; name test sets"
-        )
-    evaluate.check(config)
-    if config.train.early_stopping is not None:
-        raise ConfigError(
-            "train.early_stopping ends a trial before its last step, where trials are compared; "
-            "sweep.early_stopping stops those that fall behind"
-        )
-    if config.sweep.mlflow_uri is not None and importlib.util.find_spec("mlflow") is None:
-        raise ConfigError("sweep.mlflow_uri needs MLflow: pip install 'mlray[mlflow]'")
-
-
-def _check_begun(config: RunConfig, root: str, *, resume: bool) -> None:
-    place = storage.join(root, "config.yaml")
-    if not storage.exists(place, config.storage):
-        if resume:
-            raise ConfigError(f"{root} holds no sweep to resume")
-        return
-    if not resume:
-        raise ConfigError(f"{root} holds a sweep; --resume goes on with it, another run.name begins one")
-    before = configuration.parse(storage.read_bytes(place, config.storage).decode(), place).model_dump(
-        mode="json"
-    )
-    now = config.model_dump(mode="json")
-    for section in now.keys() - _FREE:
-        changed = [key for key, value in now[section].items() if before[section][key] != value]
-        if changed:
-            raise ConfigError(
-                f"{section}.{changed[0]} is not what {root} was begun with; set it back, or begin with another run.name"
-            )
-
-
-def _check_room(config: RunConfig, count: int) -> None:
-    """Refuses trials that would wait for each other for ever.
-
-    Args:
-        config: of a trial.
-        count: trials that are to run side by side.
-
-    Raises:
-        ConfigError: the cluster cannot place one, or not so many at a time.
-    """
-    placement.check(config)
-    settings, cluster = config.sweep, config.cluster
-    if settings.algorithm == "pbt" and not 2 <= settings.num_trials <= settings.max_concurrent:
-        raise ConfigError(
-            f"sweep.algorithm=pbt runs its whole population side by side: sweep.num_trials={settings.num_trials} must "
-            f"be 2 or more, and sweep.max_concurrent={settings.max_concurrent} as many"
-        )
-    if settings.grace_steps > config.train.steps:
-        raise ConfigError(
-            f"sweep.grace_steps={settings.grace_steps} lies behind train.steps={config.train.steps}"
-        )
-    together = cluster.model_copy(update={"num_workers": cluster.num_workers * count})
-    one = _DRIVER_CPUS + placement.wanted_cpus(config)
-    try:
-        placement.check(config.model_copy(update={"cluster": together}))  # waits for nodes that are to come
-        fits = placement.cpus() + 1e-9 >= one * count
-    except ConfigError:
-        fits = False
-    if not fits:
-        raise ConfigError(
-            f"sweep.max_concurrent={count} trials cannot be placed: each needs {one:g} CPU with its driver and input "
-            f"pipeline and {cluster.num_workers * cluster.gpus_per_worker:g} GPU, and the cluster offers "
-            f"{placement.cpus():g} CPU; lower sweep.max_concurrent, cluster.num_workers or cluster.cpus_per_worker"
-        )
 
 
 def _share(base: RunConfig, prepared: Prepared) -> Shared:

@@ -13,13 +13,17 @@ from typing import Any
 
 import pytest
 import ray
+from ray import tune
 
-from mlray import storage
+from mlray import configuration, storage
 from mlray.config import ConfigError, RunConfig
 from mlray.corpus import packing, stream
 from mlray.training import fit
 from mlray.training.pretrain import prepare
-from mlray.tuning.sweep import sweep
+from mlray.tuning import space
+from mlray.tuning.board import Board
+from mlray.tuning.dashboard import Dashboard
+from mlray.tuning.sweep import sweep, tuner
 from tests.cluster import corpus as sample
 from tests.cluster.conftest import ROOT
 
@@ -119,3 +123,66 @@ def test_a_killed_sweep_goes_on_and_loses_no_trial_that_has_ended(
 def test_trials_that_cannot_be_placed_are_refused(aligned: RunConfig, bucket: str) -> None:
     with pytest.raises(ConfigError, match=r"sweep\.max_concurrent=9 trials cannot be placed: each needs"):
         sweep(searching(bucket, "many", max_concurrent=9))
+
+
+def tell(values: dict[str, Any]) -> None:
+    """A trial of nine steps: the higher its rate, the better its mean and the worse its worst language."""
+    rate = values["train.lr"]
+    for step in range(1, 10):
+        mean, worst = rate * step, (1.0 - rate) * step
+        tune.report(
+            {
+                "objective": mean,
+                "macro": mean,
+                "worst": worst,
+                "worst_language": "all",
+                "step": step,
+                "below_floor": [],
+                "values": values,
+                "run": tune.get_context().get_trial_id(),
+                "cloned_from": "",
+                "languages": {"all": {"accuracy": mean}},
+            }
+        )
+
+
+def told(tmp_path: Path, **settings: Any) -> Board:
+    """What the board knows after a search over such trials."""
+    config = configuration.build(
+        {
+            "run": {"storage_uri": str(tmp_path), "name": "told", "seed": 1},
+            "objective": {"name": "contrastive"},
+            "train": {"steps": 9, "validate_every": 1},
+            "sweep": {
+                "space": {"train.lr": {"uniform": [0.0, 1.0]}},
+                "max_concurrent": 1,
+                "grace_steps": 1,
+                **settings,
+            },
+        }
+    )
+    dashboard = Dashboard(Board("told", config, ("all",)), str(tmp_path))
+    trainable = tune.with_resources(tell, {"CPU": 0.5})
+    results = tuner(trainable, space.build(config), config, dashboard, resume=False).fit()
+    assert not results.errors
+    dashboard.read()
+    return dashboard.board
+
+
+def test_asha_stops_at_least_half_of_eight_trials(cluster: str, tmp_path: Path) -> None:
+    board = told(tmp_path, num_trials=8)
+    assert sorted(board.states.values()).count("stopped") >= 4
+    best = board.best()
+    assert best is not None
+    assert best.step == 9
+    rates = {name: values["train.lr"] for name, values in board.values.items()}
+    # By hand: whoever is stopped was behind another at its step.
+    for name, row in board.last().items():
+        if row.step < 9:
+            assert any(rates[other] > rates[name] for other, at in board.last().items() if at.step > row.step)
+
+
+def test_two_objectives_give_a_pareto_set(cluster: str, tmp_path: Path) -> None:
+    board = told(tmp_path, num_trials=4, algorithm="pareto")
+    assert set(board.states.values()) == {"done"}  # nobody is stopped: which objective would decide?
+    assert board.pareto() == board.states.keys()  # the higher the mean, the lower the worst

@@ -12,7 +12,7 @@ import pytest
 from mlray import configuration, seal
 from mlray.config import ConfigError, RunConfig, RunError
 from mlray.training.checkpoint import Progress
-from mlray.tuning import sweep, trial
+from mlray.tuning import checks, sweep, trial
 from tests.unit.test_board import filled, tell
 
 
@@ -131,39 +131,39 @@ def test_every_checkpoint_of_a_population_is_kept() -> None:
 def test_a_sweep_is_begun_once_and_resumed_as_it_was(tmp_path: Path) -> None:
     config = configuration.load(None, ["sweep.gap_weight=0.5"])
     with pytest.raises(ConfigError, match="holds no sweep to resume"):
-        sweep._check_begun(config, str(tmp_path), resume=True)
-    sweep._check_begun(config, str(tmp_path), resume=False)
+        checks.begun(config, str(tmp_path), resume=True)
+    checks.begun(config, str(tmp_path), resume=False)
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     with pytest.raises(ConfigError, match="holds a sweep; --resume goes on with it"):
-        sweep._check_begun(config, str(tmp_path), resume=False)
-    sweep._check_begun(config, str(tmp_path), resume=True)
+        checks.begun(config, str(tmp_path), resume=False)
+    checks.begun(config, str(tmp_path), resume=True)
     other = configuration.load(None, ["sweep.gap_weight=0.7"])
     with pytest.raises(ConfigError, match=r"sweep\.gap_weight is not what .* was begun with"):
-        sweep._check_begun(other, str(tmp_path), resume=True)
+        checks.begun(other, str(tmp_path), resume=True)
     elsewhere = [
         "cluster.num_workers=2",
         "evaluation.max_bad_rows=3",
         "storage.timeout_s=3.0",
         "serving.port=1",
     ]
-    sweep._check_begun(configuration.load(None, elsewhere), str(tmp_path), resume=True)
+    checks.begun(configuration.load(None, elsewhere), str(tmp_path), resume=True)
     # An older version knew fewer keys: what it did not write is as it is by default.
     (tmp_path / "config.yaml").write_text("sweep: {gap_weight: 0.5}\n")
-    sweep._check_begun(config, str(tmp_path), resume=True)
+    checks.begun(config, str(tmp_path), resume=True)
 
 
 def test_what_would_show_only_after_the_trials_is_refused_before(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         ConfigError, match=r"evaluation\.sources is empty, and the winner of a sweep is judged on them"
     ):
-        sweep._check_settings(configuration.load(None, ["objective.name=contrastive"]))
+        checks.settings(configuration.load(None, ["objective.name=contrastive"]))
     good = configuration.load("jobs/configs/sweep_sample.yaml", ["model.path=null", "adapter.kind=none"])
-    sweep._check_settings(good)
+    checks.settings(good)
     with pytest.raises(ConfigError, match=r"train\.early_stopping ends a trial before its last step"):
-        sweep._check_settings(configuration.change(good, {"train.early_stopping": "macro.loss"}))
+        checks.settings(configuration.change(good, {"train.early_stopping": "macro.loss"}))
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"sweep\.mlflow_uri needs MLflow"):
-        sweep._check_settings(configuration.change(good, {"sweep.mlflow_uri": "sqlite:///x.db"}))
+        checks.settings(configuration.change(good, {"sweep.mlflow_uri": "sqlite:///x.db"}))
 
 
 def test_a_trial_whose_last_report_was_lost_tells_it_again(tmp_path: Path) -> None:

@@ -36,16 +36,15 @@ def page(board: Board) -> str:
 
 
 def _leaders(board: Board, ranked: Sequence[Row]) -> str:
-    heads = ("trial", *board.keys, "steps", "objective", "mean", "worst", "state")
+    heads = ("trial", "objective", "mean", "worst", "steps", "state", *board.keys)
     front = board.pareto()
     body = ""
     for row in ranked:
         values = (shown(board.values[row.trial].get(key)) for key in board.keys)
-        cells = (row.trial, *values, f"{row.step:,}", f"{row.objective:.4f}", f"{row.macro:.4f}")
         worst = f"{row.worst:.4f} {row.worst_language}"
-        body += "<tr>" + "".join(
-            f"<td>{html.escape(cell)}</td>" for cell in (*cells, worst, board.remark(row, front))
-        )
+        figures = (f"{row.objective:.4f}", f"{row.macro:.4f}", worst, f"{row.step:,}")
+        cells = (row.trial, *figures, board.remark(row, front), *values)
+        body += "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
         body += "</tr>"
     head = "".join(f"<th>{html.escape(one)}</th>" for one in heads)
     return (

@@ -154,7 +154,7 @@ def told(tmp_path: Path, **settings: Any) -> Board:
             "objective": {"name": "contrastive"},
             "train": {"steps": 9, "validate_every": 1},
             "sweep": {
-                "space": {"train.lr": {"uniform": [0.0, 1.0]}},
+                "space": {"train.lr": {"uniform": [0.001, 1.0]}},
                 "max_concurrent": 1,
                 "grace_steps": 1,
                 **settings,

@@ -27,7 +27,10 @@ def test_a_ready_configuration_loads_and_its_sources_are_there(
     wanted = config.corpus.sources + config.evaluation.sources
     if any(source.uri.startswith("../shared") for source in wanted) and not (ROOT / "../shared").exists():
         pytest.skip("the shared data sets are not beside the checkout")
-    for file in sources.list_files(wanted, config.storage) if wanted else ():
+    there = tuple(
+        source for source in wanted if not source.uri.startswith("runs/")
+    )  # else another job makes it
+    for file in sources.list_files(there, config.storage) if there else ():
         chunk = records.chunks(file, 1 << 20, config.storage)[0]
         batch = next(batch for batch in records.read(chunk, 100_000, config.storage) if batch)
         good = [record for record in batch if not record.reason]

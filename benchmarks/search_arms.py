@@ -228,7 +228,7 @@ class Lance:
         import lancedb
         import pyarrow as pa
 
-        self._folder = tempfile.mkdtemp(prefix="lance-")
+        self._folder, self._breadth = tempfile.mkdtemp(prefix="lance-"), BREADTHS[-1]
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(pool.ravel()), pool.shape[1])
         rows = pa.table({"id": np.arange(len(pool)), "market": markets, "vector": vectors})
         self._table = lancedb.connect(self._folder).create_table("products", rows)

@@ -234,13 +234,10 @@ def delete_others(uri: str, known: Collection[str], storage: Storage) -> None:
 
 def delete_folder(uri: str, storage: Storage) -> None:
     """Removes a folder and everything below it; an absent one is no error."""
-    if not is_s3(uri):
+    if is_s3(uri):
+        delete_others(uri, (), storage)
+    else:
         shutil.rmtree(uri, ignore_errors=True)
-        return
-    bucket, key = split(uri)
-    for path in walk(uri, storage):
-        with named(uri, storage):
-            client(storage).delete_object(Bucket=bucket, Key=f"{key.rstrip('/')}/{path}")
 
 
 def _list_local(path: Path) -> list[File]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 import signal
 import sys
 import threading
 
 from mlray import configuration
 from mlray.config import ConfigError, Serving
+from serve_app.guards import is_local
 
 
 def main() -> int:
@@ -54,11 +54,7 @@ def _check_host(settings: Serving) -> None:
     Raises:
         ConfigError: strangers could ask without a key.
     """
-    try:
-        local = ipaddress.ip_address(settings.host).is_loopback
-    except ValueError:
-        local = settings.host == "localhost"
-    if not local and settings.keys_uri is None:
+    if not is_local(settings.host) and settings.keys_uri is None:
         raise ConfigError(
             f"serving.host={settings.host} is reached from other machines; set serving.keys_uri first "
             "(python -m serve_app.keys NAME >> keys.jsonl)"

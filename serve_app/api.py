@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 import re
@@ -125,10 +124,7 @@ class _Limits:
         Raises:
             ApiError: it does not.
         """
-        try:
-            return await asyncio.wait_for(answer, self.settings.timeout_s)
-        except TimeoutError:
-            raise ApiError(503, "deadline", "no answer in time; try again later", 1.0) from None
+        return await errors.in_time(answer, self.settings.timeout_s)
 
     def check(self, texts: list[str]) -> None:
         """

@@ -6,7 +6,6 @@ python -m serve_app key=value ...       on this machine
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
 from collections.abc import Mapping
@@ -43,12 +42,8 @@ class Replica:
     async def ask(self, what: str, *told: Any) -> dict[str, Any] | ApiError:
         """Calls `Models.<what>`; who asks has gone when the time is over, and what still waits is not run."""
         try:
-            found: dict[str, Any] = await asyncio.wait_for(
-                getattr(self._models, what)(*told), self._timeout_s
-            )
+            found: dict[str, Any] = await errors.in_time(getattr(self._models, what)(*told), self._timeout_s)
             return found
-        except TimeoutError:
-            return ApiError(503, "deadline", "no answer in time; try again later", 1.0)
         except ApiError as refusal:
             return refusal
         except Exception as error:

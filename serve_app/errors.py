@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import traceback
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -12,6 +14,8 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 log = logging.getLogger("mlray.serve")
+
+Answer = TypeVar("Answer")
 
 _CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 _LISTED, _SHOWN = 3, 40
@@ -36,6 +40,18 @@ def answer(error: ApiError, request_id: str) -> JSONResponse:
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
     return JSONResponse({"error": body}, error.status, headers)
+
+
+async def in_time(answer: Awaitable[Answer], timeout_s: float) -> Answer:
+    """The answer, if it comes in time; else it is given up.
+
+    Raises:
+        ApiError: 503.
+    """
+    try:
+        return await asyncio.wait_for(answer, timeout_s)
+    except TimeoutError:
+        raise ApiError(503, "deadline", "no answer in time; try again later", 1.0) from None
 
 
 def failure(error: Exception, request_id: str) -> ApiError:

@@ -8,7 +8,6 @@ import re
 import secrets
 import time
 from collections.abc import Callable
-from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -95,7 +94,7 @@ class Guards:
         if keys is not None:
             key = keys.check(headers.get(b"authorization", b"").decode("latin-1"))
             scope["state"]["writes"] = key.writes
-        elif not _local(scope.get("client")) or not _here(headers):
+        elif not is_local((scope.get("client") or ("",))[0]) or not _here(headers):
             raise ApiError(
                 401, "no_keys", "without API keys (serving.keys_uri) only this machine is answered"
             )
@@ -142,9 +141,10 @@ def _replayed(messages: list[Message], receive: Receive) -> Receive:
     return replay
 
 
-def _local(client: Any) -> bool:
+def is_local(host: str) -> bool:
+    """Whether a name or address is that of this machine alone."""
     try:
-        return client is not None and ipaddress.ip_address(client[0]).is_loopback
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
 
@@ -155,7 +155,7 @@ def _here(headers: dict[bytes, bytes]) -> bool:
         return False
     origin = urlsplit(headers.get(b"origin", b"").decode("latin-1")).hostname
     host = urlsplit("//" + headers.get(b"host", b"").decode("latin-1")).hostname
-    return all(name is None or name == "localhost" or _local((name,)) for name in (origin, host))
+    return all(name is None or is_local(name) for name in (origin, host))
 
 
 async def _nothing() -> Message:

@@ -82,7 +82,12 @@ def step(tag: str, adapters: Collection[str]) -> Step:
     found = languages.nearest(tag, adapters)
     if found is None:
         return BASE
-    return Step("language" if found in {tag, tag.partition("-")[0]} else "related", found)
+    return Step(nearness(tag, found), found)
+
+
+def nearness(tag: str, found: str) -> Literal["language", "related"]:
+    """Whether what was found for a tag is of its language, or of a related one."""
+    return "language" if found in {tag, tag.partition("-")[0]} else "related"
 
 
 def known(tag: str) -> str:

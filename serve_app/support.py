@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlray import languages
+from serve_app import routing
 from serve_app.catalogue import Catalogue
 
 _WEIGHTS = (1.0, 0.3, 0.1)
@@ -57,7 +58,7 @@ def find(knowledge: Catalogue, vector_H: np.ndarray, language: str, k: int, conf
     own = languages.nearest(language, known)
     scopes: list[tuple[str, list[str]]] = [("other", [one for one in known if one != own])]
     if own is not None:
-        scopes.insert(0, ("language" if own in {language, language.partition("-")[0]} else "related", [own]))
+        scopes.insert(0, (routing.nearness(language, own), [own]))
     best = Found((), "other")
     for scope, among in scopes:
         found = Found(_nearest(knowledge, vector_H, among, k), scope)

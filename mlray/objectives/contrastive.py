@@ -34,9 +34,9 @@ def groups(texts: Texts) -> np.ndarray:
     return with_items(ends, texts.items_N[queries_P], int(names_N.max(initial=-1)) + 1)[names_N]
 
 
-def together(texts: Texts, own_P: np.ndarray) -> int:
-    """How many own pairs meet another pair of the same item: a right answer that is neither sought nor a negative."""
-    items_P = groups(texts)[_by_pair(texts, QUERY)]
+def together(texts: Texts, own_P: np.ndarray, items_N: np.ndarray) -> int:
+    """How many own pairs meet another pair of the same item (`groups`): neither sought nor a negative."""
+    items_P = items_N[_by_pair(texts, QUERY)]
     _, numbers_P, counts = np.unique(items_P, return_inverse=True, return_counts=True)
     return int((counts[numbers_P[own_P]] > 1).sum())
 
@@ -55,7 +55,11 @@ def linked(ends_P2: np.ndarray, size: int) -> np.ndarray:
 
 
 def loss(
-    vectors_NH: torch.Tensor, texts: Texts, own_P: np.ndarray, config: Contrastive
+    vectors_NH: torch.Tensor,
+    texts: Texts,
+    own_P: np.ndarray,
+    config: Contrastive,
+    items_N: np.ndarray | None = None,
 ) -> tuple[float, int, torch.Tensor]:
     """The sum over own pairs of InfoNCE in nats, how many of them found their target first, and the gradient (N, H).
 
@@ -72,11 +76,12 @@ def loss(
         texts: what they are.
         own_P: the pairs whose losses are summed here; the gradient is that of their sum to all vectors.
         config: the loss.
+        items_N: of `groups`, where they are known already.
     """
     leaf_NH = vectors_NH.detach().requires_grad_()
     widths = [*config.dimensions, leaf_NH.shape[1]]
     ways = ((QUERY, TARGET), (TARGET, QUERY)) if config.symmetric else ((QUERY, TARGET),)
-    items_N = groups(texts)
+    items_N = groups(texts) if items_N is None else items_N
     searches = [_search(texts, items_N, way, config, leaf_NH.device) for way in ways]
     total, found = 0.0, 0
     for width in widths:

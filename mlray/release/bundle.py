@@ -12,7 +12,7 @@ BUNDLE.json         sha256 of every file, and what the bundle is
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,8 +75,8 @@ def make(run_uri: str, registry: Registry, markets_uris: Mapping[str, str] | Non
         (stage / "config.yaml").write_text(run.config.to_yaml(), encoding="utf-8")
         if run.config.adapter.kind != "none":
             _check_backbone(stage, run.config)
-        for tag, uri in others.items():
-            _add_market(stage, tag, _run(uri, settings), settings)
+        if others:
+            _add_markets(stage, others, settings)
         report = Report.from_json((stage / "report.json").read_text(encoding="utf-8"))
         about = _about(run, report) | ({"adapters": sorted(others)} if others else {})
         # That of a sweep, not of its trial.
@@ -120,13 +120,15 @@ def _check_backbone(stage: Path, config: RunConfig) -> None:
     adapters.check_backbone(stage / "adapter", adapters.digest(model))
 
 
-def _add_market(stage: Path, tag: str, run: _Run, settings: Storage) -> None:
-    target = stage / markets.FOLDER / tag
-    _copy(run.weights, target, settings)
-    _open(stage, "cpu").load(tag, target)  # refuses what does not fit
-    with storage.staging() as judged:
-        _copy_judged(run, judged, target, settings)
-        markets.take_over(stage, tag, judged)
+def _add_markets(stage: Path, uris: Mapping[str, str], settings: Storage) -> None:
+    encoder = _open(stage, "cpu")
+    for tag, uri in uris.items():
+        run, target = _run(uri, settings), stage / markets.FOLDER / tag
+        _copy(run.weights, target, settings)
+        encoder.load(tag, target)  # refuses what does not fit
+        with storage.staging() as judged:
+            _copy_judged(run, judged, target, settings)
+            markets.take_over(stage, tag, judged)
 
 
 def _winner(uri: str, settings: Storage) -> str:
@@ -206,13 +208,7 @@ def open_embedder(registry: Registry, name: str, device: str = "cpu") -> TextEmb
     Raises:
         ConfigError: there is no bundle of this name, or it makes no vectors of texts.
     """
-    about = registry.about("bundles", name)
-    if about["objective"] not in {"contrastive", "distillation"}:
-        raise ConfigError(
-            f"{name} is of objective.name={about['objective']}, which makes no vectors of texts"
-        )
-    with storage.local_copy(registry.place("bundles", name), registry.settings) as folder:
-        return _open(folder, device)
+    return _opened(registry, name, device, ())
 
 
 def open_reader(registry: Registry, name: str, device: str = "cpu", *, adapted: bool = True) -> vectors.Read:
@@ -221,12 +217,21 @@ def open_reader(registry: Registry, name: str, device: str = "cpu", *, adapted: 
     Raises:
         ConfigError: as `open_embedder`.
     """
-    embedder = open_embedder(registry, name, device)
     known = markets.tags(registry.about("bundles", name)) if adapted else []
-    for tag in known:
-        with storage.local_copy(place_of(registry, name, tag), registry.settings) as folder:
-            embedder.load(tag, folder)
-    return markets.reader(embedder, known)
+    return markets.reader(_opened(registry, name, device, known), known)
+
+
+def _opened(registry: Registry, name: str, device: str, tags: Sequence[str]) -> TextEmbedder:
+    about = registry.about("bundles", name)
+    if about["objective"] not in {"contrastive", "distillation"}:
+        raise ConfigError(
+            f"{name} is of objective.name={about['objective']}, which makes no vectors of texts"
+        )
+    with storage.local_copy(registry.place("bundles", name), registry.settings) as folder:
+        found = _open(folder, device)
+        for tag in tags:
+            found.load(tag, folder / markets.FOLDER / tag)
+        return found
 
 
 def place_of(registry: Registry, name: str, tag: str) -> str:

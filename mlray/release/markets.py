@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,10 +24,9 @@ from mlray.objectives.embedding import TextEmbedder
 FOLDER = "adapters"
 
 
-def tags(about: Mapping[str, object]) -> list[str]:
+def tags(about: Mapping[str, Any]) -> list[str]:
     """The markets that have an adapter, by what a bundle says of itself."""
-    found = about.get("adapters", [])
-    return [str(tag) for tag in found] if isinstance(found, list) else []
+    return list(about.get("adapters", ()))
 
 
 def reader(embedder: TextEmbedder, known: Sequence[str]) -> vectors.Read:

@@ -133,11 +133,12 @@ def _loss(
     pairs = [int(part[1].max(initial=-1)) + 1 for part in told]
     first = sum(pairs[: engine.rank])
     own_P, joined = np.arange(first, first + pairs[engine.rank]), Texts.join(told)
-    total, _, gradient_NH = contrastive.loss(torch.cat(everyone), joined, own_P, task.contrastive)
+    items_N = contrastive.groups(joined)
+    total, _, gradient_NH = contrastive.loss(torch.cat(everyone), joined, own_P, task.contrastive, items_N)
     if engine.world_size > 1:
         torch.distributed.all_reduce(gradient_NH)
     own_nH = torch.split(gradient_NH, [len(part) for part in everyone])[engine.rank]
-    return total, contrastive.together(joined, own_P), own_nH
+    return total, contrastive.together(joined, own_P, items_N), own_nH
 
 
 def gather_rows(engine: Engine, tensor: torch.Tensor) -> list[torch.Tensor]:

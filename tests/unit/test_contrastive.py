@@ -150,7 +150,9 @@ def test_texts_of_one_item_are_joined_along_a_chain() -> None:
     by_text = dict(zip([text for own in SHARED for text in own], found.tolist(), strict=True))
     assert by_text["a"] == by_text["A"] == by_text["b"] == by_text["B"]
     assert len({by_text[text] for text in "acd"}) == 3
-    assert contrastive.together(texts_of(SHARED), np.arange(5)) == 3  # of d, `A` is a hard negative alone
+    assert (
+        contrastive.together(texts_of(SHARED), np.arange(5), found) == 3
+    )  # of d, `A` is a hard negative alone
 
 
 def test_pairs_about_the_same_item_are_no_negatives_of_each_other() -> None:
@@ -158,7 +160,7 @@ def test_pairs_about_the_same_item_are_no_negatives_of_each_other() -> None:
     by_text = dict(zip([text for own in PLAIN for text in own], found.tolist(), strict=True))
     assert by_text["a"] == by_text["A"] == by_text["c"] == by_text["C"]
     assert len({by_text[text] for text in "abd"}) == 3
-    assert contrastive.together(texts_of(PLAIN, items=[7, 0, 7, 0]), np.array([1, 2])) == 1
+    assert contrastive.together(texts_of(PLAIN, items=[7, 0, 7, 0]), np.array([1, 2]), found) == 1
     torch.manual_seed(2)
     vectors = torch.randn(8, 6, dtype=torch.float64)
     told = contrastive.loss(vectors, texts_of(PLAIN, items=[7, 0, 7, 0]), np.arange(4), Contrastive())

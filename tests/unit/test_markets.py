@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from mlray import configuration, seal, storage
+from mlray import configuration, storage
 from mlray.config import ConfigError, RunConfig
 from mlray.release import bundle, promotion
+from tests.unit import test_registry
 from tests.unit.test_embedder import exported
 from tests.unit.test_mixed import adapter
-from tests.unit.test_registry import judge
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning:transformers"
@@ -26,15 +26,8 @@ def ended(
     root: Path, name: str, write: Callable[[Path], Path], hits: dict[str, list[int]], *overrides: str
 ) -> str:
     """The folder of a run that has ended and was judged."""
-    run = root / "runs" / name
-    weights = write(run / "checkpoints" / "step-00000002" / "weights")
     config = configured(root, f"run.name={name}", *overrides)
-    (run / "config.yaml").write_text(config.to_yaml())
-    commit = {"step": 2, "files": seal.describe(weights.parent)}
-    (weights.parent / "COMMIT.json").write_text(json.dumps(commit))
-    (run / "report.json").write_text(json.dumps({"weights": str(weights)}))
-    judge(run, str(weights), hits)
-    return str(run)
+    return test_registry.ended(root / "runs" / name, write, hits, config)
 
 
 def configured(root: Path, *overrides: str) -> RunConfig:

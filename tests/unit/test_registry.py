@@ -7,6 +7,7 @@ import logging
 import random
 import tempfile
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,12 +33,19 @@ def configured(tmp_path: Path, *overrides: str) -> RunConfig:
 
 def finished(tmp_path: Path, name: str, hits: dict[str, list[int]]) -> str:
     """The folder of a run as a training and its evaluation leave it; `hits`: ranks of the right answer, 0 for none."""
-    root = tmp_path / "runs" / name
-    weights = root / "checkpoints" / "step-00000002" / "weights"
-    weights.mkdir(parents=True)
-    (weights / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    (weights / "model.safetensors").write_bytes(name.encode())
-    config = configured(tmp_path, f"run.name={name}")
+
+    def write(weights: Path) -> Path:
+        weights.mkdir(parents=True)
+        (weights / "config.json").write_text(json.dumps({"model_type": "bert"}))
+        (weights / "model.safetensors").write_bytes(name.encode())
+        return weights
+
+    return ended(tmp_path / "runs" / name, write, hits, configured(tmp_path, f"run.name={name}"))
+
+
+def ended(root: Path, write: Callable[[Path], Path], hits: dict[str, list[int]], config: RunConfig) -> str:
+    """As `finished`, with weights that `write` puts into the folder that it is given."""
+    weights = write(root / "checkpoints" / "step-00000002" / "weights")
     (root / "config.yaml").write_text(config.to_yaml())
     commit = {"step": 2, "files": seal.describe(weights.parent)}
     (weights.parent / "COMMIT.json").write_text(json.dumps(commit))

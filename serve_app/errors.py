@@ -18,6 +18,7 @@ log = logging.getLogger("mlray.serve")
 Answer = TypeVar("Answer")
 
 _CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}
+_INTERNAL = "internal"
 _LISTED, _SHOWN = 3, 40
 """Faults of a request that are told, and characters of a field's name."""
 
@@ -58,7 +59,7 @@ def failure(error: Exception, request_id: str) -> ApiError:
     """What is told of a fault of ours. The log has where it was, without its message, which may quote a customer."""
     frames = "".join(traceback.format_tb(error.__traceback__))
     log.error("request %s failed with %s:\n%s", request_id, type(error).__name__, frames)
-    return ApiError(500, "internal", "the server failed; its log has this request id")
+    return ApiError(500, _INTERNAL, "the server failed; its log has this request id")
 
 
 def install(app: FastAPI) -> None:
@@ -74,6 +75,8 @@ def install(app: FastAPI) -> None:
 
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
+    if error.code == _INTERNAL:
+        log.error("request %s: a replica has failed; its own log says where", request.state.id)
     return answer(error, request.state.id)
 
 

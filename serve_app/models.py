@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mlray.access import StorageError
 from mlray.config import ConfigError, RunConfig, RunError
 from mlray.release.changes import Change, Product
 from mlray.release.promotion import open_registry
@@ -45,7 +46,7 @@ class Models:
         self._now: Reading | None = None
         self._challenger: Event | None = None
         self._fault = ""
-        self._refused: Event | None = None
+        self._refused: tuple[Event, str] | None = None
         self._changing = ThreadPoolExecutor(1, thread_name_prefix="change")
         self._changes = 0
         self.look()
@@ -59,8 +60,8 @@ class Models:
     def look(self) -> None:
         """Takes up the champion if the history names another than the one that serves, and changes of its products.
 
-        What cannot be opened is told once in the log and by `about`, and the one before it goes on; it is not tried
-        again before the history names another.
+        What cannot be opened is told once in the log and by `about`, and the one before it goes on. It is not tried
+        again before the history names another, but where a storage could not be reached.
         """
         fault = self._fault
         try:
@@ -83,12 +84,14 @@ class Models:
             return f"{self._registry.uri} has no champion"
         if self._now and event == self._now.champion.event:
             return ""
-        if event == self._refused:
-            return self._fault
+        if self._refused and event == self._refused[0]:
+            return self._refused[1]
         try:
             champion = Champion.open(self._registry, event, self._device)
-        except (ConfigError, RunError):
-            self._refused = event
+        except StorageError:  # it may be there at the next look
+            raise
+        except (ConfigError, RunError) as error:
+            self._refused = event, str(error)
             raise
         if champion.catalogue:
             with contextlib.suppress(RunError):  # `look` tells it; the champion serves without

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mlray import configuration
+from mlray.access import StorageError
 from mlray.config import Contrastive, Model, RunConfig, Storage
 from mlray.models import embedder
 from mlray.objectives.embedding import TextEmbedder
@@ -380,6 +381,49 @@ def test_the_watch_goes_on_whatever_happens(tmp_path: Path, monkeypatch: pytest.
     models.look()
     assert asyncio.run(models.about())["fault"] == ""
     assert registry.history().champion
+
+
+def test_a_champion_that_could_not_be_reached_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = opened(tmp_path)
+    registry = promoted(tmp_path, "one", 0, prefix="a")
+    tried: list[str] = []
+    check = Registry.check
+
+    def away(self: Registry, kind: str, name: str) -> None:
+        tried.append(name)
+        raise StorageError("the storage is away")
+
+    monkeypatch.setattr(Registry, "check", away)
+    for _ in range(2):
+        models.look()
+        assert asyncio.run(models.about())["fault"] == "the storage is away"
+    assert len(tried) == 2
+    monkeypatch.setattr(Registry, "check", check)
+    models.look()
+    champion = registry.history().champion
+    assert champion is not None
+    assert asyncio.run(models.about())["champion"]["id"] == champion.bundle
+
+
+def test_a_damaged_champion_is_looked_at_once_and_told_as_long_as_it_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = promoted(tmp_path, "one", 0, prefix="a")
+    champion = registry.history().champion
+    assert champion is not None
+    (Path(registry.place("bundles", champion.bundle)) / "report.json").write_text("{}")
+    models = opened(tmp_path)
+    damaged = asyncio.run(models.about())["fault"]
+    assert "report.json does not match its sha256" in damaged
+    with monkeypatch.context() as away:
+        away.setattr(Registry, "history", lambda _: (_ for _ in ()).throw(StorageError("away")))
+        models.look()
+        assert asyncio.run(models.about())["fault"] == "away"
+    monkeypatch.setattr(Registry, "check", lambda *_: pytest.fail("it was read again"))
+    models.look()
+    assert asyncio.run(models.about())["fault"] == damaged
 
 
 def test_what_cannot_be_answered_is_refused(tmp_path: Path) -> None:

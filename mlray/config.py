@@ -35,8 +35,14 @@ class Source(_Section):
     pair_uri: str | None = None
     """A text file whose lines translate those of `uri`, one by one; `language` is then a tag such as `en-de`."""
     text: str | tuple[str, ...] = "text"
-    """Column (or columns, joined by a line break) that hold the text; in JSON `text.de` is the key `de` inside `text`;
-    in CoNLL files a number from 0 or the name of a `# name = value` line; ignored for plain text files."""
+    """Column (or columns, joined by a line break) that hold the text; in JSON `text.de` is the key `de` inside `text`,
+    and `events.*.id` a list of the keys `id` in the list `events`; in CoNLL files a number from 0 or the name of a
+    `# name = value` line; ignored for plain text files."""
+    session: str | None = None
+    """Column of a CSV or TSV file, such as a customer: its rows in a line with one value are one record, whose text is
+    their texts, such as products, with a space between; other columns are those of the first."""
+    last_is_pair: bool = False
+    """The last item of a session is `pair`, and no part of `text`: what tests ask for, and training does not see."""
     pair: str | None = None
     """Column with what belongs to `text`: its translation, its label, or the tags of its words; in text files any
     value means tab-separated pairs."""
@@ -115,8 +121,9 @@ class Tokenizer(_Section):
 
     path: str | None = None
     """Folder, `s3://` prefix or hub name; empty means: train one."""
-    algorithm: Literal["unigram", "bpe", "byte_bpe"] = "unigram"
-    """`byte_bpe` (GPT-2) has no unknown characters and keeps white space as it is, as program code needs."""
+    algorithm: Literal["unigram", "bpe", "byte_bpe", "items"] = "unigram"
+    """`byte_bpe` (GPT-2) has no unknown characters and keeps white space as it is, as program code needs; `items`: what
+    stands between spaces, such as the ids of products, the most frequent `vocab_size` of the whole corpus."""
     vocab_size: int = Field(16_000, ge=64)
     train_rows: int = Field(200_000, ge=1)
     """Documents of the mixture that training sees."""
@@ -170,7 +177,8 @@ class Objective(_Section):
 
     `masked` language modelling (BERT; with pairs XLM's TLM), `causal` (GPT), `denoising` (mBART), `translation`,
     `tagging` of words, `classification` of texts, `answer`: which sentence answers, `multitask`: several of these,
-    `contrastive`: texts that belong together have vectors that lie together, `distillation`: as a teacher's lie.
+    `contrastive`: texts that belong together have vectors that lie together, `distillation`: as a teacher's lie,
+    `next_item`: what a customer looks at or buys next.
     """
 
     name: Literal[
@@ -184,6 +192,7 @@ class Objective(_Section):
         "multitask",
         "contrastive",
         "distillation",
+        "next_item",
     ] = "masked"
     tasks: tuple[ObjectiveTask, ...] = ()
     mask_rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
@@ -242,6 +251,13 @@ class Distillation(_Section):
     """`similarity` only matches how alike texts are, and so takes a teacher with another number of dimensions."""
 
 
+class Recommendation(_Section):
+    """The catalogue of `next_item`, whose languages are the markets."""
+
+    candidates: Literal["batch", "all"] = "batch"
+    """What the right item is told from: the other right ones of its micro-batch (sampled softmax), or the catalogue."""
+
+
 class Adapter(_Section):
     """What is trained instead of the whole model."""
 
@@ -268,6 +284,8 @@ class Evaluation(_Section):
     """Rows that cannot be scored and may be left out; the report names them. One more ends the job."""
     max_rows: int = Field(0, ge=0)
     """Of each language so many at most, those with the smallest hashes (of `part_by`, else the text); 0: all."""
+    negatives: int = Field(0, ge=0)
+    """Items of the market that the right one is ranked with, drawn without those of the session; 0: all of them."""
     unknown_labels: Literal["error", "wrong"] = "error"
     """A label in a test set that the training did not know ends the job, or counts as one that nobody can find."""
     num_beams: int = Field(4, ge=1)
@@ -425,6 +443,7 @@ class RunConfig(_Section):
     objective: Objective = Objective()
     contrastive: Contrastive = Contrastive()
     distillation: Distillation = Distillation()
+    recommendation: Recommendation = Recommendation()
     adapter: Adapter = Adapter()
     evaluation: Evaluation = Evaluation()
     train: Train = Train()

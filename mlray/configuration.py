@@ -118,6 +118,10 @@ def _check_model(config: RunConfig) -> None:
             "objective.name=multitask and objective.tasks go together; the heads are a list such as "
             "[{name: ner, objective: tagging}]"
         )
+    if (objective.name == "next_item") != (config.tokenizer.algorithm == "items"):
+        raise ConfigError(
+            "objective.name=next_item and tokenizer.algorithm=items go together: each item is a token"
+        )
     if len(objective.heads) < len(objective.tasks):
         raise ConfigError("two of objective.tasks have the same name")
 

@@ -261,6 +261,9 @@ def _value(entry: object, name: str) -> object:
     """
     key = name
     while isinstance(entry, dict | list):
+        if isinstance(entry, list) and key.startswith("*."):
+            found = [_value(part, key[2:]) for part in entry]
+            return next((part for part in found if isinstance(part, BadRecord)), found)
         if isinstance(entry, list):
             entry = {str(place): value for place, value in enumerate(entry)}
         if key in entry:

@@ -71,6 +71,10 @@ class SourceFile:
     """Column of the hard negatives."""
     item: str | None = None
     """Column of the item that a row is about."""
+    session: str | None = None
+    """Column whose neighbouring rows with one value are one record."""
+    last_is_pair: bool = False
+    """Whether the last item of a session belongs to the others, and not to them."""
     distinct: bool = False
     """Whether a row whose halves are the same is refused."""
     without: str | None = None
@@ -150,6 +154,10 @@ def _check(source: Source) -> None:
     if source.negatives and not source.pair:
         raise ConfigError(
             f"corpus.sources[].negatives={source.negatives!r} needs corpus.sources[].pair, what is to be told from them"
+        )
+    if source.last_is_pair and (source.pair or source.pair_uri):
+        raise ConfigError(
+            "corpus.sources[].last_is_pair makes the pair itself; leave corpus.sources[].pair out"
         )
     if source.label_map and not source.pair:
         raise ConfigError(
@@ -241,6 +249,11 @@ def _describe(file: storage.File, root: str, source: Source) -> SourceFile:
     language, column = _language(file.uri, root, stem, source)
     if source.negatives and kind in {"text", "file"}:
         raise ConfigError(f"{file.uri}: format={kind} has no column for corpus.sources[].negatives")
+    if source.session and (kind not in {"csv", "tsv"} or not isinstance(source.text, str)):
+        raise ConfigError(
+            f"{file.uri}: corpus.sources[].session is for one column of csv and tsv, not for format={kind} and "
+            f"text={source.text}"
+        )
     if kind in _NO_COLUMNS:
         _check_columns(file.uri, kind, column, source)
     columns = (source.text,) if isinstance(source.text, str) else source.text
@@ -252,6 +265,7 @@ def _describe(file: storage.File, root: str, source: Source) -> SourceFile:
     described = SourceFile(file.uri, file.size, file.etag, kind, codec, columns, pair, language, column)
     described = replace(described, part=source.part, part_by=source.part_by, task=source.task)
     described = replace(described, negatives=source.negatives, item=source.item)
+    described = replace(described, session=source.session, last_is_pair=source.last_is_pair)
     return replace(described, language=described.name(language)) if language else described
 
 

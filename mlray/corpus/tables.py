@@ -1,6 +1,7 @@
 """Files whose records are no lines: CSV and TSV with a header, CoNLL sentences, questions, and whole documents.
 
-    csv, tsv    RFC 4180: a quoted cell may hold separators and line breaks
+    csv, tsv    RFC 4180: a quoted cell may hold separators and line breaks; with a session column a record is what
+                neighbouring rows with one value there have in their text column, with a space between
     conll       a word a line, sentences apart by a blank line or where the word's number falls back; a column is named
                 by its number from 0, `# name = value` before a sentence by its name
     squad       see `squad.py`
@@ -44,7 +45,10 @@ def rows(
     texts = _texts(chunk, limit, settings)
     if chunk.file.format == "conll":
         return _sentences(texts, names)
-    return _table(texts, names, "," if chunk.file.format == "csv" else "\t", limit)
+    delimiter, session = "," if chunk.file.format == "csv" else "\t", chunk.file.session
+    if session is None:
+        return _table(texts, names, delimiter, limit)
+    return _sessions(_table(texts, [*names, session], delimiter, limit))
 
 
 def _documents(
@@ -108,6 +112,18 @@ def _table(
             yield _checked([cells[place] for place in places])
         else:
             yield BadRecord(f"{len(cells)} columns instead of {len(header)}")
+
+
+def _sessions(found: Iterator[list[object] | BadRecord]) -> Iterator[list[object] | BadRecord]:
+    """Neighbouring rows with one last cell as one, whose first cell holds those of all; a bad row stays for itself."""
+    for name, group in itertools.groupby(found, lambda row: row if isinstance(row, BadRecord) else row[-1]):
+        rows = list(group)
+        if isinstance(name, BadRecord):
+            yield from rows
+            continue
+        own = [row for row in rows if isinstance(row, list)]
+        items = " ".join("".join(str(row[0]).split()) for row in own)
+        yield [items, *own[0][1:-1]]
 
 
 def _sentences(texts: Iterator[str], names: Sequence[str]) -> Iterator[list[object] | BadRecord]:

@@ -24,6 +24,7 @@ _MEANS: dict[str, tuple[str, Callable[[str, str], float]]] = {
     "answer": ("MRR", labels.reciprocal_rank),
     "classification": ("accuracy", operator.eq),
     "retrieval": ("MRR", ranking.reciprocal_rank),
+    "recommendation": ("MRR", ranking.reciprocal_rank),
 }
 """Kind of task -> metric that is a mean over the rows, and what a row is worth (prediction, truth)."""
 

@@ -18,7 +18,7 @@ from mlray import languages, seal, storage
 from mlray.config import Adapter, ConfigError, RunConfig
 from mlray.corpus import testsets
 from mlray.corpus.testsets import Case, Checked, Rows
-from mlray.evaluation import labelling, retrieval
+from mlray.evaluation import labelling, recommendation, retrieval
 from mlray.evaluation.labelling import Judge
 from mlray.evaluation.predictions import Row, figures, fill_gaps
 from mlray.evaluation.report import Report
@@ -28,6 +28,7 @@ from mlray.models.generation import Continuer, Writer
 from mlray.objectives import answers, translation
 from mlray.objectives.checks import check_family, check_places
 from mlray.objectives.embedding import TextEmbedder
+from mlray.objectives.recommending import NextItem
 from mlray.objectives.table import OBJECTIVES
 
 _VERSIONS = ("torch", "transformers", "sacrebleu", "seqeval", "rouge-score", "nltk")
@@ -170,6 +171,8 @@ def _kind(config: RunConfig, name: str) -> str:
     found = labelling.kind(config, name)
     if _PREDICT[found] is _find:
         return "retrieval"
+    if found == "next_item":
+        return "recommendation"
     return f"{found} {languages.task(name)}" if languages.task(name) else found
 
 
@@ -222,6 +225,18 @@ def _find(config: RunConfig, folders: Folders, rows: Rows, report: Report) -> It
         yield from finder.find(name)
 
 
+def _recommend(config: RunConfig, folders: Folders, rows: Rows, report: Report) -> Iterator[list[str]]:
+    model, adapter, language = folders
+    shelf = NextItem(config, model, adapter, language, _device())
+    shelf.check(list(rows))
+    asked = config.evaluation
+    for name, group in rows.items():
+        market = recommendation.Market.of(group)
+        found = list(recommendation.rank(shelf, group, market, name, asked.negatives, config.run.seed))
+        report.cells.setdefault(recommendation.CATALOGUE, {})[name] = market.figures(asked.resamples)
+        yield from found
+
+
 def _tell_cuts(report: Report, rows: Rows, encoder: tokenizer.Encoder, room: int) -> None:
     """Counts the texts of which the model does not see the end."""
     longer = {
@@ -265,6 +280,7 @@ _PREDICT: dict[str, Callable[[RunConfig, Folders, Rows, Report], Iterator[list[s
     "multitask": _label,
     "contrastive": _find,
     "distillation": _find,
+    "next_item": _recommend,
 }
 
 

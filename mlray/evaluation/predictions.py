@@ -2,7 +2,8 @@
 
 A file holds a JSON object a line: `prediction`, `language`, and `reference` (a text) or `label` (of a text); with
 `"task": "tagging"` both are tags with a space between (or a list), with `"task": "answer"` the numbers of sentences,
-with `"task": "retrieval"` those of candidates, the nearest first, and of all that are right.
+with `"task": "retrieval"` those of candidates, the nearest first, and of all that are right, and with `"task":
+"recommendation"` items.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from mlray.evaluation.report import Figure, Report
 from mlray.objectives.table import HEADS
 
 DEFAULT = Storage()
-_KINDS = {*HEADS, "translation", "causal", "text", "retrieval"}
+_KINDS = {*HEADS, "translation", "causal", "text", "retrieval", "recommendation"}
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def _told(value: object, key: str, task: str) -> str:
     if kind == "classification" and isinstance(value, int):
         return str(value).lower()
     if (
-        kind in {"tagging", "answer", "retrieval"}
+        kind in {"tagging", "answer", "retrieval", "recommendation"}
         and isinstance(value, list)
         and all(isinstance(v, str | int) for v in value)
     ):
@@ -162,7 +163,7 @@ def figures(task: str, language: str, rows: Sequence[Row], resamples: int) -> di
         return labels.score_words(*tags(rows), resamples)
     if kind == "answer":
         return labels.score_answers(predicted, truth, resamples)
-    if kind == "retrieval":
+    if kind in {"retrieval", "recommendation"}:
         return ranking.score(predicted, truth, resamples)
     written = languages.target(language)
     return {

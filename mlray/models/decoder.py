@@ -54,8 +54,8 @@ FAMILIES = {
 }
 
 
-class Decoder(torch.nn.Module):
-    """A causal language model with its head on predicted positions only."""
+class PackedDecoder(torch.nn.Module):
+    """A causal model of `transformers` that reads packed rows."""
 
     def __init__(self, model: transformers.PreTrainedModel) -> None:
         super().__init__()
@@ -63,22 +63,21 @@ class Decoder(torch.nn.Module):
         self.first_position = 0
         self._window = getattr(model.config, "sliding_window", None)
 
-    def forward(
+    def read(
         self,
         tokens_BT: torch.Tensor,
         segments_BT: torch.Tensor,
         offsets_BT: torch.Tensor,
         predicted_N: torch.Tensor,
     ) -> torch.Tensor:
-        """Logits (N, V) of the token after each flat position `predicted_N` (row x T + column)."""
-        hidden_BTH = self.model.base_model(
+        """Hidden states (N, H) at the flat positions `predicted_N` (row x T + column)."""
+        hidden_BTH: torch.Tensor = self.model.base_model(
             input_ids=tokens_BT,
             attention_mask=self._attention(segments_BT, offsets_BT),
             position_ids=offsets_BT,
             use_cache=False,
         )[0]
-        logits_NV: torch.Tensor = self.model.lm_head(hidden_BTH.flatten(0, 1).index_select(0, predicted_N))
-        return logits_NV
+        return hidden_BTH.flatten(0, 1).index_select(0, predicted_N)
 
     def _attention(
         self, segments_BT: torch.Tensor, offsets_BT: torch.Tensor
@@ -92,9 +91,33 @@ class Decoder(torch.nn.Module):
         return {"full_attention": causal_B1TT, "sliding_attention": causal_B1TT & near_B1TT}
 
 
+class Decoder(PackedDecoder):
+    """A causal language model with its head on predicted positions only."""
+
+    def forward(
+        self,
+        tokens_BT: torch.Tensor,
+        segments_BT: torch.Tensor,
+        offsets_BT: torch.Tensor,
+        predicted_N: torch.Tensor,
+    ) -> torch.Tensor:
+        """Logits (N, V) of the token after each flat position `predicted_N`."""
+        logits_NV: torch.Tensor = self.model.lm_head(
+            self.read(tokens_BT, segments_BT, offsets_BT, predicted_N)
+        )
+        return logits_NV
+
+
 def build(
     config: ModelConfig, tokenizer: transformers.PreTrainedTokenizerFast, folder: Path | str | None = None
 ) -> Decoder:
+    """A language model; see `open_model`."""
+    return Decoder(open_model(config, tokenizer, folder))
+
+
+def open_model(
+    config: ModelConfig, tokenizer: transformers.PreTrainedTokenizerFast, folder: Path | str | None = None
+) -> transformers.PreTrainedModel:
     """A fresh model from the configuration, or the checkpoint at `folder` (also a hub name).
 
     Raises:
@@ -103,8 +126,11 @@ def build(
     """
     if folder is None:
         _check_reopens(config, tokenizer)
-        return Decoder(_fresh(config, tokenizer))
-    return Decoder(loading.load(transformers.AutoModelForCausalLM, config, tokenizer, folder))
+        return _fresh(config, tokenizer)
+    found: transformers.PreTrainedModel = loading.load(
+        transformers.AutoModelForCausalLM, config, tokenizer, folder
+    )
+    return found
 
 
 def _fresh(

@@ -82,8 +82,7 @@ def train(
     Raises:
         ConfigError: the text does not hold `vocab_size` tokens.
     """
-    tokens_of_languages = [f"__{language}__" for language in language_tokens]
-    special = [*_SPECIAL.values(), *tokens_of_languages]
+    special = special_tokens(language_tokens)
     model, trainer = _untrained(config, special)
     with tempfile.TemporaryFile("w+", encoding="utf-8", newline="\n") as samples:
         rare, letters = _cover(texts, config, samples)
@@ -100,6 +99,16 @@ def train(
         )
     if config.algorithm == "unigram":
         model = _in_order(model, len(special))
+    return wrapped(model, special)
+
+
+def special_tokens(languages: Sequence[str]) -> list[str]:
+    """The first tokens of a trained vocabulary: the common ones, and one for each language."""
+    return [*_SPECIAL.values(), *(f"__{language}__" for language in languages)]
+
+
+def wrapped(model: tokenizers.Tokenizer, special: list[str]) -> transformers.PreTrainedTokenizerFast:
+    """A model whose vocabulary begins with `special_tokens`, as `transformers` has it."""
     ids = {token: model.token_to_id(token) for token in special}
     model.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>",
@@ -107,7 +116,7 @@ def train(
         special_tokens=[("<s>", ids["<s>"]), ("</s>", ids["</s>"])],
     )
     names: dict[str, Any] = {**_SPECIAL, "cls_token": "<s>", "sep_token": "</s>"}
-    if tokens_of_languages:
+    if tokens_of_languages := special[len(_SPECIAL) :]:
         names["extra_special_tokens"] = tokens_of_languages
     return transformers.PreTrainedTokenizerFast(tokenizer_object=model, **names)
 

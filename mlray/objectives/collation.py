@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mlray.config import Objective
+from mlray.config import Objective, Recommendation
 from mlray.models.tokenizer import Encoder, Vocabulary
-from mlray.objectives import causal, distillation, labels, masked, multitask, pairing, translation
+from mlray.objectives import causal, distillation, labels, masked, multitask, next_item, pairing, translation
 from mlray.schema import PackedBatch
 
 
@@ -51,6 +51,16 @@ def continuations(batch: PackedBatch, vocabulary: Vocabulary) -> Inputs:
     """Texts for a decoder."""
     model, targets_N = causal.collate(batch)
     return _of_text(batch, model, model["predicted_N"].numpy(), targets_N, vocabulary)
+
+
+def sessions(
+    batch: PackedBatch, vocabulary: Vocabulary, frequencies_V: np.ndarray, config: Recommendation
+) -> Inputs:
+    """Sessions for a recommender."""
+    model, targets_N = next_item.collate(batch, vocabulary, frequencies_V, config.candidates)
+    rows_N = model["predicted_N"].numpy() // batch.tokens_BT.shape[1]
+    # An item stands for no character.
+    return Inputs(model, torch.from_numpy(targets_N), rows_N, np.zeros(len(targets_N), np.int64))
 
 
 def _of_text(

@@ -7,14 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from mlray import languages
-from mlray.config import Contrastive, Distillation, RunConfig
+from mlray.config import Contrastive, Distillation, Recommendation, RunConfig
 from mlray.config import Model as ModelConfig
 from mlray.config import Objective as ObjectiveConfig
 from mlray.corpus.packing import Cutter, Texts
-from mlray.models import backbone, decoder, embedder, labeller, translator
+from mlray.models import backbone, decoder, embedder, labeller, recommender, translator
 from mlray.models.tokenizer import Encoder, Vocabulary
 from mlray.objectives import (
     answers,
@@ -24,6 +25,7 @@ from mlray.objectives import (
     distillation,
     labels,
     multitask,
+    next_item,
     pairing,
     translation,
 )
@@ -46,6 +48,9 @@ class Task:
     distillation: Distillation = field(default_factory=Distillation)
     teacher: Encoder | None = None
     """Tokenizer of the teacher, where there is one."""
+    recommendation: Recommendation = field(default_factory=Recommendation)
+    frequencies_V: np.ndarray | None = None
+    """How often each token is the right item, of 1, where items are learnt."""
 
     @property
     def over_batch(self) -> bool:
@@ -117,6 +122,8 @@ class Objective:
     """At least: each has its own positions, and its share of `corpus.sequence_length`."""
     scores: Callable[[torch.Tensor, torch.Tensor, Task], tuple[torch.Tensor, torch.Tensor]] = _scores
     """(outputs, targets_N, task) -> loss and rightness of each prediction, without smoothing."""
+    of_items: bool = False
+    """Whether its tokens are items, of which must be known how often each is there."""
     distinct: bool = False
     """Whether a pair of twice the same text teaches nothing."""
     export: Callable[[Any, Any, dict[str, torch.Tensor], Path], None] = backbone.export
@@ -154,6 +161,11 @@ HEADS = {
     ),
     "answer": Head(answers.Answers, labeller.build_words, lambda _, pair: answers.labels_of(pair)),
 }
+
+
+def _sessions(batch: PackedBatch, task: Task) -> Inputs:
+    assert task.frequencies_V is not None, "items whose frequencies nobody counted"
+    return collation.sessions(batch, task.vocabulary, task.frequencies_V, task.recommendation)
 
 
 def _cut_tasks(encoder: Encoder, task: Task, sequence_length: int) -> Cutter:
@@ -243,5 +255,16 @@ OBJECTIVES = {
         paired=True,
         distinct=True,
         export=embedder.export,
+    ),
+    "next_item": Objective(
+        cutter=lambda encoder, task, length: next_item.sessions(
+            encoder, task.vocabulary, task.languages, length
+        ),
+        build=lambda config, tokens, folder, _: recommender.build(config.model, tokens, folder),
+        collate=_sessions,
+        families=tuple(decoder.FAMILIES),
+        special_tokens=("pad_token",),
+        language_tokens=sorted,
+        of_items=True,
     ),
 }

@@ -43,6 +43,11 @@ class Folders:
         return storage.join(self.root, "labels.json")
 
     @property
+    def frequencies(self) -> str:
+        """How often the run draws each token as the right item (a `.npy` of V numbers)."""
+        return storage.join(self.root, "frequencies.npy")
+
+    @property
     def checkpoints(self) -> str:
         """One folder a checkpoint."""
         return storage.join(self.root, "checkpoints")

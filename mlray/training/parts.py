@@ -20,6 +20,7 @@ from mlray.corpus.packing import Cutter
 from mlray.corpus.windows import WindowReader
 from mlray.models import adapters, freezing, tokenizer
 from mlray.objectives.table import OBJECTIVES, Task
+from mlray.training import contents
 from mlray.training.folders import Folders
 
 
@@ -59,6 +60,8 @@ def open_task(config: RunConfig, tokens: Any, manifest: manifests.Manifest) -> T
         config.contrastive,
         config.distillation,
         OBJECTIVES[config.objective.name].teacher(config),
+        config.recommendation,
+        contents.open_frequencies(config),
     )
 
 

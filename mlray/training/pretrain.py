@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,18 +13,17 @@ from rich.console import Console
 
 from mlray import storage
 from mlray.config import Adapter, ConfigError, RunConfig, RunError
-from mlray.corpus import lines, records, scan, sources, stream, testsets, validation
 from mlray.corpus import manifest as manifests
-from mlray.corpus.fields import Record
+from mlray.corpus import records, sources, stream, testsets, validation
 from mlray.corpus.manifest import Manifest
 from mlray.corpus.windows import WindowReader
-from mlray.models import backbone, tokenizer
+from mlray.models import backbone, items, tokenizer
 from mlray.models.fertility import measure_fertility
 from mlray.objectives.checks import check_family, check_places, check_positions, check_sources
 from mlray.objectives.table import OBJECTIVES
 from mlray.schema import SEPARATOR
 from mlray.training import checkpoint as checkpoints
-from mlray.training import fit, parts, placement, plan, report, resume
+from mlray.training import contents, fit, parts, placement, plan, report, resume
 from mlray.training.folders import Folders
 from mlray.training.plan import Plan
 
@@ -85,7 +82,8 @@ def prepare(config: RunConfig) -> Prepared:
     manifests.check_languages(manifest, config.corpus.languages)
     _check_early_stopping(config, manifest)
     tokens = _tokenizer(config, folders, manifest, resumes=found is not None)
-    _labels(config, folders, manifest, resumes=found is not None)
+    contents.keep_labels(config, manifest, resumes=found is not None)
+    contents.keep_frequencies(config, manifest, tokens, resumes=found is not None)
     room = config.corpus.sequence_length // OBJECTIVES[config.objective.name].texts_in_row - 2
     fertility = measure_fertility(tokens, validation.texts(manifest), room)
     report.show_fertility(fertility, console)
@@ -239,8 +237,7 @@ def _tokenizer(config: RunConfig, folders: Folders, manifest: Manifest, resumes:
         with storage.local_copy(path, config.storage) as folder:
             tokens = tokenizer.load(folder, objective.special_tokens)
     else:
-        languages = objective.language_tokens(manifest.languages)
-        tokens = tokenizer.train(_texts(config, manifest), config.tokenizer, languages)
+        tokens = _trained(config, manifest, objective.language_tokens(manifest.languages))
     with storage.staging() as stage:
         tokens.save_pretrained(str(stage))
         storage.upload(stage, folders.tokenizer, config.storage)
@@ -248,30 +245,10 @@ def _tokenizer(config: RunConfig, folders: Folders, manifest: Manifest, resumes:
     return tokens
 
 
-def _labels(config: RunConfig, folders: Folders, manifest: Manifest, resumes: bool) -> None:
-    """Collects the labels of all documents, in the order of the alphabet, unless a checkpoint depends on them."""
-    without = OBJECTIVES[config.objective.name].labels_of is None
-    if without or (resumes and storage.exists(folders.labels, config.storage)):
-        return
-    found: set[str] = set()
-    for entry in manifest.chunks:
-        with contextlib.suppress(lines.BrokenChunk):  # the manifest has told it already
-            for batch in records.read(entry.chunk, config.corpus.max_chars, config.storage):
-                for record in batch:
-                    if not record.reason:
-                        found.update(_labels_of(record, entry.chunk, config))
-    body = json.dumps(sorted(found), ensure_ascii=False).encode()
-    storage.write_bytes(folders.labels, body, config.storage)
-
-
-def _labels_of(record: Record, chunk: lines.Chunk, config: RunConfig) -> Iterable[str]:
-    labels_of = OBJECTIVES[config.objective.name].labels_of
-    assert labels_of is not None
-    try:
-        return labels_of(record.text, record.pair, record.language, config.objective)
-    except ConfigError as error:  # it calls the record document 0
-        place = f"{chunk.file.uri}: {scan.where(chunk, record.row)}"
-        raise ConfigError(f"{place}{str(error).removeprefix('document 0')}") from None
+def _trained(config: RunConfig, manifest: Manifest, languages: list[str]) -> Any:
+    if config.tokenizer.algorithm == "items":
+        return items.of_items(contents.items(config, manifest).total(), config.tokenizer, languages)
+    return tokenizer.train(_texts(config, manifest), config.tokenizer, languages)
 
 
 def _texts(config: RunConfig, manifest: Manifest) -> Iterator[str]:

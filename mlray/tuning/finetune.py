@@ -21,8 +21,8 @@ from mlray.training import parts
 from mlray.training.folders import Folders
 from mlray.training.pretrain import complete, prepare
 
-_FROM_NOTHING = {"translation", "contrastive", "distillation"}
-"""Objectives that pairs are enough for."""
+_FROM_NOTHING = {"translation", "contrastive", "distillation", "next_item"}
+"""Objectives that pairs, or sessions, are enough for."""
 
 
 def finetune(config: RunConfig, *, plan_only: bool = False, merged: bool = False) -> Report | None:

@@ -1,0 +1,104 @@
+"""The next item of a session: the market and the items so far are read, and every item is predicted from those before.
+
+Shape letters: B rows, T tokens, N predicted positions, M candidates, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from mlray.config import ConfigError
+from mlray.corpus.fields import items
+from mlray.corpus.packing import Piece
+from mlray.corpus.windows import Window
+from mlray.models.tokenizer import Encoder, Vocabulary
+from mlray.objectives import causal
+from mlray.schema import NO_TARGET, PackedBatch
+
+
+@dataclass(frozen=True)
+class Sessions:
+    """Cuts sessions into pieces `<market> item item ...`; an item that the tokenizer does not know is left out."""
+
+    encoder: Encoder
+    markets: tuple[int, ...]
+    """Language number -> token of the market."""
+    unknown: frozenset[int]
+    """Tokens that stand for no item."""
+    sequence_length: int
+
+    def __call__(self, window: Window) -> list[Piece]:
+        """The pieces of each session; one that is longer than a row begins anew in the next."""
+        known = self.ids(window.text)
+        room = self.sequence_length - 1
+        return [
+            Piece([start, *part], window.language[i], window.document[i], [NO_TARGET, *part])
+            for i, ids in enumerate(known)
+            for start in [self.markets[window.language[i]]]
+            for part in ([ids[first : first + room] for first in range(0, len(ids), room)] or [[]])
+        ]
+
+    def ids(self, sessions: Sequence[str]) -> list[list[int]]:
+        """The tokens of the known items of each session."""
+        encoded = self.encoder.encode([" ".join(items(text)) for text in sessions])
+        return [[one for one in ids if one not in self.unknown] for ids in encoded]
+
+
+def sessions(
+    encoder: Encoder, vocabulary: Vocabulary, names: Sequence[str], sequence_length: int
+) -> Sessions:
+    """The cutter for a corpus of these markets.
+
+    Raises:
+        ConfigError: the tokenizer has no token for a market.
+    """
+    for name in names:
+        if name not in encoder.language_ids:
+            raise ConfigError(
+                f"the tokenizer has no token for the market {name!r}, only for "
+                f"{', '.join(sorted(encoder.language_ids)) or 'none'}; objective.name=next_item makes one with "
+                "tokenizer.algorithm=items"
+            )
+    markets = tuple(encoder.language_ids[name] for name in names)
+    special = frozenset(np.flatnonzero(vocabulary.special_V).tolist())
+    return Sessions(encoder, markets, special, sequence_length)
+
+
+def collate(
+    batch: PackedBatch,
+    vocabulary: Vocabulary,
+    frequencies_V: np.ndarray,
+    kind: Literal["batch", "all"],
+) -> tuple[dict[str, torch.Tensor], np.ndarray]:
+    """Inputs of `models.recommender.Recommender`, and of each right item its place among the candidates (N,) int64.
+
+    Args:
+        batch: packed sessions.
+        vocabulary: of the items.
+        frequencies_V: how often the run draws each token as the right item, of 1.
+        kind: of `recommendation.candidates`.
+    """
+    model, tokens_N = causal.collate(batch)
+    candidates_M = np.unique(tokens_N) if kind == "batch" else np.flatnonzero(~vocabulary.special_V)
+    drawn_M = np.zeros(len(candidates_M))
+    if kind == "batch":
+        drawn_M = _log_drawn(frequencies_V, candidates_M, len(tokens_N))
+    model["candidates_M"] = torch.from_numpy(candidates_M)
+    model["drawn_M"] = torch.from_numpy(drawn_M.astype(np.float32))
+    return model, np.searchsorted(candidates_M, tokens_N)
+
+
+def _log_drawn(frequencies_V: np.ndarray, candidates_M: np.ndarray, number: int) -> np.ndarray:
+    """Logarithm of how likely each candidate (M,) is among the distinct ones of so many draws.
+
+    For rare items that is log Q and a constant (Yi et al. 2019); what is surely drawn needs no correction.
+    """
+    least = frequencies_V[frequencies_V > 0].min(initial=1.0)  # of what validation alone has
+    often_M = np.clip(frequencies_V[candidates_M], least, 1.0 - 1e-12)
+    found: np.ndarray = np.log(-np.expm1(number * np.log1p(-often_M)))
+    return found

@@ -1,0 +1,88 @@
+"""Scores of every item as the next one of a session, read as training reads sessions.
+
+Shape letters: Q sessions, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mlray.config import RunConfig
+from mlray.models import adapters, backbone, recommender, tokenizer
+from mlray.objectives import next_item
+
+
+class NextItem:
+    """A trained recommender with its catalogue."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: Path | str,
+        adapter: Path | None = None,
+        language: Path | None = None,
+        device: str = "cpu",
+    ) -> None:
+        """Opens the checkpoint at `folder`, and an adapter on it, if one is named, with its language adapter.
+
+        Raises:
+            ConfigError: it is no decoder of `model.family`, or the adapter is none for it.
+        """
+        tokens = tokenizer.load(folder, ("pad_token",))
+        self._model = recommender.build(config.model, tokens, folder)
+        if adapter:
+            adapters.load(self._model, adapter, language, objective="next_item")
+        self._device = device
+        self._model.to(device).eval()
+        self._vocabulary = tokenizer.vocabulary(tokens)
+        self._encoder = tokenizer.encoder(tokens)
+        self._length = min(config.corpus.sequence_length, backbone.positions(self._model))
+        self.items: dict[str, int] = {
+            item: number
+            for item, number in tokens.get_vocab().items()
+            if number < self._vocabulary.size and not self._vocabulary.special_V[number]
+        }
+        """Every item of the catalogue, and its column of the scores."""
+
+    def check(self, markets: Sequence[str]) -> None:
+        """Refuses markets that the model does not know.
+
+        Raises:
+            ConfigError: it names one.
+        """
+        next_item.sessions(self._encoder, self._vocabulary, markets, self._length)
+
+    @torch.inference_mode()
+    def scores(self, sessions: Sequence[str], market: str) -> np.ndarray:
+        """Logits (Q, V) float32 of each item as the next one of sessions in a market: items with a space between.
+
+        Of a session that is longer than a row its last items are read; those that the model does not know are left out.
+
+        Raises:
+            ConfigError: the model does not know the market.
+        """
+        cutter = next_item.sessions(self._encoder, self._vocabulary, [market], self._length)
+        rows = [[cutter.markets[0], *ids[-(self._length - 1) :]] for ids in cutter.ids(sessions)]
+        width = max(map(len, rows))
+        tokens_QT = torch.full((len(rows), width), self._encoder.pad_id)
+        segments_QT = torch.zeros((len(rows), width), dtype=torch.int32)
+        for row, ids in enumerate(rows):
+            tokens_QT[row, : len(ids)], segments_QT[row, : len(ids)] = torch.tensor(ids), 1
+        last_Q = torch.tensor([row * width + len(ids) - 1 for row, ids in enumerate(rows)])
+        candidates_V = torch.arange(self._vocabulary.size)
+        inputs = {
+            "tokens_BT": tokens_QT,
+            "segments_BT": segments_QT,
+            "offsets_BT": torch.arange(width).expand(len(rows), -1),
+            "predicted_N": last_Q,
+            "candidates_M": candidates_V,
+            "drawn_M": torch.zeros(len(candidates_V)),
+        }
+        found: np.ndarray = (
+            self._model(**{name: one.to(self._device) for name, one in inputs.items()}).cpu().numpy()
+        )
+        return found

@@ -15,6 +15,9 @@ def main() -> int:
     parser.add_argument("--model", required=True, help="folder or s3:// prefix of an encoder's weights")
     parser.add_argument("--input", required=True, help="file or folder: JSON lines, parquet, CSV or TSV")
     parser.add_argument("--output", required=True, help="parquet file that is written: id, vector")
+    parser.add_argument("--text", nargs="+", default=["text"], help="columns that are embedded, joined")
+    parser.add_argument("--id", default="id", help="column of the id")
+    parser.add_argument("--language", default="language", help="column of the language")
     arguments = parser.parse_intermixed_args()
 
     def work() -> None:
@@ -22,7 +25,12 @@ def main() -> int:
         # Loads torch and ray: not before the configuration is good.
         from mlray.tuning.embed import embed
 
-        source = Source(uri=arguments.input, language="column:language", part_by="id")
+        source = Source(
+            uri=arguments.input,
+            text=tuple(arguments.text),
+            language=f"column:{arguments.language}",
+            part_by=arguments.id,
+        )
         embed(config, arguments.model, source, arguments.output)
 
     return configuration.exit_code(work)

@@ -256,6 +256,9 @@ class Recommendation(_Section):
 
     candidates: Literal["batch", "all"] = "batch"
     """What the right item is told from: the other right ones of its micro-batch (sampled softmax), or the catalogue."""
+    vectors: str | None = None
+    """Parquet file of `jobs/embed.py` with vectors of the items' texts, of which an item is made beside its id, so that
+    one that nobody has bought has its place; of several texts of an item the mean."""
 
 
 class Adapter(_Section):

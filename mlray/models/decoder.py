@@ -65,14 +65,17 @@ class PackedDecoder(torch.nn.Module):
 
     def read(
         self,
-        tokens_BT: torch.Tensor,
         segments_BT: torch.Tensor,
         offsets_BT: torch.Tensor,
         predicted_N: torch.Tensor,
+        **told: torch.Tensor,
     ) -> torch.Tensor:
-        """Hidden states (N, H) at the flat positions `predicted_N` (row x T + column)."""
+        """Hidden states (N, H) at the flat positions `predicted_N` (row x T + column).
+
+        `told` is `input_ids` (B, T) or `inputs_embeds` (B, T, H).
+        """
         hidden_BTH: torch.Tensor = self.model.base_model(
-            input_ids=tokens_BT,
+            **told,
             attention_mask=self._attention(segments_BT, offsets_BT),
             position_ids=offsets_BT,
             use_cache=False,
@@ -102,9 +105,8 @@ class Decoder(PackedDecoder):
         predicted_N: torch.Tensor,
     ) -> torch.Tensor:
         """Logits (N, V) of the token after each flat position `predicted_N`."""
-        logits_NV: torch.Tensor = self.model.lm_head(
-            self.read(tokens_BT, segments_BT, offsets_BT, predicted_N)
-        )
+        hidden_NH = self.read(segments_BT, offsets_BT, predicted_N, input_ids=tokens_BT)
+        logits_NV: torch.Tensor = self.model.lm_head(hidden_NH)
         return logits_NV
 
 

@@ -23,6 +23,7 @@ from mlray.objectives import (
     collation,
     denoising,
     distillation,
+    item_vectors,
     labels,
     multitask,
     next_item,
@@ -168,6 +169,14 @@ def _sessions(batch: PackedBatch, task: Task) -> Inputs:
     return collation.sessions(batch, task.vocabulary, task.frequencies_V, task.recommendation)
 
 
+def _recommender(config: RunConfig, tokens: Any, folder: Path | str | None, _: list[str]) -> Any:
+    place = (
+        config.recommendation.vectors if folder is None else None
+    )  # a trained one holds what it made of them
+    vectors_VW = item_vectors.table(item_vectors.read(place, config.storage), tokens) if place else None
+    return recommender.build(config.model, tokens, folder, vectors_VW)
+
+
 def _cut_tasks(encoder: Encoder, task: Task, sequence_length: int) -> Cutter:
     makers = {name: HEADS[one.objective].cutter for name, one in task.objective.heads.items()}
     return multitask.cutter(encoder, task.languages, task.labels, makers, sequence_length)
@@ -260,11 +269,12 @@ OBJECTIVES = {
         cutter=lambda encoder, task, length: next_item.sessions(
             encoder, task.vocabulary, task.languages, length
         ),
-        build=lambda config, tokens, folder, _: recommender.build(config.model, tokens, folder),
+        build=_recommender,
         collate=_sessions,
         families=tuple(decoder.FAMILIES),
         special_tokens=("pad_token",),
         language_tokens=sorted,
         of_items=True,
+        export=recommender.export,
     ),
 }

@@ -7,7 +7,6 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from mlray.corpus.lines import Chunk
 from mlray.corpus.manifest import Manifest
 from mlray.corpus.mixture import Mixture
 from mlray.models import tokenizer
+from mlray.objectives import item_vectors
 from mlray.objectives.table import OBJECTIVES
 from mlray.training.folders import Folders
 
@@ -41,22 +41,20 @@ def keep_labels(config: RunConfig, manifest: Manifest, *, resumes: bool) -> None
     storage.write_bytes(place, body, config.storage)
 
 
-@dataclass(frozen=True)
-class Items:
-    """How often each item is there, by market."""
-
-    counts: dict[str, Counter[str]] = field(default_factory=dict)
-
-    def total(self) -> Counter[str]:
-        """Over all markets."""
-        return sum(self.counts.values(), Counter[str]())
+def catalogue(config: RunConfig, manifest: Manifest) -> Counter[str]:
+    """How often each item is there, those too that have a vector of their text alone."""
+    place = config.recommendation.vectors
+    known = Counter(dict.fromkeys(item_vectors.read(place, config.storage), 0) if place else {})
+    for counts in _items(config, manifest).values():
+        known.update(counts)
+    return known
 
 
-def items(config: RunConfig, manifest: Manifest) -> Items:
-    """Counts the items of all sessions."""
-    found = Items()
+def _items(config: RunConfig, manifest: Manifest) -> dict[str, Counter[str]]:
+    """Market -> how often each item is in its sessions."""
+    found: dict[str, Counter[str]] = {}
     for record, _ in _records(config, manifest):
-        found.counts.setdefault(record.language, Counter()).update(fields.items(record.text))
+        found.setdefault(record.language, Counter()).update(fields.items(record.text))
     return found
 
 
@@ -69,7 +67,7 @@ def keep_frequencies(config: RunConfig, manifest: Manifest, tokens: Any, *, resu
     mixture = Mixture.of(manifest, config.corpus, config.run.seed)
     documents, ids = manifest.documents(), tokens.get_vocab()
     drawn_V = np.zeros(len(tokens))
-    counts = items(config, manifest).counts
+    counts = _items(config, manifest)
     for name, share in zip(mixture.languages, mixture.proportions, strict=True):
         for item, count in counts.get(name, Counter[str]()).items():
             if item in ids:

@@ -168,6 +168,9 @@ def placed(config: RunConfig) -> RunConfig:
     adapter = {name: _here(getattr(config.adapter, name)) for name in ("path", "language_path")}
     sections = {
         "run": config.run.model_copy(update={"storage_uri": place}),
+        "recommendation": config.recommendation.model_copy(
+            update={"vectors": _at(config.recommendation.vectors)}
+        ),
         "tokenizer": config.tokenizer.model_copy(update={"path": _here(config.tokenizer.path)}),
         "model": config.model.model_copy(update={"path": _here(config.model.path)}),
         "adapter": config.adapter.model_copy(update=adapter),
@@ -176,6 +179,10 @@ def placed(config: RunConfig) -> RunConfig:
         ),
     }
     return config.model_copy(update=sections)
+
+
+def _at(uri: str | None) -> str | None:
+    return storage.absolute(uri) if uri else None
 
 
 def _here(path: str | None) -> str | None:
@@ -247,7 +254,7 @@ def _tokenizer(config: RunConfig, folders: Folders, manifest: Manifest, resumes:
 
 def _trained(config: RunConfig, manifest: Manifest, languages: list[str]) -> Any:
     if config.tokenizer.algorithm == "items":
-        return items.of_items(contents.items(config, manifest).total(), config.tokenizer, languages)
+        return items.of_items(contents.catalogue(config, manifest), config.tokenizer, languages)
     return tokenizer.train(_texts(config, manifest), config.tokenizer, languages)
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -18,7 +20,7 @@ from mlray.corpus.windows import Window
 from mlray.evaluation import evaluate, recommendation
 from mlray.models import backbone, recommender, tokenizer
 from mlray.models import items as catalogue
-from mlray.objectives import next_item
+from mlray.objectives import item_vectors, next_item
 from mlray.objectives.recommending import NextItem
 from mlray.objectives.table import OBJECTIVES, Task
 from mlray.schema import NO_TARGET, PackedBatch
@@ -269,6 +271,54 @@ def test_a_saved_recommender_scores_as_the_trained_one(tmp_path: Path) -> None:
         logits = network.model(torch.tensor([tokens_T])).logits[0, -1]
         np.testing.assert_allclose(found[place], logits.detach().numpy(), atol=1e-5)
     assert opened.items == {name: ids(name)[0] for name in ("cup", "kettle", "lamp", "rug")}
+
+
+def vectors(folder: Path) -> Path:
+    """Texts of two products in two languages, and of one that is in no session."""
+    place = folder / "vectors.parquet"
+    rows = pa.array([1.0, 0.0, 0.0, 1.0, -1.0, 0.0, 3.0, 4.0], pa.float32())
+    names = ["cup", "cup", "lamp", "vase"]
+    pq.write_table(pa.table({"id": names, "vector": pa.FixedSizeListArray.from_arrays(rows, 2)}), place)
+    return place
+
+
+def test_vectors_of_an_item_are_their_mean_and_unit(tmp_path: Path) -> None:
+    found = item_vectors.read(str(vectors(tmp_path)), SETTINGS)
+    assert {name: row.tolist() for name, row in found.items()} == {
+        "cup": pytest.approx([0.5**0.5, 0.5**0.5]),
+        "lamp": [-1.0, 0.0],
+        "vase": pytest.approx([0.6, 0.8]),
+    }
+    laid = item_vectors.table(found, tokens())
+    assert laid.shape == (len(tokens()), 2)
+    assert not laid[ids("rug")].any()  # nobody wrote of it
+
+
+def test_a_file_of_no_vectors_is_refused(tmp_path: Path) -> None:
+    place = tmp_path / "other.parquet"
+    pq.write_table(pa.table({"id": ["cup"]}), place)
+    with pytest.raises(ConfigError, match=r"is no file of jobs/embed\.py"):
+        item_vectors.read(str(place), SETTINGS)
+
+
+def test_what_is_made_of_texts_is_kept_in_the_embeddings(tmp_path: Path) -> None:
+    laid = item_vectors.table(item_vectors.read(str(vectors(tmp_path)), SETTINGS), tokens())
+    torch.manual_seed(1)
+    config = Model(
+        family="gpt2", hidden_size=16, num_layers=1, num_heads=2, intermediate_size=24, max_positions=16
+    )
+    network = recommender.build(config, tokens(), vectors_VW=laid).eval()
+    inputs, _ = next_item.collate(batch("cup lamp rug", "rug lamp"), vocabulary(), frequencies(), "batch")
+    wanted = network(**inputs).detach()
+    network(**inputs).sum().backward()
+    gradients = {name: one.grad for name, one in network.named_parameters() if one.grad is not None}
+    assert gradients["_projection.weight"].any()  # it is learnt
+    trained = {name: one.detach().clone() for name, one in network.named_parameters()}
+    recommender.export(network, tokens(), trained, tmp_path)
+    opened = recommender.build(config.model_copy(update={"path": str(tmp_path)}), tokens(), tmp_path).eval()
+    torch.testing.assert_close(opened(**inputs), wanted, atol=1e-5, rtol=0)
+    near = opened.model.get_input_embeddings().weight
+    torch.testing.assert_close(near[ids("lamp")[0]], -network._projection.weight[:, 0], atol=1e-6, rtol=0)
 
 
 class Fixed:

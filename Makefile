@@ -17,7 +17,7 @@ setup: .venv/ready
 	touch .venv/ready
 
 demo: setup
-	rm -rf runs/demo runs/sweep-sample runs/registry
+	rm -rf runs/demo runs/sweep-sample runs/recommend-sample runs/registry
 	$(RUN) PYTHON=$(BIN)/python sh jobs/pipeline.sh runs
 	$(RUN) PYTHON=$(BIN)/python sh serve_app/try.sh runs/registry
 	@echo "plot        runs/demo/loss.png"

@@ -1,5 +1,6 @@
 #!/bin/sh
-# The whole line on the sample corpus: pre-train, search adapters and losses, choose, index, promote. Minutes on two cores.
+# The whole line on the sample corpus: pre-train, search adapters and losses, learn from sessions, choose, index, promote.
+# Minutes on two cores.
 #   jobs/pipeline.sh [FOLDER]     FOLDER: where runs and registry are kept (runs)
 set -eu
 here=$(dirname "$0")
@@ -10,7 +11,12 @@ registry="release.registry_uri=$folder/registry"
 "$python" "$here/pretrain.py" --config "$here/configs/pretrain_sample.yaml" "run.storage_uri=$folder"
 weights=$("$python" -c 'import json, sys; print(json.load(open(sys.argv[1]))["weights"])' "$folder/demo/report.json")
 "$python" "$here/sweep.py" --config "$here/configs/sweep_sample.yaml" "run.storage_uri=$folder" "model.path=$weights"
-"$python" "$here/promote.py" --to challenger --run "$folder/sweep-sample" --why "winner of the sweep" "$registry"
+"$python" "$here/embed.py" --model "$weights" --input mlray/corpus/sample/products.jsonl --text title description \
+  --id product_id --output "$folder/products.parquet"
+"$python" "$here/finetune.py" --config "$here/configs/recommend_sample.yaml" "run.storage_uri=$folder" \
+  "recommendation.vectors=$folder/products.parquet"
+"$python" "$here/promote.py" --to challenger --run "$folder/sweep-sample" --recommender "$folder/recommend-sample" \
+  --why "winner of the sweep" "$registry"
 "$python" "$here/index.py" --input mlray/corpus/sample/products.jsonl --text title description --id product_id "$registry"
 "$python" "$here/index.py" --knowledge --input mlray/corpus/sample/support.jsonl --text phrasings --shown answer --id intent \
   "$registry"

@@ -28,6 +28,8 @@ from serve_app.schemas import (
     EmbeddingsRequest,
     ModelsReply,
     ProductsRequest,
+    RecommendReply,
+    RecommendRequest,
     Refusal,
     SearchReply,
     SearchRequest,
@@ -54,6 +56,10 @@ class Backend(Protocol):
 
     async def search(self, query: str, market: str, k: int, asked: Asked) -> dict[str, Any]:
         """`results` and `served_by`."""
+        ...
+
+    async def recommend(self, market: str, products: list[str], k: int) -> dict[str, Any]:
+        """As `schemas.RecommendReply`."""
         ...
 
     async def support(self, messages: list[str], k: int, asked: Asked) -> dict[str, Any]:
@@ -92,7 +98,8 @@ def create(
     """
     app = FastAPI(
         title="mlray",
-        description="Search and embeddings for shops in many languages, by the champion of the registry.",
+        description="Search, recommendations, customer service and embeddings for shops in many languages, by the "
+        "champion of the registry.",
         version="1",
         docs_url="/docs",
         redoc_url=None,
@@ -181,6 +188,12 @@ def _routes(limits: _Limits) -> APIRouter:
         asked = Asked(request.language, accept_language)
         found = await limits.within(limits.backend.search(request.query, request.market, request.k, asked))
         return SearchReply.model_validate(found)
+
+    @router.post("/recommend")
+    async def recommend(request: RecommendRequest) -> RecommendReply:
+        """Products of a market that a customer may want next."""
+        found = limits.backend.recommend(request.market, request.products, request.k)
+        return RecommendReply.model_validate(await limits.within(found))
 
     @router.post("/embeddings")
     async def embeddings(

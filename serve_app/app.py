@@ -66,6 +66,10 @@ class _Behind:
         """See `Models.embed`."""
         return await self._ask("embed", texts, asked, model, dimensions)
 
+    async def recommend(self, market: str, products: list[str], k: int) -> dict[str, Any]:
+        """See `Models.recommend`."""
+        return await self._ask("recommend", market, products, k)
+
     async def support(self, messages: list[str], k: int, asked: Asked) -> dict[str, Any]:
         """See `Models.support`."""
         return await self._ask("support", messages, k, asked)

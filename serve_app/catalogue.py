@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
@@ -52,6 +53,21 @@ class Catalogue:
         with self._searching:
             found = self._index.search(market, vector_H[None], k)[0]
             return [(name, score, self._index.title(market, name)) for name, score in found]
+
+    def like(self, market: str, names: list[str], k: int) -> list[tuple[str, float, str | None]]:
+        """As `search`, of the products that are nearest to the mean of some that the market holds, without them."""
+        with self._searching:
+            mean_H = self._index.vectors(market, names).mean(axis=0)
+            unit_H = mean_H / max(float(np.linalg.norm(mean_H)), 1e-12)
+            found = self._index.search(market, unit_H[None], k + len(names))[0]
+            left = [(name, score) for name, score in found if name not in set(names)][:k]
+            return [(name, score, self._index.title(market, name)) for name, score in left]
+
+    def sold(self, market: str, names: Iterable[str], k: int) -> list[tuple[str, str | None]]:
+        """The first k of some names that a market holds, with their titles."""
+        with self._searching:
+            held = (name for name in names if self._index.holds(market, name))
+            return [(name, self._index.title(market, name)) for name in itertools.islice(held, k)]
 
     def unknown(self, products: list[tuple[str, str]]) -> list[tuple[str, str]]:
         """Those of (market, id) that are not there."""

@@ -15,7 +15,8 @@ from mlray.config import RunError
 from mlray.corpus import vectors
 from mlray.evaluation.report import Report
 from mlray.objectives.embedding import TextEmbedder
-from mlray.release import bundle, markets
+from mlray.objectives.recommending import NextItem
+from mlray.release import bundle, markets, recommenders
 from mlray.release.changes import Changes
 from mlray.release.index import ProductIndex
 from mlray.release.registry import Event, Registry
@@ -31,6 +32,8 @@ class Champion:
     embedder: TextEmbedder
     catalogue: Catalogue | None
     knowledge: Catalogue | None
+    recommender: NextItem | None
+    """Of sessions; None: by texts alone."""
     report: Report
     languages: tuple[str, ...]
     """Those that the bundle was judged in."""
@@ -60,9 +63,9 @@ class Champion:
         )
         # A question may be answered in any language, so answers are read without the adapter of one.
         knowledge = _catalogue(registry, event, event.knowledge, alone) if event.knowledge else None
-        return cls(
-            registry, event, embedder, catalogue, knowledge, report, tuple(sorted(spoken)), tuple(adapters)
-        )
+        recommender = recommenders.open_recommender(registry, event.bundle, device)
+        told = (tuple(sorted(spoken)), tuple(adapters))
+        return cls(registry, event, embedder, catalogue, knowledge, recommender, report, *told)
 
     def load(self, tag: str) -> None:
         """Puts a market's adapter into the encoder.
@@ -95,6 +98,7 @@ class Champion:
             "why": self.event.why,
             "languages": list(self.languages),
             "adapters": list(self.adapters),
+            "recommends": self.recommender.markets if self.recommender else [],
             "markets": self.catalogue.markets if self.catalogue else {},
             "answers": self.knowledge.markets if self.knowledge else {},
             "report": self.report.cells,

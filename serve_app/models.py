@@ -17,7 +17,7 @@ from mlray.config import ConfigError, RunConfig, RunError
 from mlray.release.changes import Change, Product
 from mlray.release.promotion import open_registry
 from mlray.release.registry import Event
-from serve_app import routing, support
+from serve_app import recommending, routing, support
 from serve_app.catalogue import Catalogue
 from serve_app.champion import Champion
 from serve_app.errors import ApiError
@@ -141,15 +141,32 @@ class Models:
             ApiError: no champion, no index, no such market, or the queue is full.
         """
         now = self._ready()
-        catalogue = _catalogue(now)
-        markets = catalogue.markets
-        if market not in markets:
-            raise ApiError(404, "unknown_market", f"there is no such market; there are {', '.join(markets)}")
+        catalogue = _market(now, market)
         spoken = self._spoken(query, asked, now)
         vectors_1H, _, step = await now.vectors([query], spoken.language, market)
         found = catalogue.search(market, vectors_1H[0], k)
         results = [{"id": name, "score": score, "title": title} for name, score, title in found]
         return {"results": results, "served_by": _served_by(now, spoken, step)}
+
+    async def recommend(self, market: str, products: list[str], k: int) -> dict[str, Any]:
+        """The k products of a market that may follow in a session, and what has served.
+
+        Raises:
+            ApiError: no champion, no index, no such market, no known product, or the queue is full.
+        """
+        now = self._ready()
+        catalogue, model = _market(now, market), now.champion.recommender
+        known = recommending.known(catalogue, model, market, products)
+        found = await recommending.recommend(catalogue, model, now.sessions, market, known, k)
+        spoken = routing.Spoken(market, "declared")
+        return {
+            "results": [
+                {"id": name, "score": score, "title": title} for name, score, title in found.products
+            ],
+            "by": found.by,
+            "unknown": [one for one in products if one not in known],
+            "served_by": _served_by(now, spoken, found.step),
+        }
 
     async def support(self, messages: list[str], k: int, asked: Asked) -> dict[str, Any]:
         """The answer to a customer, with its sources; none where no source is sure enough.
@@ -241,6 +258,13 @@ def _catalogue(now: Reading) -> Catalogue:
     if now.champion.catalogue is None:
         raise ApiError(503, "no_index", f"{now.champion.event.bundle} is served without an index of products")
     return now.champion.catalogue
+
+
+def _market(now: Reading, market: str) -> Catalogue:
+    catalogue = _catalogue(now)
+    if market not in (markets := catalogue.markets):
+        raise ApiError(404, "unknown_market", f"there is no such market; there are {', '.join(markets)}")
+    return catalogue
 
 
 def _served_by(now: Reading, spoken: routing.Spoken, step: routing.Step) -> dict[str, Any]:

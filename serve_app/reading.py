@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mlray.config import ConfigError, RunError, Serving
-from serve_app import routing
+from serve_app import recommending, routing
 from serve_app.adapters import Adapters
 from serve_app.batching import Batcher, Overloaded
 from serve_app.champion import Champion, Cut
 from serve_app.errors import ApiError
+from serve_app.recommending import Sessions
 
 log = logging.getLogger("mlray.serve")
 
@@ -33,6 +34,7 @@ class Reading:
     batcher: Batcher[Cut, np.ndarray] = field(repr=False)
     adapters: Adapters = field(repr=False)
     queues: frozenset[str]
+    sessions: Sessions | None = field(repr=False)
 
     @classmethod
     def of(cls, champion: Champion, settings: Serving) -> Reading:
@@ -49,9 +51,9 @@ class Reading:
         adapters = Adapters(
             champion.load, champion.unload, capacity=settings.adapters, pinned=settings.pinned, loaded=pinned
         )
-        return cls(
-            champion, batcher, adapters, frozenset(one.partition("-")[0] for one in champion.languages)
-        )
+        queues = frozenset(one.partition("-")[0] for one in champion.languages)
+        sessions = recommending.batcher(champion.recommender, settings) if champion.recommender else None
+        return cls(champion, batcher, adapters, queues, sessions)
 
     async def vectors(
         self, texts: Sequence[str], language: str, wanted: str | None

@@ -10,8 +10,9 @@ from mlray import languages
 
 Text = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
 Tag = Annotated[str, StringConstraints(min_length=2, max_length=35)]
-_MANY, _TURNS = 4096, 64
-"""Texts of a request, and messages of a conversation, beyond which it is not looked at; `serving.max_texts` is less."""
+_MANY, _TURNS, _SESSION = 4096, 64, 512
+"""Texts of a request, messages of a conversation, and products of a session, beyond which it is not looked at;
+`serving.max_texts` is less."""
 _Texts = Annotated[list[Text], Field(min_length=1, max_length=_MANY)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 
@@ -62,7 +63,7 @@ class Hit(BaseModel):
     """A product."""
 
     id: str
-    score: float = Field(description="cosine similarity to the query")
+    score: float = Field(description="cosine similarity to the query; of a recommendation see `by`")
     title: str | None = None
 
 
@@ -70,6 +71,30 @@ class SearchReply(BaseModel):
     """Products, the nearest first."""
 
     results: list[Hit]
+    served_by: ServedBy
+
+
+class RecommendRequest(_Request):
+    """What a customer has looked at or bought."""
+
+    market: Market = Field(examples=["de"])
+    products: list[Name] = Field(
+        [],
+        max_length=_SESSION,
+        description="ids, the last one last; none: for somebody new",
+        examples=[["p001"]],
+    )
+    k: int = Field(10, ge=1, le=100, description="products, at most")
+
+
+class RecommendReply(BaseModel):
+    """Products, the likeliest first."""
+
+    results: list[Hit]
+    by: Literal["sessions", "texts"] = Field(
+        description="sessions of other customers (scores are logits), or texts like those of the products (cosine)"
+    )
+    unknown: list[str] = Field(description="products of the request of which nothing is known")
     served_by: ServedBy
 
 

@@ -164,7 +164,8 @@ def figures(task: str, language: str, rows: Sequence[Row], resamples: int) -> di
     if kind == "answer":
         return labels.score_answers(predicted, truth, resamples)
     if kind in {"retrieval", "recommendation"}:
-        return ranking.score(predicted, truth, resamples)
+        names = ranking.METRICS if kind == "retrieval" else ranking.OF_ONE
+        return ranking.score(predicted, truth, resamples, names)
     written = languages.target(language)
     return {
         **translation.score(predicted, truth, written, resamples),

@@ -18,6 +18,8 @@ DEPTH = 100
 """Ranks that are kept of each query."""
 _BLOCK_BYTES = 64 << 20
 METRICS = ("R@1", "R@5", "R@10", "MRR", "nDCG@10", f"mAP@{DEPTH}", "accuracy")
+OF_ONE = ("R@1", "R@5", "R@10", "MRR", "nDCG@10")
+"""Those that say something of their own where one candidate is right."""
 
 
 def top_k(queries_QH: np.ndarray, candidates_CH: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -63,13 +65,17 @@ def reciprocal_rank(predicted: str, truth: str) -> float:
     return next((1 / place for place, one in enumerate(predicted.split(), start=1) if one in right), 0.0)
 
 
-def score(predicted: Sequence[str], truth: Sequence[str], resamples: int) -> dict[str, Figure]:
-    """`METRICS` over queries in percent, with bootstrap intervals.
+def score(
+    predicted: Sequence[str], truth: Sequence[str], resamples: int, names: Sequence[str] = METRICS
+) -> dict[str, Figure]:
+    """Measures over queries in percent, with bootstrap intervals.
 
     Args:
         predicted: of each query the names of the candidates, the nearest first, with a space between.
         truth: the names of the right ones.
         resamples: of the bootstrap.
+        names: those of `METRICS` that are wanted.
     """
     table = np.array([measures(p.split(), set(t.split())) for p, t in zip(predicted, truth, strict=True)])
-    return labels.shares(dict(zip(METRICS, table.T, strict=True)), resamples)
+    columns = dict(zip(METRICS, table.T, strict=True))
+    return labels.shares({name: columns[name] for name in names}, resamples)

@@ -55,9 +55,8 @@ class Market:
 
     def figures(self, resamples: int) -> dict[str, Figure]:
         """Recall and nDCG among all items of the market, and the share of them that is among the first ten of any."""
-        table = np.array(self.first)
-        columns = {name: table[:, ranking.METRICS.index(name)] for name in ("R@10", "MRR", "nDCG@10")}
-        found = labels.shares(columns, resamples)
+        columns = dict(zip(ranking.METRICS, np.array(self.first).T, strict=True))
+        found = labels.shares({name: columns[name] for name in ("R@10", "MRR", "nDCG@10")}, resamples)
         covered = 100.0 * len(self.shown) / len(self.names)
         note = f"{len(self.names)} items|first {_TOP} of all sessions"
         return {**found, "coverage@10": Figure(covered, covered, covered, len(self.names), note)}
@@ -73,7 +72,7 @@ def rank(
     column_C = np.array([model.items.get(item, -1) for item in market.names])
     for start in range(0, len(group), _SLICE):
         part = group[start : start + _SLICE]
-        scores = model.scores([case.text for case in part], name)
+        scores = model.scores([case.text for case in part], [name] * len(part))
         scores_QC = np.where(column_C < 0, -np.inf, scores[:, np.maximum(column_C, 0)])
         found = []
         for case, scores_C in zip(part, scores_QC, strict=True):

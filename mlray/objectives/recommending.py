@@ -48,6 +48,11 @@ class NextItem:
         }
         """Every item of the catalogue, and its column of the scores."""
 
+    @property
+    def markets(self) -> list[str]:
+        """Those that the model knows."""
+        return sorted(self._encoder.language_ids)
+
     def check(self, markets: Sequence[str]) -> None:
         """Refuses markets that the model does not know.
 
@@ -57,16 +62,23 @@ class NextItem:
         next_item.sessions(self._encoder, self._vocabulary, markets, self._length)
 
     @torch.inference_mode()
-    def scores(self, sessions: Sequence[str], market: str) -> np.ndarray:
-        """Logits (Q, V) float32 of each item as the next one of sessions in a market: items with a space between.
+    def scores(self, sessions: Sequence[str], markets: Sequence[str]) -> np.ndarray:
+        """Logits (Q, V) float32 of each item as the next one of each session, in one forward pass.
 
         Of a session that is longer than a row its last items are read; those that the model does not know are left out.
 
+        Args:
+            sessions: items with a space between.
+            markets: of each session.
+
         Raises:
-            ConfigError: the model does not know the market.
+            ConfigError: the model does not know a market.
         """
-        cutter = next_item.sessions(self._encoder, self._vocabulary, [market], self._length)
-        rows = [[cutter.markets[0], *ids[-(self._length - 1) :]] for ids in cutter.ids(sessions)]
+        cutter = next_item.sessions(self._encoder, self._vocabulary, markets, self._length)
+        rows = [
+            [start, *ids[-(self._length - 1) :]]
+            for start, ids in zip(cutter.markets, cutter.ids(sessions), strict=True)
+        ]
         width = max(map(len, rows))
         tokens_QT = torch.full((len(rows), width), self._encoder.pad_id)
         segments_QT = torch.zeros((len(rows), width), dtype=torch.int32)

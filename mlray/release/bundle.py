@@ -3,6 +3,7 @@
 weights/            the model, or the backbone below an adapter, with its tokenizer
 adapter/            the adapter of the task, where the run has trained one; language_adapter/ the one below it
 adapters/<tag>/     adapters of single markets, see `markets`
+recommender/        the model of sessions, see `recommenders`
 labels.json         of a model with heads for labels
 config.yaml         the whole configuration of the run
 report.json         the evaluation, and predictions.jsonl, the rows behind it (for paired tests)
@@ -25,7 +26,7 @@ from mlray.models import adapters, tokenizer
 from mlray.models.embedder import checkpoint_of
 from mlray.objectives.embedding import TextEmbedder
 from mlray.objectives.table import OBJECTIVES
-from mlray.release import markets
+from mlray.release import markets, recommenders
 from mlray.release.registry import Registry
 from mlray.training import checkpoint as checkpoints
 from mlray.training.folders import WINNER, Folders
@@ -44,13 +45,19 @@ class _Run:
     report: Report
 
 
-def make(run_uri: str, registry: Registry, markets_uris: Mapping[str, str] | None = None) -> str:
+def make(
+    run_uri: str,
+    registry: Registry,
+    markets_uris: Mapping[str, str] | None = None,
+    recommender_uri: str | None = None,
+) -> str:
     """Makes a bundle of what a run, or the winner of a sweep, has left; the same run gives the same bundle.
 
     Args:
         run_uri: folder of the run or sweep.
         registry: where the bundle is kept.
         markets_uris: market -> the run or sweep whose adapter reads what is found there; see `markets`.
+        recommender_uri: the run or sweep of a model of sessions; see `recommenders`.
 
     Returns:
         Its name.
@@ -77,8 +84,12 @@ def make(run_uri: str, registry: Registry, markets_uris: Mapping[str, str] | Non
             _check_backbone(stage, run.config)
         if others:
             _add_markets(stage, others, settings)
+        shelf = _run(recommender_uri, settings) if recommender_uri else None
+        if shelf:
+            _add_recommender(stage, shelf, settings)
         report = Report.from_json((stage / "report.json").read_text(encoding="utf-8"))
         about = _about(run, report) | ({"adapters": sorted(others)} if others else {})
+        about |= {recommenders.FOLDER: shelf.config.run.name} if shelf else {}
         # That of a sweep, not of its trial.
         return registry.put("bundles", stage, run_uri.rstrip("/").rpartition("/")[2], about)
 
@@ -129,6 +140,12 @@ def _add_markets(stage: Path, uris: Mapping[str, str], settings: Storage) -> Non
         with storage.staging() as judged:
             _copy_judged(run, judged, target, settings)
             markets.take_over(stage, tag, judged)
+
+
+def _add_recommender(stage: Path, run: _Run, settings: Storage) -> None:
+    with storage.staging() as judged, storage.local_copy(run.weights, settings) as weights:
+        _copy_judged(run, judged, weights, settings)
+        recommenders.add(stage, run.config, run.weights, judged)
 
 
 def _winner(uri: str, settings: Storage) -> str:

@@ -131,6 +131,14 @@ class ProductIndex:
         """Whether a market has a product."""
         return market in self._markets and name in self._markets[market].keys
 
+    def vectors(self, market: str, names: Sequence[str]) -> np.ndarray:
+        """The vectors (N, H) float32 of products that a market holds, as exactly as they are kept."""
+        own = self._markets[market]
+        found_NH = own.index.get(
+            np.array([own.keys[name] for name in names], np.uint64), dtype=ScalarKind.F32
+        )
+        return np.asarray(found_NH, np.float32).reshape(len(names), self.width)
+
     def title(self, market: str, name: str) -> str | None:
         """What people see of a product; None if it has no title."""
         return self._markets[market].titles.get(name)

@@ -31,7 +31,7 @@ def decide(config: RunConfig, asked: Namespace) -> None:
     if asked.rollback:
         rollback(config, asked.why)
     elif asked.to == "challenger":
-        challenge(config, asked.run, asked.why, _markets(asked.adapter))
+        challenge(config, asked.run, asked.why, _markets(asked.adapter), asked.recommender)
     elif asked.to == "champion":
         verdict, _ = promote(
             config, asked.bundle, asked.index, asked.why, knowledge=asked.knowledge, dry_run=asked.dry_run
@@ -62,9 +62,13 @@ def open_registry(config: RunConfig) -> Registry:
 
 
 def challenge(
-    config: RunConfig, run_uri: str, why: str, markets_uris: Mapping[str, str] | None = None
+    config: RunConfig,
+    run_uri: str,
+    why: str,
+    markets_uris: Mapping[str, str] | None = None,
+    recommender_uri: str | None = None,
 ) -> Event:
-    """Makes a bundle of a run, and of the adapters of single markets, and names it the challenger.
+    """Makes a bundle of a run, of the adapters of single markets and of a recommender, and names it the challenger.
 
     Raises:
         ConfigError: as `bundle.make`.
@@ -72,7 +76,7 @@ def challenge(
     """
     registry = open_registry(config)
     before = registry.history()
-    name = bundle.make(run_uri, registry, markets_uris)
+    name = bundle.make(run_uri, registry, markets_uris, recommender_uri)
     return registry.append(before, action="challenge", bundle=name, index=None, why=why)
 
 

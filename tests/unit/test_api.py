@@ -59,6 +59,11 @@ class Known:
         told = {"answer": "Morgen. Oder später!", "intent": "where", "language": "de", "confidence": 0.9}
         return {**told, "hand_over": False, "scope": "language", "sources": [source], "served_by": BY}
 
+    async def recommend(self, market: str, products: list[str], k: int) -> dict[str, Any]:
+        self.asked.append((market, products, k))
+        hit = {"id": "p2", "score": 3.5, "title": "Tasse"}
+        return {"results": [hit], "by": "sessions", "unknown": products[1:], "served_by": BY}
+
     async def upsert(self, products: list[Product]) -> dict[str, Any]:
         self.asked.append(products)
         return {"change": 1, "products": len(products), "unknown": [], "bundle": "b-1", "index": "i-1"}
@@ -97,6 +102,38 @@ def test_a_search_passes_on_what_was_asked() -> None:
     assert reply.json() == {"results": [{"id": "p1", "score": 0.5, "title": None}], "served_by": BY}
     assert reply.headers["x-request-id"] == "r.1"
     assert backend.asked == [("rote Schuhe", "de", 3, Asked("de", "fr"))]
+
+
+def test_a_recommendation_passes_on_the_session() -> None:
+    backend = Known()
+    reply = client(backend).post("/v1/recommend", json={"market": "DE", "products": ["p1", "gone"], "k": 2})
+    assert reply.json() == {
+        "results": [{"id": "p2", "score": 3.5, "title": "Tasse"}],
+        "by": "sessions",
+        "unknown": ["gone"],
+        "served_by": BY,
+    }
+    assert client(backend).post("/v1/recommend", json={"market": "de"}).status_code == 200
+    assert backend.asked == [("de", ["p1", "gone"], 2), ("de", [], 10)]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"market": "de", "products": ["p"] * 513},
+        {"market": "de", "products": [""]},
+        {"market": "de", "products": "p1"},
+        {"market": "not a tag!", "products": []},
+        {"market": "de", "k": 0},
+        {"market": "de", "k": 101},
+        {"products": ["p1"]},
+        {"market": "de", "product": ["p1"]},
+    ],
+)
+def test_a_recommendation_that_cannot_be_is_refused(body: dict[str, Any]) -> None:
+    backend = Known()
+    refused(client(backend).post("/v1/recommend", json=body), 422, "invalid_request")
+    assert not backend.asked
 
 
 def test_embeddings_have_the_form_of_openai() -> None:

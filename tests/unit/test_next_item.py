@@ -264,12 +264,13 @@ def exported(folder: Path) -> NextItem:
 
 def test_a_saved_recommender_scores_as_the_trained_one(tmp_path: Path) -> None:
     network, opened = model(), exported(tmp_path)
-    found = opened.scores(["cup lamp", "unheard-of", " ".join(["rug", "cup"] * 10)], "jp")
+    found = opened.scores(["cup lamp", "unheard-of", " ".join(["rug", "cup"] * 10)], ["jp", "de", "jp"])
     assert found.shape == (3, len(tokens()))
     kept = [*ids("__jp__"), *ids(" ".join(["rug", "cup"] * 10))[-7:]]
-    for place, tokens_T in ((0, ids("__jp__ cup lamp")), (1, ids("__jp__")), (2, kept)):
+    for place, tokens_T in ((0, ids("__jp__ cup lamp")), (1, ids("__de__")), (2, kept)):
         logits = network.model(torch.tensor([tokens_T])).logits[0, -1]
         np.testing.assert_allclose(found[place], logits.detach().numpy(), atol=1e-5)
+    assert opened.markets == MARKETS
     assert opened.items == {name: ids(name)[0] for name in ("cup", "kettle", "lamp", "rug")}
 
 
@@ -328,7 +329,7 @@ class Fixed:
         self.items = {name: number for number, name in enumerate(scores)}
         self._row = np.array(list(scores.values()), np.float32)
 
-    def scores(self, sessions: list[str], market: str) -> np.ndarray:  # noqa: ARG002
+    def scores(self, sessions: list[str], markets: list[str]) -> np.ndarray:  # noqa: ARG002
         return np.tile(self._row, (len(sessions), 1))
 
 

@@ -1,0 +1,208 @@
+"""Recommendations that are served: by sessions where the bundle has learnt from them, else by texts; its bundle."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mlray import configuration
+from mlray.config import ConfigError, Model, RunConfig
+from mlray.models import items as catalogue
+from mlray.models import recommender
+from mlray.objectives.recommending import NextItem
+from mlray.release import recommenders
+from mlray.release.registry import Registry
+from serve_app import recommending
+from serve_app.errors import ApiError
+from serve_app.models import Models
+from tests.unit.test_models import TITLES, opened, promoted
+
+SOLD = [f"a{number}" for number in range(12)]
+"""Of `promoted`: products of both markets."""
+MARKETS = ["de", "mx"]
+
+
+def trained(folder: Path) -> RunConfig:
+    """A recommender of the products that are sold, but for the last two, and of one that is not sold any more."""
+    counts = dict.fromkeys([*SOLD[:10], "gone"], 1)
+    section = {"algorithm": "items", "vocab_size": 64}
+    config = configuration.build(
+        {
+            "run": {"name": "sessions"},
+            "objective": {"name": "next_item"},
+            "tokenizer": section,
+            "model": {
+                "family": "llama",
+                "hidden_size": 16,
+                "num_layers": 1,
+                "num_heads": 2,
+                "max_positions": 16,
+            },
+            "corpus": {"sequence_length": 8},
+        }
+    )
+    tokens = catalogue.of_items(counts, config.tokenizer, MARKETS)
+    torch.manual_seed(3)
+    sizes = Model.model_validate({**config.model.model_dump(), "intermediate_size": 24})
+    network = recommender.build(sizes, tokens)
+    recommender.export(network, tokens, dict(network.named_parameters()), folder)
+    return config
+
+
+def with_sessions(root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Models, NextItem]:
+    """The champion of `promoted`, with a recommender beside it."""
+    config = trained(root / "sessions")
+    model = NextItem(config, root / "sessions")
+    monkeypatch.setattr(recommenders, "open_recommender", lambda *_: model)
+    promoted(root, "one", 0, prefix="a")
+    return opened(root), model
+
+
+def ask(models: Models, market: str, products: list[str], k: int = 3) -> dict[str, Any]:
+    return asyncio.run(models.recommend(market, products, k))
+
+
+def test_sessions_rank_what_is_sold_without_what_was_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models, model = with_sessions(tmp_path, monkeypatch)
+    found = ask(models, "de", ["a3", "a11", "gone", "a5"], k=5)
+    scores_V = model.scores(["a3 a11 gone a5"], ["de"])[0]
+    seen = {"a3", "a5", "gone"}
+    best = sorted((one for one in SOLD[:10] if one not in seen), key=lambda one: -scores_V[model.items[one]])
+    assert [hit["id"] for hit in found["results"]] == best[:5]
+    assert [hit["score"] for hit in found["results"]] == pytest.approx(
+        [float(scores_V[model.items[one]]) for one in best[:5]]
+    )
+    assert found["results"][0]["title"] == TITLES["de"][int(best[0][1:])]
+    assert (found["by"], found["unknown"]) == ("sessions", [])
+    assert (found["served_by"]["step"], found["served_by"]["adapter"]) == ("language", "de")
+    everything = ask(models, "de", ["a3"], k=100)
+    assert len(everything["results"]) == 9  # ten are known, one of them is the customer's
+
+
+def test_somebody_new_gets_what_the_market_buys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models, model = with_sessions(tmp_path, monkeypatch)
+    found = ask(models, "de", [], k=1)
+    scores_V = model.scores([""], ["de"])[0]
+    assert found["results"][0]["id"] == max(SOLD[:10], key=lambda one: scores_V[model.items[one]])
+
+
+def test_a_market_without_sessions_is_served_by_texts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models, _ = with_sessions(tmp_path, monkeypatch)
+    champion = models._now.champion if models._now else None
+    assert champion is not None
+    found = ask(models, "en", ["a2", "a11", "never"], k=4)
+    vectors = champion.embedder.embed(TITLES["en"])
+    mean = vectors[[2, 11]].mean(axis=0)
+    near = vectors @ (mean / np.linalg.norm(mean))
+    best = [place for place in np.argsort(-near) if place not in {2, 11}][:4]
+    assert [hit["score"] for hit in found["results"]] == pytest.approx(near[best].tolist(), abs=2e-3)
+    assert (found["by"], found["unknown"], found["served_by"]["step"]) == ("texts", ["never"], "base")
+    assert not {"a2", "a11"} & {hit["id"] for hit in found["results"]}
+
+
+@pytest.mark.parametrize(
+    ("market", "products", "status", "code"),
+    [
+        ("fr", ["a1"], 404, "unknown_market"),
+        ("mx", ["a1"], 404, "unknown_market"),  # the recommender knows it, and nothing is sold there
+        ("de", ["never", "ever"], 404, "unknown_product"),
+        ("en", [], 422, "invalid_request"),
+    ],
+)
+def test_what_cannot_be_recommended_is_refused(
+    market: str, products: list[str], status: int, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models, _ = with_sessions(tmp_path, monkeypatch)
+    with pytest.raises(ApiError) as told:
+        ask(models, market, products)
+    assert (told.value.status, told.value.code) == (status, code)
+
+
+def test_customers_of_several_markets_share_a_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = trained(tmp_path / "sessions")
+    model = NextItem(config, tmp_path / "sessions")
+    passes: list[list[str]] = []
+    scores = NextItem.scores
+
+    def counted(self: NextItem, sessions: Any, markets: Any) -> np.ndarray:
+        passes.append(list(markets))
+        return scores(self, sessions, markets)
+
+    monkeypatch.setattr(NextItem, "scores", counted)
+
+    async def together() -> list[np.ndarray]:
+        sessions = recommending.batcher(model, RunConfig().serving)
+        asked = [
+            sessions.submit(market, [recommending.Session((f"a{number}", "a1"), market)])
+            for number in range(8)
+            for market in MARKETS
+        ]
+        return [rows[0] for rows in await asyncio.gather(*asked)]
+
+    found = asyncio.run(together())
+    assert sum(map(len, passes)) == 16
+    assert len(passes) <= 3
+    alone = [scores(model, [f"a{number} a1"], [market])[0] for number in range(8) for market in MARKETS]
+    np.testing.assert_allclose(np.stack(found), np.stack(alone), atol=1e-5)
+
+
+def test_only_as_many_are_ordered_as_are_taken() -> None:
+    draw = np.random.default_rng(0)
+    names, scores_N = [f"i{number}" for number in range(1000)], draw.normal(size=1000)
+    found = recommending._best_first(names, scores_N)
+    wanted = [names[place] for place in np.argsort(-scores_N)]
+    assert [next(found) for _ in range(300)] == wanted[:300]
+    assert list(found) == wanted[300:]
+    assert list(recommending._best_first([], np.zeros(0))) == []
+
+
+def judged(folder: Path, task: str) -> None:
+    """A report of one cell, and its prediction."""
+    folder.mkdir(exist_ok=True)
+    figure = {"value": 50.0, "low": 40.0, "high": 60.0, "n": 1, "signature": "x"}
+    cells = {task: {"de": {"MRR": figure}}}
+    (folder / "report.json").write_text(json.dumps({"about": {}, "cells": cells, "empty": {}}))
+    row = {"task": task, "language": "de", "prediction": "a1", "reference": "a1"}
+    (folder / "predictions.jsonl").write_text(json.dumps(row) + "\n")
+
+
+def test_a_bundle_holds_its_recommender_and_what_it_is_judged_by(tmp_path: Path) -> None:
+    config, stage = trained(tmp_path / "sessions"), tmp_path / "stage"
+    judged(stage, "retrieval")
+    judged(tmp_path / "judged", "recommendation")
+    recommenders.add(stage, config, str(tmp_path / "sessions"), tmp_path / "judged")
+    report = json.loads((stage / "report.json").read_text())
+    assert report["cells"].keys() == {"retrieval", "recommendation"}
+    rows = [json.loads(line)["task"] for line in (stage / "predictions.jsonl").read_text().splitlines()]
+    assert rows == ["retrieval", "recommendation"]
+    registry = Registry(str(tmp_path / "registry"), config.storage)
+    made = registry.put("bundles", stage, "shop", {"objective": "contrastive", "recommender": "sessions"})
+    opened_one = recommenders.open_recommender(registry, made)
+    assert opened_one is not None
+    own = NextItem(config, tmp_path / "sessions")
+    np.testing.assert_array_equal(opened_one.scores(["a1"], ["de"]), own.scores(["a1"], ["de"]))
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "x").write_text("x")
+    without = registry.put("bundles", tmp_path / "none", "none", {"objective": "contrastive"})
+    assert recommenders.open_recommender(registry, without) is None
+
+
+def test_what_is_no_recommender_is_refused(tmp_path: Path) -> None:
+    stage = tmp_path / "stage"
+    stage.mkdir()
+    other = configuration.build({"run": {"name": "words"}, "objective": {"name": "masked"}})
+    with pytest.raises(
+        ConfigError, match=r"takes a whole model of objective\.name=next_item, and words is masked"
+    ):
+        recommenders.add(stage, other, str(tmp_path), tmp_path)
+    assert not list(stage.iterdir())

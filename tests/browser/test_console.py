@@ -60,7 +60,7 @@ def test_two_shops_answer(served: Address, tmp_path: Path, width: int, height: i
     with chromium.tab(served.url, width=width, height=height) as (tab, faults):
         tab.goto(served.url)
         first, second = tab.locator(".shop").nth(0), tab.locator(".shop").nth(1)
-        first.locator("li").nth(7).wait_for()
+        first.locator(".found li").nth(7).wait_for()
         assert first.locator("h2").inner_text() == "Laden"
         first.locator("input").fill(TITLES["de"][3])
         first.locator("button").click()
@@ -69,9 +69,17 @@ def test_two_shops_answer(served: Address, tmp_path: Path, width: int, height: i
             arg=TITLES["de"][3],
         )
         assert first.locator(".score").first.inner_text() == "1.00"
-        assert first.locator(".by").inner_text().startswith("de (detected, base) · ")
+        assert first.locator(".next").is_hidden()
+        first.locator(".found li").nth(0).click()
+        first.locator(".next li").nth(3).wait_for()
+        first.locator(".next li").nth(0).press("Enter")
+        tab.wait_for_function("() => document.querySelector('.next .by').textContent.includes(' → ')")
+        assert " · by texts (base) · " in first.locator(".next .by").inner_text()
+        seen = first.locator(".next .by").inner_text().split(" · ")[0].split(" → ")
+        assert not set(seen) & set(first.locator(".next small").all_inner_texts())
+        assert first.locator(".by").first.inner_text().startswith("de (detected, base) · ")
         second.locator("select").select_option("en")
-        second.locator("li").nth(7).wait_for()
+        second.locator(".found li").nth(7).wait_for()
         assert second.locator("h2").inner_text() == "Shop"
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
         tab.screenshot(path=tmp_path / "shop.png", full_page=True)

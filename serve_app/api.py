@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from importlib import resources
 from typing import Annotated, Any, Protocol
@@ -12,6 +13,7 @@ from typing import Annotated, Any, Protocol
 import numpy as np
 from fastapi import APIRouter, Depends, FastAPI, Header, Request, Response
 from fastapi.responses import HTMLResponse, StreamingResponse
+from fastapi.security import HTTPBearer
 
 from mlray.config import Serving
 from mlray.release.changes import Product
@@ -48,6 +50,8 @@ _PAGE_HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
 }
+_KEY = HTTPBearer(auto_error=False, description="an API key; `Guards` asks for it where there are keys")
+"""For OpenAPI alone."""
 AcceptLanguage = Annotated[str | None, Header()]
 
 
@@ -108,7 +112,7 @@ def create(
     limits = _Limits(backend, settings)
     app.include_router(_open(limits))
     for router in (_routes(limits), _support(limits), _products(limits)):
-        app.include_router(router, prefix="/v1", responses=_REFUSALS)
+        app.include_router(router, prefix="/v1", responses=_REFUSALS, dependencies=[Depends(_KEY)])
 
     @app.get("/metrics", tags=["health"])
     async def told() -> Response:
@@ -125,13 +129,17 @@ class _Limits:
     def __init__(self, backend: Backend, settings: Serving) -> None:
         self.backend, self.settings = backend, settings
 
-    async def within(self, answer: Awaitable[dict[str, Any]]) -> dict[str, Any]:
-        """The answer, if it comes in time.
+    async def within(self, answer: Awaitable[dict[str, Any]], http: Request | None = None) -> dict[str, Any]:
+        """The answer, if it comes in time; that to `http` is counted by what has served it.
 
         Raises:
             ApiError: it does not.
         """
-        return await errors.in_time(answer, self.settings.timeout_s)
+        begin = time.perf_counter()
+        found = await errors.in_time(answer, self.settings.timeout_s)
+        if http:
+            metrics.answered(http.scope, found["served_by"], time.perf_counter() - begin)
+        return found
 
     def check(self, texts: list[str]) -> None:
         """
@@ -182,28 +190,31 @@ def _routes(limits: _Limits) -> APIRouter:
     router = APIRouter()
 
     @router.post("/search")
-    async def search(request: SearchRequest, accept_language: AcceptLanguage = None) -> SearchReply:
+    async def search(
+        request: SearchRequest, http: Request, accept_language: AcceptLanguage = None
+    ) -> SearchReply:
         """Products of a market for a customer's words."""
         limits.check([request.query])
         asked = Asked(request.language, accept_language)
-        found = await limits.within(limits.backend.search(request.query, request.market, request.k, asked))
-        return SearchReply.model_validate(found)
+        found = limits.backend.search(request.query, request.market, request.k, asked)
+        return SearchReply.model_validate(await limits.within(found, http))
 
     @router.post("/recommend")
-    async def recommend(request: RecommendRequest) -> RecommendReply:
+    async def recommend(request: RecommendRequest, http: Request) -> RecommendReply:
         """Products of a market that a customer may want next."""
         found = limits.backend.recommend(request.market, request.products, request.k)
-        return RecommendReply.model_validate(await limits.within(found))
+        return RecommendReply.model_validate(await limits.within(found, http))
 
     @router.post("/embeddings")
     async def embeddings(
-        request: EmbeddingsRequest, accept_language: AcceptLanguage = None
+        request: EmbeddingsRequest, http: Request, accept_language: AcceptLanguage = None
     ) -> EmbeddingsReply:
         """Vectors of texts, as OpenAI's API has them."""
         texts = [request.input] if isinstance(request.input, str) else request.input
         limits.check(texts)
         asked = Asked(request.language, accept_language)
-        found = await limits.within(limits.backend.embed(texts, asked, request.model, request.dimensions))
+        answer = limits.backend.embed(texts, asked, request.model, request.dimensions)
+        found = await limits.within(answer, http)
         vectors = [_encoded(row, request.encoding_format) for row in found["vectors"]]
         return EmbeddingsReply(
             data=[Embedding(index=i, embedding=vector) for i, vector in enumerate(vectors)],
@@ -227,12 +238,12 @@ def _support(limits: _Limits) -> APIRouter:
     router = APIRouter()
 
     @router.post("/support", response_model=SupportReply)
-    async def support(request: SupportRequest, accept_language: AcceptLanguage = None) -> Any:
+    async def support(request: SupportRequest, http: Request, accept_language: AcceptLanguage = None) -> Any:
         """The answer of the shop's own knowledge to a customer, with its sources, or that a person is to take over."""
         limits.check([one.text for one in request.messages])
         messages = [one.text for one in request.messages if one.role == "user"]
         asked = Asked(request.language, accept_language)
-        found = await limits.within(limits.backend.support(messages, request.k, asked))
+        found = await limits.within(limits.backend.support(messages, request.k, asked), http)
         reply = SupportReply.model_validate(found)
         return StreamingResponse(_events(reply), media_type="text/event-stream") if request.stream else reply
 

@@ -1,4 +1,8 @@
-"""Counters and times for Prometheus; labels are routes and statuses, so their number is bounded."""
+"""Counters and times for Prometheus, by route, language, adapter and bundle; the number of labels is bounded.
+
+A language counts by its two letters (ISO 639-1 has 184), any other as `other`; an adapter is one of the champion's; of
+bundles only the last four keep their counter.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +14,59 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, H
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 _REGISTRY = CollectorRegistry()
+_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _REQUESTS = Counter("mlray_requests", "Requests answered", ("route", "status"), registry=_REGISTRY)
 _SECONDS = Histogram(
     "mlray_request_seconds",
     "From the first byte of a request to the last of its answer",
     ("route",),
-    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+    buckets=_BUCKETS,
     registry=_REGISTRY,
 )
+_ANSWERS = Counter(
+    "mlray_answers",
+    "Answers of models, by language and by the step of the fallback chain that gave them",
+    ("route", "language", "step", "adapter"),
+    registry=_REGISTRY,
+)
+_ANSWER_SECONDS = Histogram(
+    "mlray_answer_seconds",
+    "What an answer of the models took, waiting included",
+    ("language",),
+    buckets=_BUCKETS,
+    registry=_REGISTRY,
+)
+_BUNDLES = Counter("mlray_bundle_answers", "Answers of a bundle", ("bundle",), registry=_REGISTRY)
+_KEPT = 4
+_known: dict[str, None] = {}
+"""The last bundles, the newest last."""
 
 
 def told(scope: Mapping[str, Any], status: int, seconds: float) -> None:
-    """Counts an answer; paths that are no routes count as one."""
-    route = scope["path"] if scope.get("route") else "other"
+    """Counts a reply; paths that are no routes count as one."""
+    route = _route(scope)
     _REQUESTS.labels(route, str(status)).inc()
     _SECONDS.labels(route).observe(seconds)
+
+
+def answered(scope: Mapping[str, Any], served_by: Mapping[str, Any], seconds: float) -> None:
+    """Counts an answer of a model by what has served it."""
+    primary = str(served_by["language"]).partition("-")[0].lower()
+    language = primary if len(primary) == 2 else "other"
+    _ANSWERS.labels(_route(scope), language, served_by["step"], served_by["adapter"] or "none").inc()
+    _ANSWER_SECONDS.labels(language).observe(seconds)
+    bundle = str(served_by["bundle"])
+    if bundle not in _known:
+        _known[bundle] = None
+        if len(_known) > _KEPT:
+            oldest = next(iter(_known))
+            del _known[oldest]
+            _BUNDLES.remove(oldest)
+    _BUNDLES.labels(bundle).inc()
+
+
+def _route(scope: Mapping[str, Any]) -> str:
+    return scope["path"] if scope.get("route") else "other"
 
 
 def text() -> bytes:

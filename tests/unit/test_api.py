@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import re
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from starlette.types import Message
 from mlray.access import StorageError
 from mlray.config import Serving, Storage
 from mlray.release.changes import Product
-from serve_app import api, guards, keys
+from serve_app import api, guards, keys, metrics
 from serve_app.errors import ApiError
 from serve_app.keys import Keys
 from serve_app.models import Asked
@@ -404,3 +406,57 @@ def test_requests_are_counted_by_route_and_status() -> None:
     lines = asked.get("/metrics").text.splitlines()
     assert any(line.startswith('mlray_requests_total{route="/v1/search",status="200"}') for line in lines)
     assert not any("stranger" in line for line in lines)
+
+
+def test_answers_are_counted_by_what_has_served_them() -> None:
+    asked = client(Known())
+    before = counts(asked, "mlray_answers_total")
+    for route, body in (("search", {"query": "q", "market": "de"}), ("recommend", {"market": "de"})):
+        asked.post(f"/v1/{route}", json=body)
+    gained = counts(asked, "mlray_answers_total") - before
+    labels = 'adapter="none",language="de"'
+    assert gained == {
+        f'{{{labels},route="/v1/{route}",step="base"}}': 1.0 for route in ("search", "recommend")
+    }
+    assert counts(asked, "mlray_answer_seconds_count")['{language="de"}'] >= 2
+
+
+def test_labels_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "_known", {})
+    asked = client(Known())
+    scope = {"path": "/v1/search", "route": object()}
+    for number in range(9):
+        by = {**BY, "language": f"q{number}a-x-secret{number}", "bundle": f"promoted-{number}"}
+        metrics.answered(scope, by, 0.1)
+    told = asked.get("/metrics").text
+    assert "secret" not in told
+    assert 'language="other"' in told
+    bundles = [line for line in told.splitlines() if 'bundle="promoted-' in line and "_total" in line]
+    assert [line.split('"')[1] for line in bundles] == [f"promoted-{number}" for number in (5, 6, 7, 8)]
+
+
+def test_grafana_draws_metrics_that_there_are() -> None:
+    board = json.loads((Path(api.__file__).parent / "grafana.json").read_text())
+    drawn = " ".join(target["expr"] for panel in board["panels"] for target in panel["targets"])
+    named = set(re.findall(r"mlray_\w+", drawn))
+    told = client(Known()).get("/metrics").text
+    assert len(named) == 5
+    for name in named:
+        assert name.removesuffix("_total").removesuffix("_bucket") in told
+
+
+def counts(asked: TestClient, name: str) -> Counter[str]:
+    """Labels -> value of a metric."""
+    lines = (line.rpartition(" ") for line in asked.get("/metrics").text.splitlines())
+    return Counter(
+        {key.removeprefix(name): float(value) for key, _, value in lines if key.startswith(name + "{")}
+    )
+
+
+def test_the_document_says_how_a_key_is_sent() -> None:
+    told = client(Known()).get("/openapi.json").json()
+    assert told["components"]["securitySchemes"]["HTTPBearer"]["scheme"] == "bearer"
+    open_routes = {"/healthz", "/readyz", "/metrics"}
+    for path, item in told["paths"].items():
+        for operation in item.values():
+            assert ("security" in operation) == (path not in open_routes), path

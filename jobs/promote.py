@@ -20,6 +20,7 @@ def main() -> int:
         "--adapter", action="append", default=[], help="MARKET=RUN, read by that run's adapter"
     )
     parser.add_argument("--recommender", help="run of a model of sessions (--to challenger)")
+    parser.add_argument("--translator", help="run of a model that translates (--to challenger)")
     parser.add_argument("--bundle", help="name of a bundle (--to champion); without it the challenger")
     parser.add_argument("--index", help="name of its product index, or auto (--to champion)")
     parser.add_argument("--knowledge", help="name of its index of answers, or auto (--to champion)")

@@ -396,6 +396,10 @@ class Serving(_Section):
     """Of a request that neither says nor shows its own."""
     confidence: float = Field(0.6, ge=-1, le=1)
     """Cosine similarity below which customer service hands over to a person."""
+    pivot: str = "en"
+    """Language through which a translation goes where the direct direction is weak or was never judged."""
+    weak: float = Field(30.0, ge=0, le=100)
+    """chrF below which a direction is weak."""
     watch_s: float = Field(5.0, gt=0)
     """Between two looks at the registry for a new champion, and at the keys."""
     timeout_s: float = Field(10.0, gt=0)

@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from importlib import resources
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Depends, FastAPI, Header, Request, Response
@@ -18,6 +18,7 @@ from fastapi.security import HTTPBearer
 from mlray.config import Serving
 from mlray.release.changes import Product
 from serve_app import errors, metrics
+from serve_app.backend import Backend
 from serve_app.errors import ApiError
 from serve_app.guards import Guards
 from serve_app.keys import Keys
@@ -37,6 +38,8 @@ from serve_app.schemas import (
     SearchRequest,
     SupportReply,
     SupportRequest,
+    TranslateReply,
+    TranslateRequest,
     Usage,
 )
 
@@ -53,40 +56,6 @@ _PAGE_HEADERS = {
 _KEY = HTTPBearer(auto_error=False, description="an API key; `Guards` asks for it where there are keys")
 """For OpenAPI alone."""
 AcceptLanguage = Annotated[str | None, Header()]
-
-
-class Backend(Protocol):
-    """What answers; see `models.Models`."""
-
-    async def search(self, query: str, market: str, k: int, asked: Asked) -> dict[str, Any]:
-        """`results` and `served_by`."""
-        ...
-
-    async def recommend(self, market: str, products: list[str], k: int) -> dict[str, Any]:
-        """As `schemas.RecommendReply`."""
-        ...
-
-    async def support(self, messages: list[str], k: int, asked: Asked) -> dict[str, Any]:
-        """As `schemas.SupportReply`."""
-        ...
-
-    async def embed(
-        self, texts: list[str], asked: Asked, model: str | None, dimensions: int | None
-    ) -> dict[str, Any]:
-        """`vectors`, `tokens` and `served_by`."""
-        ...
-
-    async def about(self) -> dict[str, Any]:
-        """`champion` and `challenger`."""
-        ...
-
-    async def upsert(self, products: list[Product]) -> dict[str, Any]:
-        """As `schemas.ChangeReply`."""
-        ...
-
-    async def delete(self, products: list[tuple[str, str]]) -> dict[str, Any]:
-        """As `schemas.ChangeReply`."""
-        ...
 
 
 def create(
@@ -111,7 +80,7 @@ def create(
     errors.install(app)
     limits = _Limits(backend, settings)
     app.include_router(_open(limits))
-    for router in (_routes(limits), _support(limits), _products(limits)):
+    for router in (_routes(limits), _translation(limits), _support(limits), _products(limits)):
         app.include_router(router, prefix="/v1", responses=_REFUSALS, dependencies=[Depends(_KEY)])
 
     @app.get("/metrics", tags=["health"])
@@ -230,6 +199,22 @@ def _routes(limits: _Limits) -> APIRouter:
         found = [(role, about[role]) for role in ("champion", "challenger") if about[role]]
         data = [{"object": "model", "role": role, **one} for role, one in found]
         return ModelsReply(data=data, fault=about["fault"])
+
+    return router
+
+
+def _translation(limits: _Limits) -> APIRouter:
+    router = APIRouter()
+
+    @router.post("/translate")
+    async def translate(
+        request: TranslateRequest, http: Request, accept_language: AcceptLanguage = None
+    ) -> TranslateReply:
+        """Texts in another language; numbers, addresses, names and the words of a glossary stay as they must be."""
+        limits.check(request.texts)
+        asked = Asked(request.language, accept_language)
+        told = (request.texts, request.target, request.glossary, request.names, asked)
+        return TranslateReply.model_validate(await limits.within(limits.backend.translate(*told), http))
 
     return router
 

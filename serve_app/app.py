@@ -70,6 +70,12 @@ class _Behind:
         """See `Models.recommend`."""
         return await self._ask("recommend", market, products, k)
 
+    async def translate(
+        self, texts: list[str], target: str, glossary: dict[str, str], names: list[str], asked: Asked
+    ) -> dict[str, Any]:
+        """See `Models.translate`."""
+        return await self._ask("translate", texts, target, glossary, names, asked)
+
     async def support(self, messages: list[str], k: int, asked: Asked) -> dict[str, Any]:
         """See `Models.support`."""
         return await self._ask("support", messages, k, asked)

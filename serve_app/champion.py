@@ -13,14 +13,19 @@ import numpy as np
 from mlray import languages, storage
 from mlray.config import RunError
 from mlray.corpus import vectors
+from mlray.evaluation import recommendation
 from mlray.evaluation.report import Report
 from mlray.objectives.embedding import TextEmbedder
 from mlray.objectives.recommending import NextItem
-from mlray.release import bundle, markets, recommenders
+from mlray.release import bundle, companions, markets
 from mlray.release.changes import Changes
+from mlray.release.companions import Translator
 from mlray.release.index import ProductIndex
 from mlray.release.registry import Event, Registry
 from serve_app.catalogue import Catalogue
+
+_OF_MARKETS = {"recommendation", recommendation.CATALOGUE}
+"""Tasks whose names are markets, and not what people speak there."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class Champion:
     knowledge: Catalogue | None
     recommender: NextItem | None
     """Of sessions; None: by texts alone."""
+    translator: Translator | None
     report: Report
     languages: tuple[str, ...]
     """Those that the bundle was judged in."""
@@ -54,7 +60,12 @@ class Champion:
         embedder = bundle.open_embedder(registry, event.bundle, device)
         adapters = markets.tags(registry.about("bundles", event.bundle))
         report, _ = bundle.report_of(registry, event.bundle)
-        judged = {languages.alone(name) for task in report.cells.values() for name in task}
+        judged = {
+            languages.alone(name)
+            for task, cells in report.cells.items()
+            if task not in _OF_MARKETS
+            for name in cells
+        }
         spoken = {part for name in judged for part in languages.halves(name)}
         alone = functools.partial(markets.reader, embedder, ())
         mixed = functools.partial(bundle.open_reader, registry, event.bundle, device) if adapters else alone
@@ -63,9 +74,19 @@ class Champion:
         )
         # A question may be answered in any language, so answers are read without the adapter of one.
         knowledge = _catalogue(registry, event, event.knowledge, alone) if event.knowledge else None
-        recommender = recommenders.open_recommender(registry, event.bundle, device)
-        told = (tuple(sorted(spoken)), tuple(adapters))
-        return cls(registry, event, embedder, catalogue, knowledge, recommender, report, *told)
+        companion = functools.partial(companions.open_companion, registry, event.bundle, device=device)
+        return cls(
+            registry=registry,
+            event=event,
+            embedder=embedder,
+            catalogue=catalogue,
+            knowledge=knowledge,
+            recommender=companion("recommender"),
+            translator=companion("translator"),
+            report=report,
+            languages=tuple(sorted(spoken)),
+            adapters=tuple(adapters),
+        )
 
     def load(self, tag: str) -> None:
         """Puts a market's adapter into the encoder.
@@ -99,6 +120,7 @@ class Champion:
             "languages": list(self.languages),
             "adapters": list(self.adapters),
             "recommends": self.recommender.markets if self.recommender else [],
+            "translates": sorted(self.report.cells.get("translation", ())) if self.translator else [],
             "markets": self.catalogue.markets if self.catalogue else {},
             "answers": self.knowledge.markets if self.knowledge else {},
             "report": self.report.cells,

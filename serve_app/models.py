@@ -17,7 +17,7 @@ from mlray.config import ConfigError, RunConfig, RunError
 from mlray.release.changes import Change, Product
 from mlray.release.promotion import open_registry
 from mlray.release.registry import Event
-from serve_app import recommending, routing, support
+from serve_app import recommending, routing, support, translating
 from serve_app.catalogue import Catalogue
 from serve_app.champion import Champion
 from serve_app.errors import ApiError
@@ -167,6 +167,26 @@ class Models:
             "unknown": [one for one in products if one not in known],
             "served_by": _served_by(now, spoken, found.step),
         }
+
+    async def translate(
+        self, texts: list[str], target: str, glossary: dict[str, str], names: list[str], asked: Asked
+    ) -> dict[str, Any]:
+        """Texts in another language, in which the words of a glossary, names, numbers and addresses stand as they must.
+
+        Raises:
+            ApiError: no champion, no translator, no way between the languages, or the queue is full.
+        """
+        now = self._ready()
+        if now.legs is None:
+            raise ApiError(
+                503, "no_translator", f"{now.champion.event.bundle} is served without a translator"
+            )
+        spoken = self._spoken(texts[0], asked, now)
+        path = translating.choose(now.champion.report, spoken.language, target, self._config.serving)
+        found = await translating.translate(now.legs, texts, path, glossary, names)
+        step = routing.Step("pivot" if len(path.languages) > 2 else "language", None)
+        told = {"translations": [asdict(one) for one in found], "way": list(path.languages)}
+        return {**told, "quality": path.quality, "served_by": _served_by(now, spoken, step)}
 
     async def support(self, messages: list[str], k: int, asked: Asked) -> dict[str, Any]:
         """The answer to a customer, with its sources; none where no source is sure enough.

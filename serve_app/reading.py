@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mlray.config import ConfigError, RunError, Serving
-from serve_app import recommending, routing
+from serve_app import recommending, routing, translating
 from serve_app.adapters import Adapters
 from serve_app.batching import Batcher, Overloaded
 from serve_app.champion import Champion, Cut
 from serve_app.errors import ApiError
 from serve_app.recommending import Sessions
+from serve_app.translating import Legs
 
 log = logging.getLogger("mlray.serve")
 
@@ -35,6 +36,8 @@ class Reading:
     adapters: Adapters = field(repr=False)
     queues: frozenset[str]
     sessions: Sessions | None = field(repr=False)
+    legs: Legs | None = field(repr=False)
+    """Of translations."""
 
     @classmethod
     def of(cls, champion: Champion, settings: Serving) -> Reading:
@@ -53,7 +56,8 @@ class Reading:
         )
         queues = frozenset(one.partition("-")[0] for one in champion.languages)
         sessions = recommending.batcher(champion.recommender, settings) if champion.recommender else None
-        return cls(champion, batcher, adapters, queues, sessions)
+        legs = translating.batcher(champion.translator, settings) if champion.translator else None
+        return cls(champion, batcher, adapters, queues, sessions, legs)
 
     async def vectors(
         self, texts: Sequence[str], language: str, wanted: str | None

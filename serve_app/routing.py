@@ -39,9 +39,9 @@ class Spoken:
 
 @dataclass(frozen=True)
 class Step:
-    """Which adapter answers: the one that was asked for, a related one, or none."""
+    """Which adapter answers: the one that was asked for, a related one, or none; `pivot`: through a third language."""
 
-    step: Literal["language", "related", "base"]
+    step: Literal["language", "related", "base", "pivot"]
     adapter: str | None
 
 

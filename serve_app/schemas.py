@@ -10,9 +10,9 @@ from mlray import languages
 
 Text = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
 Tag = Annotated[str, StringConstraints(min_length=2, max_length=35)]
-_MANY, _TURNS, _SESSION = 4096, 64, 512
-"""Texts of a request, messages of a conversation, and products of a session, beyond which it is not looked at;
-`serving.max_texts` is less."""
+_MANY, _TURNS, _SESSION, _WORDS = 4096, 64, 512, 256
+"""Texts of a request, messages of a conversation, products of a session and words of a glossary, beyond which it is not
+looked at; `serving.max_texts` is less."""
 _Texts = Annotated[list[Text], Field(min_length=1, max_length=_MANY)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 
@@ -44,8 +44,9 @@ class ServedBy(BaseModel):
     index: str | None = None
     language: str
     known_by: Literal["declared", "header", "detected", "default"]
-    step: Literal["language", "related", "base"] = Field(
-        description="the language's own adapter, that of a related language, or the model without one"
+    step: Literal["language", "related", "base", "pivot"] = Field(
+        description="the language's own adapter, that of a related language, the model without one, or the way through "
+        "a third language"
     )
     adapter: str | None = None
 
@@ -95,6 +96,40 @@ class RecommendReply(BaseModel):
         description="sessions of other customers (scores are logits), or texts like those of the products (cosine)"
     )
     unknown: list[str] = Field(description="products of the request of which nothing is known")
+    served_by: ServedBy
+
+
+class TranslateRequest(_Request):
+    """Texts of one language for another."""
+
+    texts: _Texts = Field(examples=[["Wo bleibt meine Bestellung AB-1234?"]])
+    target: Tag = Field(description="BCP 47", examples=["en"])
+    language: Tag | None = LANGUAGE
+    glossary: dict[Name, Name] = Field(
+        {},
+        max_length=_WORDS,
+        description="a word or phrase -> its translation",
+        examples=[{"Bestellung": "order"}],
+    )
+    names: list[Name] = Field([], max_length=_WORDS, description="what stays as it is, such as brands")
+
+
+class TranslationReply(BaseModel):
+    """A text in another language."""
+
+    text: str
+    kept: list[str] = Field(
+        description="what was protected: numbers, addresses, names, words of the glossary"
+    )
+    whole: bool = Field(description="false: the parts between what was protected were translated one by one")
+
+
+class TranslateReply(BaseModel):
+    """Translations in the order of the texts."""
+
+    translations: list[TranslationReply]
+    way: list[str] = Field(description="the languages that the texts went through")
+    quality: float = Field(description="chrF of this way in the bundle's own evaluation, of 100")
     served_by: ServedBy
 
 

@@ -3,7 +3,7 @@
 weights/            the model, or the backbone below an adapter, with its tokenizer
 adapter/            the adapter of the task, where the run has trained one; language_adapter/ the one below it
 adapters/<tag>/     adapters of single markets, see `markets`
-recommender/        the model of sessions, see `recommenders`
+recommender/, translator/    see `companions`
 labels.json         of a model with heads for labels
 config.yaml         the whole configuration of the run
 report.json         the evaluation, and predictions.jsonl, the rows behind it (for paired tests)
@@ -26,7 +26,7 @@ from mlray.models import adapters, tokenizer
 from mlray.models.embedder import checkpoint_of
 from mlray.objectives.embedding import TextEmbedder
 from mlray.objectives.table import OBJECTIVES
-from mlray.release import markets, recommenders
+from mlray.release import companions, markets
 from mlray.release.registry import Registry
 from mlray.training import checkpoint as checkpoints
 from mlray.training.folders import WINNER, Folders
@@ -49,7 +49,7 @@ def make(
     run_uri: str,
     registry: Registry,
     markets_uris: Mapping[str, str] | None = None,
-    recommender_uri: str | None = None,
+    companions_uris: Mapping[str, str] | None = None,
 ) -> str:
     """Makes a bundle of what a run, or the winner of a sweep, has left; the same run gives the same bundle.
 
@@ -57,7 +57,7 @@ def make(
         run_uri: folder of the run or sweep.
         registry: where the bundle is kept.
         markets_uris: market -> the run or sweep whose adapter reads what is found there; see `markets`.
-        recommender_uri: the run or sweep of a model of sessions; see `recommenders`.
+        companions_uris: name -> the run or sweep of a model beside it; see `companions`.
 
     Returns:
         Its name.
@@ -84,12 +84,12 @@ def make(
             _check_backbone(stage, run.config)
         if others:
             _add_markets(stage, others, settings)
-        shelf = _run(recommender_uri, settings) if recommender_uri else None
-        if shelf:
-            _add_recommender(stage, shelf, settings)
+        beside = {name: _run(uri, settings) for name, uri in (companions_uris or {}).items()}
+        for name, one in beside.items():
+            _add_companion(stage, name, one, settings)
         report = Report.from_json((stage / "report.json").read_text(encoding="utf-8"))
         about = _about(run, report) | ({"adapters": sorted(others)} if others else {})
-        about |= {recommenders.FOLDER: shelf.config.run.name} if shelf else {}
+        about |= {name: one.config.run.name for name, one in beside.items()}
         # That of a sweep, not of its trial.
         return registry.put("bundles", stage, run_uri.rstrip("/").rpartition("/")[2], about)
 
@@ -142,10 +142,10 @@ def _add_markets(stage: Path, uris: Mapping[str, str], settings: Storage) -> Non
             markets.take_over(stage, tag, judged)
 
 
-def _add_recommender(stage: Path, run: _Run, settings: Storage) -> None:
+def _add_companion(stage: Path, name: str, run: _Run, settings: Storage) -> None:
     with storage.staging() as judged, storage.local_copy(run.weights, settings) as weights:
         _copy_judged(run, judged, weights, settings)
-        recommenders.add(stage, run.config, run.weights, judged)
+        companions.add(stage, name, run.config, run.weights, judged)
 
 
 def _winner(uri: str, settings: Storage) -> str:

@@ -12,7 +12,7 @@ from rich.table import Table
 from mlray import languages, storage
 from mlray.config import ConfigError, RunConfig, RunError
 from mlray.evaluation import comparison
-from mlray.release import bundle, gate
+from mlray.release import bundle, companions, gate
 from mlray.release.gate import Verdict
 from mlray.release.registry import Event, History, Registry
 
@@ -31,7 +31,8 @@ def decide(config: RunConfig, asked: Namespace) -> None:
     if asked.rollback:
         rollback(config, asked.why)
     elif asked.to == "challenger":
-        challenge(config, asked.run, asked.why, _markets(asked.adapter), asked.recommender)
+        beside = {name: uri for name in companions.KINDS if (uri := getattr(asked, name))}
+        challenge(config, asked.run, asked.why, _markets(asked.adapter), beside)
     elif asked.to == "champion":
         verdict, _ = promote(
             config, asked.bundle, asked.index, asked.why, knowledge=asked.knowledge, dry_run=asked.dry_run
@@ -66,9 +67,9 @@ def challenge(
     run_uri: str,
     why: str,
     markets_uris: Mapping[str, str] | None = None,
-    recommender_uri: str | None = None,
+    companions_uris: Mapping[str, str] | None = None,
 ) -> Event:
-    """Makes a bundle of a run, of the adapters of single markets and of a recommender, and names it the challenger.
+    """Makes a bundle of a run, of adapters of markets and of models beside it, and names it the challenger.
 
     Raises:
         ConfigError: as `bundle.make`.
@@ -76,7 +77,7 @@ def challenge(
     """
     registry = open_registry(config)
     before = registry.history()
-    name = bundle.make(run_uri, registry, markets_uris, recommender_uri)
+    name = bundle.make(run_uri, registry, markets_uris, companions_uris)
     return registry.append(before, action="challenge", bundle=name, index=None, why=why)
 
 

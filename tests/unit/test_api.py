@@ -66,6 +66,14 @@ class Known:
         hit = {"id": "p2", "score": 3.5, "title": "Tasse"}
         return {"results": [hit], "by": "sessions", "unknown": products[1:], "served_by": BY}
 
+    async def translate(
+        self, texts: list[str], target: str, glossary: dict[str, str], names: list[str], asked: Asked
+    ) -> dict[str, Any]:
+        self.asked.append((texts, target, glossary, names, asked))
+        told = {"text": "Where?", "kept": [], "whole": True}
+        by = {**BY, "step": "pivot"}
+        return {"translations": [told] * len(texts), "way": ["de", "en"], "quality": 60.0, "served_by": by}
+
     async def upsert(self, products: list[Product]) -> dict[str, Any]:
         self.asked.append(products)
         return {"change": 1, "products": len(products), "unknown": [], "bundle": "b-1", "index": "i-1"}
@@ -117,6 +125,19 @@ def test_a_recommendation_passes_on_the_session() -> None:
     }
     assert client(backend).post("/v1/recommend", json={"market": "de"}).status_code == 200
     assert backend.asked == [("de", ["p1", "gone"], 2), ("de", [], 10)]
+
+
+def test_a_translation_passes_on_glossary_and_names() -> None:
+    backend = Known()
+    body = {"texts": ["Wo?"], "target": "en", "language": "de", "glossary": {"a": "b"}, "names": ["Norvik"]}
+    told = client(backend).post("/v1/translate", json=body).json()
+    assert told["translations"] == [{"text": "Where?", "kept": [], "whole": True}]
+    assert (told["way"], told["quality"], told["served_by"]["step"]) == (["de", "en"], 60.0, "pivot")
+    assert backend.asked == [(["Wo?"], "en", {"a": "b"}, ["Norvik"], Asked("de", None))]
+    for wrong in ({"texts": []}, {"glossary": {"": "b"}}, {"names": ["x"] * 257}, {"target": None}):
+        refused(client(backend).post("/v1/translate", json={**body, **wrong}), 422, "invalid_request")
+    many = {**body, "texts": ["x"] * 257}
+    refused(client(backend).post("/v1/translate", json=many), 413, "too_many_texts")
 
 
 @pytest.mark.parametrize(

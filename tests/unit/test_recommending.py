@@ -16,7 +16,7 @@ from mlray.config import ConfigError, Model, RunConfig
 from mlray.models import items as catalogue
 from mlray.models import recommender
 from mlray.objectives.recommending import NextItem
-from mlray.release import recommenders
+from mlray.release import companions
 from mlray.release.registry import Registry
 from serve_app import recommending
 from serve_app.errors import ApiError
@@ -59,7 +59,8 @@ def with_sessions(root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Models, 
     """The champion of `promoted`, with a recommender beside it."""
     config = trained(root / "sessions")
     model = NextItem(config, root / "sessions")
-    monkeypatch.setattr(recommenders, "open_recommender", lambda *_: model)
+    beside = {"recommender": model}
+    monkeypatch.setattr(companions, "open_companion", lambda _, __, name, **___: beside.get(name))
     promoted(root, "one", 0, prefix="a")
     return opened(root), model
 
@@ -180,21 +181,21 @@ def test_a_bundle_holds_its_recommender_and_what_it_is_judged_by(tmp_path: Path)
     config, stage = trained(tmp_path / "sessions"), tmp_path / "stage"
     judged(stage, "retrieval")
     judged(tmp_path / "judged", "recommendation")
-    recommenders.add(stage, config, str(tmp_path / "sessions"), tmp_path / "judged")
+    companions.add(stage, "recommender", config, str(tmp_path / "sessions"), tmp_path / "judged")
     report = json.loads((stage / "report.json").read_text())
     assert report["cells"].keys() == {"retrieval", "recommendation"}
     rows = [json.loads(line)["task"] for line in (stage / "predictions.jsonl").read_text().splitlines()]
     assert rows == ["retrieval", "recommendation"]
     registry = Registry(str(tmp_path / "registry"), config.storage)
     made = registry.put("bundles", stage, "shop", {"objective": "contrastive", "recommender": "sessions"})
-    opened_one = recommenders.open_recommender(registry, made)
+    opened_one = companions.open_companion(registry, made, "recommender")
     assert opened_one is not None
     own = NextItem(config, tmp_path / "sessions")
     np.testing.assert_array_equal(opened_one.scores(["a1"], ["de"]), own.scores(["a1"], ["de"]))
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "x").write_text("x")
     without = registry.put("bundles", tmp_path / "none", "none", {"objective": "contrastive"})
-    assert recommenders.open_recommender(registry, without) is None
+    assert companions.open_companion(registry, without, "recommender") is None
 
 
 def test_what_is_no_recommender_is_refused(tmp_path: Path) -> None:
@@ -204,5 +205,5 @@ def test_what_is_no_recommender_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"takes a whole model of objective\.name=next_item, and words is masked"
     ):
-        recommenders.add(stage, other, str(tmp_path), tmp_path)
+        companions.add(stage, "recommender", other, str(tmp_path), tmp_path)
     assert not list(stage.iterdir())

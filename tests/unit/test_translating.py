@@ -1,0 +1,211 @@
+"""Translations that are served: what must not be touched, which way a text goes, and what a broken one costs."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlray.config import Evaluation, RunConfig, Serving
+from mlray.evaluation.report import Figure, Report
+from mlray.models.generation import Writer
+from mlray.release import companions
+from mlray.release.companions import Translator
+from serve_app import translating
+from serve_app.errors import ApiError
+from serve_app.models import Asked, Models
+from serve_app.protection import protect
+from serve_app.translating import Way, way
+from tests.unit import test_translation
+from tests.unit.test_models import promoted
+
+learnt = test_translation.learnt
+"""A model that copies German into German, and writes it backwards into English."""
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("Wo ist AB-1234?", ["AB-1234"]),
+        ("Order #10-22/7 for 19,99 €, please", ["#10-22/7", "19,99 €"]),
+        ("It costs $1,299.50. Thanks", ["$1,299.50"]),
+        ("EUR 5 or 5 EUR", ["EUR 5", "5 EUR"]),
+        ("1,7 l kettle, 2200 W", ["1,7 l", "2200 W"]),
+        ("size 42 or XL", ["42"]),
+        ("see https://shop.example/a?b=1 now", ["https://shop.example/a?b=1"]),
+        ("write to Ann.Lee+x@shop.example.", ["Ann.Lee+x@shop.example"]),
+        ("注文番号AB-12の状態", ["AB-12"]),
+        ("３ Stück", ["３"]),
+        ("nothing here", []),
+        ("", []),
+    ],
+)
+def test_numbers_and_addresses_are_kept(text: str, kept: list[str]) -> None:
+    found = protect(text, {}, [])
+    assert list(found.kept) == kept
+    assert found.restore(found.masked) == text
+    assert found.join(found.free) == text
+
+
+def test_names_stay_and_words_of_the_glossary_are_exchanged() -> None:
+    found = protect(
+        "Der Norvik Kocher ist kein Kochertopf", {"kocher": "kettle", "der norvik": "-"}, ["Norvik"]
+    )
+    assert found.masked == "1 2 ist kein Kochertopf"
+    assert found.kept == ("-", "kettle")  # the longer word counts
+    assert found.restore("2 is 1") == "kettle is -"
+    only = protect("NORVIK norvik", {}, ["Norvik"])
+    assert only.kept == ("NORVIK", "norvik")
+
+
+def test_a_word_of_a_script_without_spaces_is_found_inside() -> None:
+    found = protect("电热水壶在哪里", {"水壶": "kettle"}, [])
+    assert (found.masked, found.kept) == ("电热1在哪里", ("kettle",))
+
+
+@pytest.mark.parametrize("broken", ["2", "1 1", "1 2 3", "eins", "12", ""])
+def test_a_translation_without_every_number_is_not_used(broken: str) -> None:
+    assert protect("A-1 und B-2", {}, []).restore(broken) is None
+
+
+@given(st.text(max_size=60), st.lists(st.text(min_size=1, max_size=5), max_size=3))
+def test_what_is_taken_apart_is_whole_again(text: str, names: list[str]) -> None:
+    found = protect(text, {}, [name for name in names if name.strip()])
+    assert found.join(found.free) == text
+    assert len(found.free) == len(found.kept) + 1
+
+
+JUDGED = {"de-en": 60.0, "en-de": 55.0, "en-fr": 50.0, "fr-en": 50.0, "de-fr": 20.0, "fr-de": 31.0}
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "expected"),
+    [
+        ("de", "en", Way(("de", "en"), 60.0)),
+        ("fr", "de", Way(("fr", "de"), 31.0)),  # good enough, so no detour
+        ("de", "fr", Way(("de", "en", "fr"), 30.0)),  # weak, and 60 % of 50 is more
+        ("de-AT", "en-US", Way(("de", "en"), 60.0)),
+        ("de", "de", Way(("de",), 100.0)),
+        ("ja", "en", None),
+        ("en", "ja", None),
+    ],
+)
+def test_a_text_goes_the_better_way(source: str, target: str, expected: Way | None) -> None:
+    assert way(source, target, JUDGED, "en", 30.0) == expected
+
+
+def test_a_weak_direction_is_taken_where_no_detour_is_better() -> None:
+    poor = {**JUDGED, "en-fr": 10.0}
+    assert way("de", "fr", poor, "en", 30.0) == Way(("de", "fr"), 20.0)
+    assert way("de", "fr", {"de-fr": 20.0}, "en", 30.0) == Way(("de", "fr"), 20.0)
+    never = {"de-en": 60.0, "en-fr": 50.0}
+    assert way("de", "fr", never, "en", 30.0) == Way(("de", "en", "fr"), 30.0)
+    assert way("fr", "de", never, "en", 30.0) is None
+
+
+class Upper:
+    """Writes in capitals, and forgets every number in a text with `lost`."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[list[str], str, str]] = []
+
+    def translate(self, texts: list[str], source: str, target: str) -> list[str]:
+        self.calls.append((texts, source, target))
+        return ["LOST" if "lost" in text else text.upper() for text in texts]
+
+
+def translated(model: Any, texts: list[str], path: Way, **told: Any) -> list[translating.Translation]:
+    async def work() -> list[translating.Translation]:
+        legs = translating.batcher(model, Serving())
+        return await translating.translate(legs, texts, path, told.get("glossary", {}), told.get("names", []))
+
+    return asyncio.run(work())
+
+
+def test_what_is_protected_survives_a_translator_that_loses_it() -> None:
+    model = Upper()
+    first, second, third = translated(
+        model, ["order ab-1 now", "is ab-1  lost? ", "42"], Way(("de", "en"), 60.0), glossary={"now": "soon"}
+    )
+    assert (first.text, first.kept, first.whole) == ("ORDER ab-1 soon", ("ab-1", "soon"), True)
+    assert (second.text, second.whole) == ("IS ab-1  LOST ", False)
+    assert (third.text, third.whole) == ("42", True)
+    assert model.calls == [
+        (["order 1 2", "is 1  lost?"], "de", "en"),
+        (["is", "lost?"], "de", "en"),
+    ]
+
+
+def test_a_detour_goes_both_legs() -> None:
+    model = Upper()
+    (found,) = translated(model, ["ein text"], Way(("de", "en", "fr"), 30.0))
+    assert found.text == "EIN TEXT"
+    assert model.calls == [(["ein text"], "de", "en"), (["EIN TEXT"], "en", "fr")]
+
+
+def test_texts_of_one_direction_are_translated_together() -> None:
+    model = Upper()
+
+    async def work() -> list[list[translating.Translation]]:
+        legs = translating.batcher(model, Serving())
+        ways = [Way(("de", "en"), 60.0), Way(("fr", "en"), 60.0)]
+        return list(
+            await asyncio.gather(
+                *(
+                    translating.translate(legs, [f"text {'abcdefgh'[n]}"], ways[n % 2], {}, [])
+                    for n in range(8)
+                )
+            )
+        )
+
+    found = asyncio.run(work())
+    assert [one[0].text for one in found] == [f"TEXT {letter}" for letter in "ABCDEFGH"]
+    assert len(model.calls) <= 4
+    assert sum(len(texts) for texts, _, _ in model.calls) == 8
+
+
+def with_translator(
+    root: Path, model: Any, monkeypatch: pytest.MonkeyPatch, judged: dict[str, float]
+) -> Models:
+    beside = {"translator": model}
+    monkeypatch.setattr(companions, "open_companion", lambda _, __, name, **___: beside.get(name))
+    cells = {
+        "translation": {name: {"chrF": Figure(value, value, value, 9, "")} for name, value in judged.items()}
+    }
+    monkeypatch.setattr("serve_app.champion.bundle.report_of", lambda *_: (Report({}, cells), ""))
+    promoted(root, "one", 0, prefix="a")
+    registry = {"release": {"registry_uri": str(root / "registry")}, "serving": {"watch_s": 1000.0}}
+    return Models(RunConfig.model_validate(registry))
+
+
+def test_a_trained_translator_serves_what_it_was_judged_on(
+    learnt: tuple[list[Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Translator(Writer(learnt[1]), Evaluation(num_beams=1, max_new_tokens=16))
+    models = with_translator(tmp_path, model, monkeypatch, {"de-en": 90.0, "en-de": 80.0})
+    ask = models.translate(["der Wasserkocher ist leise 77"], "en", {}, [], Asked("de"))
+    found = asyncio.run(ask)
+    (told,) = found["translations"]
+    assert (
+        told["text"] == "leise ist Wasserkocher der 77"
+    )  # the model has no digits: its parts were translated
+    assert (told["kept"], told["whole"]) == (("77",), False)
+    assert (found["way"], found["quality"], found["served_by"]["step"]) == (["de", "en"], 90.0, "language")
+    with pytest.raises(ApiError) as refused:
+        asyncio.run(models.translate(["x"], "ja", {}, [], Asked("de")))
+    assert (refused.value.status, refused.value.code) == (404, "unknown_direction")
+    assert "de-en, en-de" in refused.value.message
+    with pytest.raises(ApiError) as refused:
+        asyncio.run(models.translate(["x"], "no language", {}, [], Asked("de")))
+    assert refused.value.code == "unknown_language"
+
+
+def test_a_bundle_without_a_translator_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = with_translator(tmp_path, None, monkeypatch, {})
+    with pytest.raises(ApiError) as refused:
+        asyncio.run(models.translate(["x"], "en", {}, [], Asked("de")))
+    assert (refused.value.status, refused.value.code) == (503, "no_translator")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import re
 import time
@@ -56,6 +57,10 @@ _PAGE_HEADERS = {
 _KEY = HTTPBearer(auto_error=False, description="an API key; `Guards` asks for it where there are keys")
 """For OpenAPI alone."""
 AcceptLanguage = Annotated[str | None, Header()]
+CustomerId = Annotated[
+    str | None,
+    Header(alias="x-customer-id", max_length=128, description="whoever asks; only its hash is used"),
+]
 
 
 def create(
@@ -160,11 +165,14 @@ def _routes(limits: _Limits) -> APIRouter:
 
     @router.post("/search")
     async def search(
-        request: SearchRequest, http: Request, accept_language: AcceptLanguage = None
+        request: SearchRequest,
+        http: Request,
+        accept_language: AcceptLanguage = None,
+        customer: CustomerId = None,
     ) -> SearchReply:
         """Products of a market for a customer's words."""
         limits.check([request.query])
-        asked = Asked(request.language, accept_language)
+        asked = Asked(request.language, accept_language, _hashed(customer))
         found = limits.backend.search(request.query, request.market, request.k, asked)
         return SearchReply.model_validate(await limits.within(found, http))
 
@@ -198,7 +206,7 @@ def _routes(limits: _Limits) -> APIRouter:
         about = await limits.within(limits.backend.about())
         found = [(role, about[role]) for role in ("champion", "challenger") if about[role]]
         data = [{"object": "model", "role": role, **one} for role, one in found]
-        return ModelsReply(data=data, fault=about["fault"])
+        return ModelsReply(data=data, fault=about["fault"], latency=metrics.latency())
 
     return router
 
@@ -270,6 +278,10 @@ def _products(limits: _Limits) -> APIRouter:
 def _writes(request: Request) -> None:
     if not request.state.writes:
         raise ApiError(403, "read_only_key", "this API key may not change products")
+
+
+def _hashed(customer: str | None) -> str | None:
+    return hashlib.sha256(customer.encode()).hexdigest() if customer else None
 
 
 def _encoded(vector_H: np.ndarray, how: str) -> list[float] | str:

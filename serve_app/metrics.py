@@ -6,6 +6,7 @@ bundles only the last four keep their counter.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -67,6 +68,31 @@ def answered(scope: Mapping[str, Any], served_by: Mapping[str, Any], seconds: fl
 
 def _route(scope: Mapping[str, Any]) -> str:
     return scope["path"] if scope.get("route") else "other"
+
+
+def latency() -> dict[str, dict[str, float | None]]:
+    """Language -> number of answers of this process, and the bounds (s) within which 50 and 95 % of them came.
+
+    None: later than the last bound.
+    """
+    counts: dict[str, dict[float, float]] = {}
+    for family in _ANSWER_SECONDS.collect():
+        for sample in family.samples:
+            if sample.name.endswith("_bucket"):
+                counts.setdefault(sample.labels["language"], {})[float(sample.labels["le"])] = sample.value
+    return {
+        language: {
+            "answers": buckets[math.inf],
+            "p50_s": _bound(buckets, 0.5),
+            "p95_s": _bound(buckets, 0.95),
+        }
+        for language, buckets in sorted(counts.items())
+    }
+
+
+def _bound(buckets: Mapping[float, float], share: float) -> float | None:
+    found = next(bound for bound in sorted(buckets) if buckets[bound] >= share * buckets[math.inf])
+    return found if math.isfinite(found) else None
 
 
 def text() -> bytes:

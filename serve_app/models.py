@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -12,16 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from mlray.access import StorageError
 from mlray.config import ConfigError, RunConfig, RunError
 from mlray.release.changes import Change, Product
 from mlray.release.promotion import open_registry
 from mlray.release.registry import Event
 from serve_app import recommending, routing, support, translating
 from serve_app.catalogue import Catalogue
-from serve_app.champion import Champion
 from serve_app.errors import ApiError
 from serve_app.reading import Reading
+from serve_app.slot import Slot
+from serve_app.trials import Trials
 
 log = logging.getLogger("mlray.serve")
 
@@ -31,10 +30,12 @@ _CHANGES = 64
 
 @dataclass(frozen=True)
 class Asked:
-    """What a request says of its language."""
+    """What a request says of its language, and of who asks."""
 
     language: str | None = None
     header: str | None = None
+    customer: str | None = None
+    """Who asks, by a hash: the same customer gets the same model."""
 
 
 class Models:
@@ -43,10 +44,10 @@ class Models:
     def __init__(self, config: RunConfig) -> None:
         self._config, self._registry = config, open_registry(config)
         self._device = "cuda" if config.serving.gpus_per_replica else "cpu"
-        self._now: Reading | None = None
+        self._slot = Slot(self._registry, config.serving, self._device)
+        self._trials = Trials(self._registry, config.serving, self._device)
         self._challenger: Event | None = None
         self._fault = ""
-        self._refused: tuple[Event, str] | None = None
         self._changing = ThreadPoolExecutor(1, thread_name_prefix="change")
         self._changes = 0
         self.look()
@@ -60,16 +61,16 @@ class Models:
     def look(self) -> None:
         """Takes up the champion if the history names another than the one that serves, and changes of its products.
 
-        What cannot be opened is told once in the log and by `about`, and the one before it goes on. It is not tried
-        again before the history names another, but where a storage could not be reached.
+        What cannot be opened is told once in the log and by `about`, and the one before it goes on.
         """
         fault = self._fault
         try:
             history = self._registry.history()
             self._challenger = history.challenger
-            fault = self._exchange(history.champion)
-            if self._now and self._now.champion.catalogue:
-                self._now.champion.catalogue.take()
+            champion = history.champion
+            fault = self._slot.put(champion) if champion else f"{self._registry.uri} has no champion"
+            self._slot.take()
+            fault = self._trials.look(history.challenger) or fault
         except (ConfigError, RunError) as error:
             fault = str(error)
         except Exception as error:  # whatever it is, the watch goes on
@@ -78,34 +79,13 @@ class Models:
             log.error("nothing new is taken up: %s", fault)
         self._fault = fault
 
-    def _exchange(self, event: Event | None) -> str:
-        """Puts the champion in place; returns why there is none other than the one that serves."""
-        if event is None:
-            return f"{self._registry.uri} has no champion"
-        if self._now and event == self._now.champion.event:
-            return ""
-        if self._refused and event == self._refused[0]:
-            return self._refused[1]
-        try:
-            champion = Champion.open(self._registry, event, self._device)
-        except StorageError:  # it may be there at the next look
-            raise
-        except (ConfigError, RunError) as error:
-            self._refused = event, str(error)
-            raise
-        if champion.catalogue:
-            with contextlib.suppress(RunError):  # `look` tells it; the champion serves without
-                champion.catalogue.take()
-        self._now = Reading.of(champion, self._config.serving)
-        log.info("serves %s with %s", event.bundle, event.index or "no index")
-        return ""
-
     async def about(self) -> dict[str, Any]:
         """The champion, the challenger, and why another was not taken up; of what is known, without a look."""
-        now, challenger = self._now, self._challenger
+        now, challenger = self._slot.now, self._challenger
+        tried = self._trials.about()
         return {
             "champion": now.champion.about() if now else None,
-            "challenger": asdict(challenger) | {"id": challenger.bundle} if challenger else None,
+            "challenger": asdict(challenger) | {"id": challenger.bundle} | tried if challenger else None,
             "fault": self._fault,
             "waiting_tokens": now.batcher.waiting if now else {},
         }
@@ -141,12 +121,17 @@ class Models:
             ApiError: no champion, no index, no such market, or the queue is full.
         """
         now = self._ready()
-        catalogue = _market(now, market)
+        _market(now, market)
         spoken = self._spoken(query, asked, now)
-        vectors_1H, _, step = await now.vectors([query], spoken.language, market)
-        found = catalogue.search(market, vectors_1H[0], k)
-        results = [{"id": name, "score": score, "title": title} for name, score, title in found]
-        return {"results": results, "served_by": _served_by(now, spoken, step)}
+
+        async def search(reading: Reading) -> dict[str, Any]:
+            catalogue = _market(reading, market)
+            vectors_1H, _, step = await reading.vectors([query], spoken.language, market)
+            found = catalogue.search(market, vectors_1H[0], k)
+            results = [{"id": name, "score": score, "title": title} for name, score, title in found]
+            return {"results": results, "served_by": _served_by(reading, spoken, step)}
+
+        return await self._trials.answer(now, search, market, asked.customer)
 
     async def recommend(self, market: str, products: list[str], k: int) -> dict[str, Any]:
         """The k products of a market that may follow in a session, and what has served.
@@ -257,9 +242,9 @@ class Models:
         self._changes -= 1
 
     def _ready(self) -> Reading:
-        if self._now is None:
+        if self._slot.now is None:
             raise ApiError(503, "no_champion", "no model is served yet", self._config.serving.watch_s)
-        return self._now
+        return self._slot.now
 
     def _spoken(self, text: str, asked: Asked, now: Reading) -> routing.Spoken:
         try:

@@ -260,6 +260,10 @@ class ModelsReply(BaseModel):
     object: Literal["list"] = "list"
     data: list[dict[str, Any]]
     fault: str = Field("", description="why a newer champion or change is not taken up")
+    latency: dict[str, dict[str, float | None]] = Field(
+        {},
+        description="language -> answers of this ingress, and seconds below which 50 and 95 % of them were given",
+    )
 
 
 class Fault(BaseModel):

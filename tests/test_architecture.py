@@ -33,7 +33,7 @@ HOMES = {
     "boto3": "mlray/access.py",
 }
 MAX_FILE, MAX_JOB, MAX_FUNCTION, MAX_LOOP = 300, 50, 50, 60
-MAX_CONFIG = 470
+MAX_CONFIG = 480
 """`mlray/config.py` is a list of settings: it stays one page, though a longer one."""
 
 

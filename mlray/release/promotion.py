@@ -116,7 +116,7 @@ def promote(
             )
         name = before.challenger.bundle
     beside = {
-        kind: _only_index(registry, name, kind) if one == "auto" else one
+        kind: only_index(registry, name, kind) if one == "auto" else one
         for kind, one in (("index", index), ("knowledge", knowledge))
     }
     champion = before.champion
@@ -156,7 +156,12 @@ def rollback(config: RunConfig, why: str) -> Event:
     return registry.append(before, action="rollback", bundle=earlier.bundle, why=why, **beside)
 
 
-def _only_index(registry: Registry, name: str, kind: str) -> str:
+def only_index(registry: Registry, name: str, kind: str) -> str:
+    """The index (`kind`: or `knowledge`) that there is of a bundle.
+
+    Raises:
+        ConfigError: there is none, or several.
+    """
     built = [
         one
         for one in registry.names("indexes")

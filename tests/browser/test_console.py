@@ -86,7 +86,8 @@ def test_two_shops_answer(served: Address, tmp_path: Path, width: int, height: i
         tab.locator("#tab-models").click()
         assert first.is_hidden()
         assert "champion: one-" in tab.locator("#models h2").first.inner_text()
-        assert tab.locator("#models tbody tr").count() == 2
+        assert tab.locator("#tab-translate").is_hidden()  # this bundle has no translator
+        assert tab.locator("#models article").first.locator("tbody tr").count() == 2
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
         assert faults == []
 
@@ -126,6 +127,33 @@ def test_customer_service_answers_or_hands_over(
         assert tab.locator(".turn.person").inner_text().startswith("A person takes over")
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
         tab.screenshot(path=tmp_path / "support.png", full_page=True)
+        assert faults == []
+
+
+def test_a_text_is_translated(served: Address, tmp_path: Path) -> None:
+    with chromium.tab(served.url, width=390, height=844) as (tab, faults):
+        champion = {
+            "role": "champion",
+            "id": "b",
+            "markets": {},
+            "report": {},
+            "translates": ["de-en", "de-ar"],
+        }
+        by = {"bundle": "b", "language": "de", "known_by": "detected", "step": "pivot"}
+        told = {"text": "<i>أين؟</i>", "kept": [], "whole": True}
+        found = {"translations": [told], "way": ["de", "en", "ar"], "quality": 31.4, "served_by": by}
+        for name, body in (("models", json.dumps({"data": [champion]})), ("translate", json.dumps(found))):
+            tab.route(f"**/v1/{name}", lambda route, _, body=body: route.fulfill(body=body))
+        tab.goto(served.url)
+        tab.locator("#tab-translate").click()
+        tab.locator("#translate input").fill("Wo?")
+        tab.locator("#translate select").select_option("ar")
+        tab.locator("#translate button").click()
+        tab.locator("#translate .turn").wait_for()
+        assert tab.locator("#translate .turn").inner_text() == "<i>أين؟</i>"
+        assert tab.locator("#translate .by").inner_text().startswith("de → en → ar · chrF 31 · ")
+        assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+        tab.screenshot(path=tmp_path / "translate.png", full_page=True)
         assert faults == []
 
 

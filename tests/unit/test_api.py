@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from starlette.types import Message
 
 from mlray.access import StorageError
@@ -481,3 +483,46 @@ def test_the_document_says_how_a_key_is_sent() -> None:
     for path, item in told["paths"].items():
         for operation in item.values():
             assert ("security" in operation) == (path not in open_routes), path
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+BODIES = {
+    "/v1/search": {"query": "q", "market": "de", "language": "de", "k": 3},
+    "/v1/recommend": {"market": "de", "products": ["p1"], "k": 3},
+    "/v1/translate": {
+        "texts": ["a"],
+        "target": "en",
+        "language": "de",
+        "glossary": {"a": "b"},
+        "names": ["x"],
+    },
+    "/v1/support": {"messages": [{"role": "user", "text": "a"}], "language": "de", "k": 3, "stream": False},
+    "/v1/embeddings": {"input": ["a"], "model": "m", "dimensions": 2, "encoding_format": "float"},
+    "/v1/products/delete": {"products": [{"market": "de", "id": "p1"}]},
+}
+ASKED = client(Known())
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(sorted(BODIES)), st.data())
+def test_no_body_makes_the_server_fail(route: str, data: st.DataObject) -> None:
+    body: Any = dict(BODIES[route])
+    for name in data.draw(st.lists(st.sampled_from([*body, "other"]), min_size=1, max_size=2)):
+        body[name] = data.draw(JSON)
+    whole = data.draw(st.sampled_from([body, None]))
+    told = ASKED.post(route, json=body if whole else data.draw(JSON))
+    assert told.status_code in {200, 400, 413, 422}, told.text
+    if told.status_code != 200:
+        refused(told, told.status_code, told.json()["error"]["code"])
+
+
+def test_latency_is_told_per_language() -> None:
+    asked = client(Known())
+    asked.post("/v1/search", json={"query": "q", "market": "de"})
+    row = asked.get("/v1/models").json()["latency"]["de"]
+    assert row["answers"] >= 1
+    assert 0 < row["p50_s"] <= row["p95_s"]

@@ -99,7 +99,7 @@ def test_a_market_without_sessions_is_served_by_texts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models, _ = with_sessions(tmp_path, monkeypatch)
-    champion = models._now.champion if models._now else None
+    champion = models._slot.now.champion if models._slot.now else None
     assert champion is not None
     found = ask(models, "en", ["a2", "a11", "never"], k=4)
     vectors = champion.embedder.embed(TITLES["en"])

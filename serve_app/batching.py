@@ -16,6 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from serve_app.errors import ApiError
+
 In = TypeVar("In")
 Out = TypeVar("Out")
 
@@ -23,12 +25,11 @@ _SMOOTHING = 0.2
 """Weight of the last pass in the running speed."""
 
 
-class Overloaded(Exception):
+class Overloaded(ApiError):
     """A queue is full."""
 
     def __init__(self, retry_after_s: float) -> None:
-        super().__init__(f"the queue is full; try again in {retry_after_s:.0f} s")
-        self.retry_after_s = retry_after_s
+        super().__init__(429, "overloaded", "too much waits; try again later", retry_after_s)
 
 
 @dataclass

@@ -52,9 +52,8 @@ def told(scope: Mapping[str, Any], status: int, seconds: float) -> None:
 
 def answered(scope: Mapping[str, Any], served_by: Mapping[str, Any], seconds: float) -> None:
     """Counts an answer of a model by what has served it."""
-    primary = str(served_by["language"]).partition("-")[0].lower()
-    language = primary if len(primary) == 2 else "other"
-    _ANSWERS.labels(_route(scope), language, served_by["step"], served_by["adapter"] or "none").inc()
+    language, step = _language(served_by.get("language")), served_by.get("step", "none")
+    _ANSWERS.labels(_route(scope), language, step, served_by.get("adapter") or "none").inc()
     _ANSWER_SECONDS.labels(language).observe(seconds)
     bundle = str(served_by["bundle"])
     if bundle not in _known:
@@ -64,6 +63,13 @@ def answered(scope: Mapping[str, Any], served_by: Mapping[str, Any], seconds: fl
             del _known[oldest]
             _BUNDLES.remove(oldest)
     _BUNDLES.labels(bundle).inc()
+
+
+def _language(tag: str | None) -> str:
+    if tag is None:  # of a session
+        return "none"
+    primary = tag.partition("-")[0].lower()
+    return primary if len(primary) == 2 else "other"
 
 
 def _route(scope: Mapping[str, Any]) -> str:

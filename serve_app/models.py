@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -140,17 +140,14 @@ class Models:
             ApiError: no champion, no index, no such market, no known product, or the queue is full.
         """
         now = self._ready()
-        catalogue, model = _market(now, market), now.champion.recommender
-        known = recommending.known(catalogue, model, market, products)
-        found = await recommending.recommend(catalogue, model, now.sessions, market, known, k)
-        spoken = routing.Spoken(market, "declared")
+        catalogue = _market(now, market)
+        known = recommending.known(catalogue, now.sessions, market, products)
+        found = await recommending.recommend(catalogue, now.sessions, market, known, k)
+        event = now.champion.event
         return {
-            "results": [
-                {"id": name, "score": score, "title": title} for name, score, title in found.products
-            ],
-            "by": found.by,
+            "results": [asdict(one) for one in found],
             "unknown": [one for one in products if one not in known],
-            "served_by": _served_by(now, spoken, found.step),
+            "served_by": {"bundle": event.bundle, "index": event.index},
         }
 
     async def translate(
@@ -166,10 +163,11 @@ class Models:
             raise ApiError(
                 503, "no_translator", f"{now.champion.event.bundle} is served without a translator"
             )
-        spoken = self._spoken(texts[0], asked, now)
+        # What a browser prefers is not the language of the text.
+        spoken = self._spoken(texts[0], replace(asked, header=None), now)
         path = translating.choose(now.champion.report, spoken.language, target, self._config.serving)
         found = await translating.translate(now.legs, texts, path, glossary, names)
-        step = routing.Step("pivot" if len(path.languages) > 2 else "language", None)
+        step = routing.Step(path.step, None)
         told = {"translations": [asdict(one) for one in found], "way": list(path.languages)}
         return {**told, "quality": path.quality, "served_by": _served_by(now, spoken, step)}
 

@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mlray.config import ConfigError, RunError, Serving
-from serve_app import recommending, routing, translating
+from serve_app import routing
 from serve_app.adapters import Adapters
-from serve_app.batching import Batcher, Overloaded
+from serve_app.batching import Batcher
 from serve_app.champion import Champion, Cut
-from serve_app.errors import ApiError
 from serve_app.recommending import Sessions
 from serve_app.translating import Legs
 
@@ -55,8 +54,8 @@ class Reading:
             champion.load, champion.unload, capacity=settings.adapters, pinned=settings.pinned, loaded=pinned
         )
         queues = frozenset(one.partition("-")[0] for one in champion.languages)
-        sessions = recommending.batcher(champion.recommender, settings) if champion.recommender else None
-        legs = translating.batcher(champion.translator, settings) if champion.translator else None
+        sessions = Sessions.of(champion.recommender, settings) if champion.recommender else None
+        legs = Legs.of(champion.translator, settings) if champion.translator else None
         return cls(champion, batcher, adapters, queues, sessions, legs)
 
     async def vectors(
@@ -78,16 +77,11 @@ class Reading:
         cut = await loop.run_in_executor(_CUTTERS, self.champion.embedder.cut, texts)
         step = routing.step(wanted, self.champion.adapters) if wanted else routing.BASE
         try:
-            try:
-                found = await self._read(cut, queue, step.adapter)
-            except (ConfigError, RunError) as error:
-                log.error("%s without its adapter: %s", step.adapter, error)
-                step = routing.BASE
-                found = await self._read(cut, queue, None)
-        except Overloaded as error:
-            raise ApiError(
-                429, "overloaded", "too much waits; try again later", error.retry_after_s
-            ) from None
+            found = await self._read(cut, queue, step.adapter)
+        except (ConfigError, RunError) as error:
+            log.error("%s without its adapter: %s", step.adapter, error)
+            step = routing.BASE
+            found = await self._read(cut, queue, None)
         return np.stack(found), sum(len(tokens) for tokens in cut), step
 
     async def _read(self, cut: Sequence[list[int]], queue: str, adapter: str | None) -> list[np.ndarray]:

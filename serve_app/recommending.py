@@ -1,21 +1,24 @@
 """What a customer may want next: by sessions of others where the champion has learnt from them, else by texts.
 
-sessions    the bundle's recommender, told the market or a related one
-texts       what lies nearest to the mean of the products of the session
+    sessions    the bundle's recommender, where it knows the market, and a product of the session (or there is none yet)
+    texts       what lies nearest to the mean of the products of the session; also where the first finds too few
+
+A market is no language: that of the United Kingdom, `uk`, is not related to that of Russia. So only a market's own tag,
+or its first part, counts.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from mlray.config import Serving
 from mlray.objectives.recommending import NextItem
-from serve_app import routing
-from serve_app.batching import Batcher, Overloaded
+from serve_app.batching import Batcher
 from serve_app.catalogue import Catalogue
 from serve_app.errors import ApiError
 
@@ -34,81 +37,89 @@ class Session:
     """As the recommender knows it."""
 
 
-Sessions = Batcher[Session, np.ndarray]
+@dataclass(frozen=True)
+class Sessions:
+    """A recommender, and what waits for it."""
 
+    model: NextItem
+    batcher: Batcher[Session, np.ndarray]
 
-def batcher(model: NextItem, settings: Serving) -> Sessions:
-    """Sessions of many customers and markets in one forward pass."""
+    @classmethod
+    def of(cls, model: NextItem, settings: Serving) -> Sessions:
+        """Sessions of many customers and markets in one forward pass."""
 
-    def run(batch: list[Session]) -> np.ndarray:
-        return model.scores([" ".join(one.products) for one in batch], [one.market for one in batch])
+        def run(batch: list[Session]) -> np.ndarray:
+            return model.scores([" ".join(one.products) for one in batch], [one.market for one in batch])
 
-    return Batcher[Session, np.ndarray](
-        run,
-        lambda one: 1 + len(one.products) + len(model.items) // _PER_TOKEN,
-        budget=settings.batch_tokens,
-        capacity=settings.queued_tokens,
-        patience_s=settings.timeout_s,
-    )
+        batcher = Batcher[Session, np.ndarray](
+            run,
+            lambda one: 1 + len(one.products) + len(model.items) // _PER_TOKEN,
+            budget=settings.batch_tokens,
+            capacity=settings.queued_tokens,
+            patience_s=settings.timeout_s,
+        )
+        return cls(model, batcher)
+
+    def market(self, tag: str) -> str | None:
+        """What the model calls a market; None if it does not know it."""
+        return next((one for one in (tag, tag.partition("-")[0]) if one in self.model.markets), None)
 
 
 @dataclass(frozen=True)
 class Found:
-    """Products and how they were found."""
+    """A product, and how it was found."""
 
-    products: list[tuple[str, float, str | None]]
-    """Id, score and title."""
+    id: str
+    score: float
+    title: str | None
     by: Literal["sessions", "texts"]
-    step: routing.Step
 
 
 async def recommend(
-    catalogue: Catalogue,
-    model: NextItem | None,
-    sessions: Sessions | None,
-    market: str,
-    products: Sequence[str],
-    k: int,
-) -> Found:
+    catalogue: Catalogue, sessions: Sessions | None, market: str, products: Sequence[str], k: int
+) -> list[Found]:
     """The k products of a market that may be wanted next, without those of the session.
 
     Args:
         catalogue: what is sold.
-        model: of sessions, if there is one.
-        sessions: its `batcher`.
+        sessions: of the champion, if it has a recommender.
         market: one of the catalogue's.
-        products: of the session that the catalogue or the model knows.
+        products: of the session; at least one is known, if there are any.
         k: products, at most.
 
     Raises:
         ApiError: too much waits, or there is neither a model for the market nor a product to go by.
     """
-    step = routing.step(market, model.markets) if model else routing.BASE
-    if model and sessions and step.adapter:
-        try:
-            (scores_V,) = await sessions.submit(step.adapter, [Session(tuple(products), step.adapter)])
-        except Overloaded as error:
-            raise ApiError(
-                429, "overloaded", "too much waits; try again later", error.retry_after_s
-            ) from None
-        own = set(products)
-        names = [name for name in model.items if name not in own]
-        numbers = np.array([model.items[name] for name in names], np.int64)
-        ranked = _best_first(names, scores_V[numbers])
-        sold = catalogue.sold(market, ranked, k)
-        return Found(
-            [(name, float(scores_V[model.items[name]]), title) for name, title in sold], "sessions", step
-        )
-    held = [name for name in products if not catalogue.unknown([(market, name)])]
-    if not held:
+    found: list[Found] = []
+    known = sessions.market(market) if sessions else None
+    if sessions and known and (not products or any(one in sessions.model.items for one in products)):
+        (scores_V,) = await sessions.batcher.submit(known, [Session(tuple(products), known)])
+        found = await asyncio.to_thread(_best, catalogue, sessions.model, market, products, scores_V, k)
+    held = [one for one in products if not catalogue.unknown([(market, one)])]
+    if not found and not held:
         raise ApiError(
             422, "invalid_request", "products: name one, as nothing is known of sessions in this market"
         )
-    return Found(catalogue.like(market, held, k), "texts", routing.BASE)
+    if len(found) < k and held:
+        told = {one.id for one in found}
+        near = await asyncio.to_thread(catalogue.like, market, held, k + len(found))
+        found += [Found(*one, "texts") for one in near if one[0] not in told][: k - len(found)]
+    return found
 
 
-def _best_first(names: Sequence[str], scores_N: np.ndarray) -> Iterator[str]:
-    """Names by falling score; no more of them are ordered than are taken."""
+def _best(
+    catalogue: Catalogue, model: NextItem, market: str, products: Sequence[str], scores_V: np.ndarray, k: int
+) -> list[Found]:
+    own = set(products)
+    ranked = (name for name in _by_score(model.names, scores_V[model.columns]) if name not in own)
+    return [
+        Found(name, float(scores_V[model.items[name]]), title, "sessions")
+        for name, title in catalogue.sold(market, ranked, k)
+    ]
+
+
+def _by_score(names: Sequence[str], scores_N: np.ndarray) -> Iterator[str]:
+    """Names by falling score; hardly more of them are ordered than are taken."""
     told, size = 0, _FIRST
     while told < len(names):
         size = min(size, len(names))
@@ -118,13 +129,13 @@ def _best_first(names: Sequence[str], scores_N: np.ndarray) -> Iterator[str]:
         told, size = size, 4 * size
 
 
-def known(catalogue: Catalogue, model: NextItem | None, market: str, products: Sequence[str]) -> list[str]:
+def known(catalogue: Catalogue, sessions: Sessions | None, market: str, products: Sequence[str]) -> list[str]:
     """Those that the market sells, or that the recommender has learnt of.
 
     Raises:
         ApiError: there are some, and none of them is known.
     """
-    items: Any = model.items if model else {}
+    items = sessions.model.items if sessions else {}
     found = [one for one in products if one in items or not catalogue.unknown([(market, one)])]
     if products and not found:
         raise ApiError(404, "unknown_product", "none of these products is known")

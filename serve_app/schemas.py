@@ -15,6 +15,7 @@ _MANY, _TURNS, _SESSION, _WORDS = 4096, 64, 512, 256
 looked at; `serving.max_texts` is less."""
 _Texts = Annotated[list[Text], Field(min_length=1, max_length=_MANY)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+_Word = Annotated[str, StringConstraints(min_length=1, max_length=64, strip_whitespace=True)]
 
 
 def _market(tag: str) -> str:
@@ -37,11 +38,16 @@ class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class ServedBy(BaseModel):
+class Served(BaseModel):
     """What has answered; a reply is of one bundle and of the index that this bundle has built."""
 
     bundle: str
     index: str | None = None
+
+
+class ServedBy(Served):
+    """The same, to a text in a language."""
+
     language: str
     known_by: Literal["declared", "header", "detected", "default"]
     step: Literal["language", "related", "base", "pivot"] = Field(
@@ -64,7 +70,7 @@ class Hit(BaseModel):
     """A product."""
 
     id: str
-    score: float = Field(description="cosine similarity to the query; of a recommendation see `by`")
+    score: float = Field(description="cosine similarity to the query")
     title: str | None = None
 
 
@@ -88,15 +94,25 @@ class RecommendRequest(_Request):
     k: int = Field(10, ge=1, le=100, description="products, at most")
 
 
+class Wanted(BaseModel):
+    """A product that may be wanted next."""
+
+    id: str
+    score: float = Field(
+        description="by sessions: a logit; by texts: cosine similarity to those of the session"
+    )
+    title: str | None = None
+    by: Literal["sessions", "texts"] = Field(
+        description="of other customers, or of products like those of the session"
+    )
+
+
 class RecommendReply(BaseModel):
     """Products, the likeliest first."""
 
-    results: list[Hit]
-    by: Literal["sessions", "texts"] = Field(
-        description="sessions of other customers (scores are logits), or texts like those of the products (cosine)"
-    )
+    results: list[Wanted]
     unknown: list[str] = Field(description="products of the request of which nothing is known")
-    served_by: ServedBy
+    served_by: Served
 
 
 class TranslateRequest(_Request):
@@ -105,13 +121,13 @@ class TranslateRequest(_Request):
     texts: _Texts = Field(examples=[["Wo bleibt meine Bestellung AB-1234?"]])
     target: Tag = Field(description="BCP 47", examples=["en"])
     language: Tag | None = LANGUAGE
-    glossary: dict[Name, Name] = Field(
+    glossary: dict[_Word, _Word] = Field(
         {},
         max_length=_WORDS,
         description="a word or phrase -> its translation",
         examples=[{"Bestellung": "order"}],
     )
-    names: list[Name] = Field([], max_length=_WORDS, description="what stays as it is, such as brands")
+    names: list[_Word] = Field([], max_length=_WORDS, description="what stays as it is, such as brands")
 
 
 class TranslationReply(BaseModel):
@@ -121,7 +137,9 @@ class TranslationReply(BaseModel):
     kept: list[str] = Field(
         description="what was protected: numbers, addresses, names, words of the glossary"
     )
-    whole: bool = Field(description="false: the parts between what was protected were translated one by one")
+    whole: bool = Field(
+        description="false: in a sentence the parts between what was protected were translated one by one"
+    )
 
 
 class TranslateReply(BaseModel):
@@ -129,7 +147,9 @@ class TranslateReply(BaseModel):
 
     translations: list[TranslationReply]
     way: list[str] = Field(description="the languages that the texts went through")
-    quality: float = Field(description="chrF of this way in the bundle's own evaluation, of 100")
+    quality: float | None = Field(
+        description="chrF of this way in the bundle's own evaluation, of 100; null: the languages are the same"
+    )
     served_by: ServedBy
 
 

@@ -1,63 +1,84 @@
-"""Translations by the champion's translator: which way a text goes, and many texts in one call of the model.
+"""Translations by the champion's translator: which way a text goes, and many sentences in one call of the model.
 
 The direct direction is taken if the bundle was judged on it and it is good enough; else the way through the pivot
-language, where both of its legs together are better. What the bundle was never judged on is refused.
+language, where both of its legs together are better. What the bundle was never judged on is refused. Texts are
+translated sentence by sentence, as translators are trained; a sentence that the model would cut is refused.
 """
 
 from __future__ import annotations
 
+import asyncio
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from mlray import languages
 from mlray.config import Serving
 from mlray.evaluation.report import Report
 from mlray.release.companions import Translator
 from serve_app import routing
-from serve_app.batching import Batcher, Overloaded
+from serve_app.batching import Batcher
 from serve_app.errors import ApiError
-from serve_app.protection import Protected, protect
+from serve_app.protection import Protected, Protector
 
 METRIC = "chrF"
 """By which a direction is judged: of 100."""
-_PER_TOKEN = 32
-"""A token that is written costs so many that are read by an encoder, about."""
+_PER_TOKEN, _LEAST = 32, 8
+"""A token that is written costs so many that are read by an encoder, about; and the fewest that a text counts as."""
+_SENTENCES = re.compile(r"((?<=[.!?؟])\s+|(?<=[。！？])|\n+)")
+"""Ends of sentences."""
 
 
 @dataclass(frozen=True)
 class Leg:
-    """A text on its way from one language into another."""
+    """A sentence on its way from one language into another."""
 
     text: str
     source: str
     target: str
+    tokens: int
 
 
-Legs = Batcher[Leg, str]
+@dataclass(frozen=True)
+class Legs:
+    """A translator, and what waits for it."""
+
+    model: Translator
+    batcher: Batcher[Leg, str]
+    capacity: int
+    """Cost of a request, at most."""
+
+    @classmethod
+    def of(cls, model: Translator, settings: Serving) -> Legs:
+        """Sentences of many customers; those of one direction are translated together."""
+
+        def run(batch: list[Leg]) -> list[str]:
+            found = [""] * len(batch)
+            groups: dict[tuple[str, str], list[int]] = defaultdict(list)
+            for place, leg in enumerate(batch):
+                groups[leg.source, leg.target].append(place)
+            for (source, target), places in groups.items():
+                texts = model.translate([batch[place].text for place in places], source, target)
+                for place, text in zip(places, texts, strict=True):
+                    found[place] = text
+            return found
+
+        capacity = settings.queued_tokens * _PER_TOKEN // 4
+        batcher = Batcher[Leg, str](
+            run,
+            cost,
+            budget=settings.batch_tokens * _PER_TOKEN // 4,
+            capacity=capacity,
+            patience_s=settings.timeout_s,
+        )
+        return cls(model, batcher, capacity)
 
 
-def batcher(model: Translator, settings: Serving) -> Legs:
-    """Texts of many customers; those of one direction are translated together."""
-
-    def run(batch: list[Leg]) -> list[str]:
-        found = [""] * len(batch)
-        groups: dict[tuple[str, str], list[int]] = defaultdict(list)
-        for place, leg in enumerate(batch):
-            groups[leg.source, leg.target].append(place)
-        for (source, target), places in groups.items():
-            texts = model.translate([batch[place].text for place in places], source, target)
-            for place, text in zip(places, texts, strict=True):
-                found[place] = text
-        return found
-
-    return Batcher[Leg, str](
-        run,
-        lambda leg: 1 + len(leg.text) // 4 * _PER_TOKEN,
-        budget=settings.batch_tokens * _PER_TOKEN // 4,
-        capacity=settings.queued_tokens * _PER_TOKEN // 4,
-        patience_s=settings.timeout_s,
-    )
+def cost(leg: Leg) -> int:
+    """What a sentence costs, in tokens that an encoder reads."""
+    return max(leg.tokens, _LEAST) * _PER_TOKEN
 
 
 @dataclass(frozen=True)
@@ -65,8 +86,9 @@ class Way:
     """The languages that a text goes through, as the model knows them."""
 
     languages: tuple[str, ...]
-    quality: float
-    """chrF of the bundle's own evaluation; of two legs their product."""
+    quality: float | None
+    """chrF of the bundle's own evaluation; of two legs their product; None: nothing is translated."""
+    step: Literal["language", "related", "pivot"] = "language"
 
 
 def way(source: str, target: str, judged: Mapping[str, float], pivot: str, weak: float) -> Way | None:
@@ -79,21 +101,25 @@ def way(source: str, target: str, judged: Mapping[str, float], pivot: str, weak:
         pivot: language of the detour.
         weak: chrF below which a detour is looked at.
     """
+    if source.partition("-")[0] == target.partition("-")[0]:
+        return Way((source,), None)
     known = {half for name in judged for half in languages.halves(name)}
     of, into = (languages.nearest(tag, known) for tag in (source, target))
-    if of is None or into is None:
+    if (
+        of is None or into is None or of == into
+    ):  # such as Ukrainian into Russian by a model that has only the latter
         return None
-    if of == into:
-        return Way((of,), 100.0)
+    near = {routing.nearness(source, of), routing.nearness(target, into)}
+    step: Literal["language", "related"] = "related" if "related" in near else "language"
     direct = judged.get(f"{of}-{into}")
     if direct is not None and direct >= weak:
-        return Way((of, into), direct)
+        return Way((of, into), direct, step)
     legs = judged.get(f"{of}-{pivot}"), judged.get(f"{pivot}-{into}")
     if pivot not in {of, into} and legs[0] is not None and legs[1] is not None:
         through = legs[0] * legs[1] / 100.0
         if direct is None or through > direct:
-            return Way((of, pivot, into), through)
-    return None if direct is None else Way((of, into), direct)
+            return Way((of, pivot, into), through, "pivot")
+    return None if direct is None else Way((of, into), direct, step)
 
 
 def choose(report: Report, source: str, target: str, settings: Serving) -> Way:
@@ -124,7 +150,7 @@ class Translation:
     kept: tuple[str, ...]
     """What was protected, as it stands in the translation."""
     whole: bool
-    """False: its parts between what was protected were translated one by one."""
+    """False: in a sentence the parts between what was protected were translated one by one."""
 
 
 async def translate(
@@ -133,20 +159,46 @@ async def translate(
     """Translations in the order of `texts`, in which all that is protected stands.
 
     Raises:
-        ApiError: too much waits.
+        ApiError: a sentence is longer than the model reads, it is too much at once, or too much waits.
     """
-    apart = [protect(text, glossary, names) for text in texts]
-    if len(path.languages) == 1:
-        return [Translation(one.join(one.free), one.kept, True) for one in apart]
-    told = await _along(legs, [one.masked for one in apart], path)
-    restored = [one.restore(text) for one, text in zip(apart, told, strict=True)]
-    broken = [place for place, text in enumerate(restored) if text is None]
-    parts = iter(await _along(legs, [part for place in broken for part in apart[place].free], path))
-    joined = {place: _joined(apart[place], parts) for place in broken}
+    apart = await asyncio.to_thread(_apart, texts, glossary, names)
+    sentences = [one for text in apart for one in text if isinstance(one, Protected)]
+    told = iter(await _sentences(legs, sentences, path))
+    return [_whole(text, told) for text in apart]
+
+
+def _whole(text: Sequence[Protected | str], told: Iterator[tuple[str, bool]]) -> Translation:
+    """A text of its sentences, which are the next of `told`, and of what lies between them."""
+    parts = [(one, True) if isinstance(one, str) else next(told) for one in text]
+    kept = tuple(kept for one in text if isinstance(one, Protected) for kept in one.kept)
+    return Translation("".join(part for part, _ in parts), kept, all(whole for _, whole in parts))
+
+
+def _apart(
+    texts: Sequence[str], glossary: Mapping[str, str], names: Sequence[str]
+) -> list[list[Protected | str]]:
+    """The sentences of each text, and what lies between."""
+    protector = Protector(texts, glossary, names)
     return [
-        Translation(joined[place] if text is None else text, one.kept, text is not None)
-        for place, (one, text) in enumerate(zip(apart, restored, strict=True))
+        [
+            part if place % 2 else protector.protect(part)
+            for place, part in enumerate(_SENTENCES.split(text))
+            if part
+        ]
+        for text in texts
     ]
+
+
+async def _sentences(legs: Legs, sentences: Sequence[Protected], path: Way) -> list[tuple[str, bool]]:
+    """Each sentence in the other language, and whether it was translated as a whole."""
+    if len(path.languages) == 1:
+        return [(one.join(one.free), True) for one in sentences]
+    masked = await _along(legs, [one.masked for one in sentences], path)
+    whole = [one.restore(text) for one, text in zip(sentences, masked, strict=True)]
+    broken = [one for one, text in zip(sentences, whole, strict=True) if text is None]
+    parts = iter(await _along(legs, [part for one in broken for part in one.free], path))
+    joined = iter([_joined(one, parts) for one in broken])
+    return [(next(joined), False) if text is None else (text, True) for text in whole]
 
 
 def _joined(one: Protected, parts: Iterator[str]) -> str:
@@ -158,14 +210,17 @@ async def _along(legs: Legs, texts: Sequence[str], path: Way) -> list[str]:
     found = list(texts)
     places = [place for place, text in enumerate(texts) if any(letter.isalpha() for letter in text)]
     for source, target in zip(path.languages[:-1], path.languages[1:], strict=True):
-        try:
-            written = await legs.submit(
-                target, [Leg(found[place].strip(), source, target) for place in places]
-            )
-        except Overloaded as error:
+        asked = [found[place].strip() for place in places]
+        tokens = await asyncio.to_thread(legs.model.lengths, asked)
+        if (longest := max(tokens, default=0)) > legs.model.room:
             raise ApiError(
-                429, "overloaded", "too much waits; try again later", error.retry_after_s
-            ) from None
-        for place, text in zip(places, written, strict=True):
+                413,
+                "text_too_long",
+                f"a sentence of {longest:,} tokens; the translator reads {legs.model.room:,} at most",
+            )
+        own = [Leg(text, source, target, size) for text, size in zip(asked, tokens, strict=True)]
+        if sum(map(cost, own)) > legs.capacity:
+            raise ApiError(413, "too_many_texts", "this is too much to translate at once; send it in parts")
+        for place, text in zip(places, await legs.batcher.submit(target, own), strict=True):
             found[place] = text
     return found

@@ -38,7 +38,7 @@ ask zh "可调温电热水壶"
 curl --silent --fail --show-error "$url/v1/recommend" --header 'content-type: application/json' \
   --data '{"market": "fr", "products": ["p021", "p022"], "k": 1}' |
   "$python" -c 'import json, sys; told = json.load(sys.stdin)
-print("fr  after p021 and p022\n    {}  (by {})".format(told["results"][0]["title"], told["by"]))'
+print("fr  after p021 and p022\n    {}  (by {})".format(told["results"][0]["title"], told["results"][0]["by"]))'
 
 curl --silent --fail --show-error "$url/v1/support" --header 'content-type: application/json' \
   --data '{"messages": [{"text": "Wo bleibt meine Bestellung?"}]}' |

@@ -21,6 +21,9 @@ from mlray.models.generation import Writer
 from mlray.objectives.recommending import NextItem
 from mlray.release.registry import Registry
 
+_ENDS = 4
+"""Tokens of a translation that are no text, and some to spare."""
+
 
 class Translator:
     """A translator that writes as it was judged."""
@@ -37,13 +40,14 @@ class Translator:
         return self._writer.translate(texts, source, target, self._settings)
 
     def lengths(self, texts: list[str]) -> list[int]:
-        """Tokens of each text, of which at most `room` are read."""
+        """Tokens of each text."""
         return [len(ids) for ids in self._writer.encoder.encode(texts)]
 
     @property
     def room(self) -> int:
-        """Tokens of a text that are read."""
-        return self._writer.room
+        """Tokens of a text that is surely read and written to its end: a translation may be half as long again."""
+        written = min(self._settings.max_new_tokens, self._writer.room)
+        return min(self._writer.room, max(2 * (written - _ENDS) // 3, 1))
 
 
 @dataclass(frozen=True)

@@ -82,10 +82,28 @@ def test_sessions_rank_what_is_sold_without_what_was_seen(
         [float(scores_V[model.items[one]]) for one in best[:5]]
     )
     assert found["results"][0]["title"] == TITLES["de"][int(best[0][1:])]
-    assert (found["by"], found["unknown"]) == ("sessions", [])
-    assert (found["served_by"]["step"], found["served_by"]["adapter"]) == ("language", "de")
-    everything = ask(models, "de", ["a3"], k=100)
-    assert len(everything["results"]) == 9  # ten are known, one of them is the customer's
+    assert {hit["by"] for hit in found["results"]} == {"sessions"}
+    assert found["unknown"] == []
+    assert found["served_by"].keys() == {"bundle", "index"}
+    everything = ask(models, "de", ["a3"], k=100)["results"]
+    # Of the two that nobody has bought texts tell; of twelve one is the customer's.
+    assert [hit["by"] for hit in everything] == ["sessions"] * 9 + ["texts"] * 2
+    assert {hit["id"] for hit in everything} == set(SOLD) - {"a3"}
+
+
+def test_a_session_that_the_model_knows_nothing_of_is_served_by_texts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models, _ = with_sessions(tmp_path, monkeypatch)
+    found = ask(models, "de", ["a10", "a11"], k=4)
+    assert [hit["by"] for hit in found["results"]] == ["texts"] * 4
+
+
+def test_a_market_is_no_language(tmp_path: Path) -> None:
+    config = trained(tmp_path / "sessions")
+    sessions = recommending.Sessions.of(NextItem(config, tmp_path / "sessions"), config.serving)
+    asked = ("de", "de-AT", "mx", "lb", "gl")
+    assert [sessions.market(tag) for tag in asked] == ["de", "de", "mx", None, None]
 
 
 def test_somebody_new_gets_what_the_market_buys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +125,8 @@ def test_a_market_without_sessions_is_served_by_texts(
     near = vectors @ (mean / np.linalg.norm(mean))
     best = [place for place in np.argsort(-near) if place not in {2, 11}][:4]
     assert [hit["score"] for hit in found["results"]] == pytest.approx(near[best].tolist(), abs=2e-3)
-    assert (found["by"], found["unknown"], found["served_by"]["step"]) == ("texts", ["never"], "base")
+    assert {hit["by"] for hit in found["results"]} == {"texts"}
+    assert found["unknown"] == ["never"]
     assert not {"a2", "a11"} & {hit["id"] for hit in found["results"]}
 
 
@@ -142,9 +161,9 @@ def test_customers_of_several_markets_share_a_pass(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(NextItem, "scores", counted)
 
     async def together() -> list[np.ndarray]:
-        sessions = recommending.batcher(model, RunConfig().serving)
+        sessions = recommending.Sessions.of(model, RunConfig().serving)
         asked = [
-            sessions.submit(market, [recommending.Session((f"a{number}", "a1"), market)])
+            sessions.batcher.submit(market, [recommending.Session((f"a{number}", "a1"), market)])
             for number in range(8)
             for market in MARKETS
         ]
@@ -160,11 +179,11 @@ def test_customers_of_several_markets_share_a_pass(tmp_path: Path, monkeypatch: 
 def test_only_as_many_are_ordered_as_are_taken() -> None:
     draw = np.random.default_rng(0)
     names, scores_N = [f"i{number}" for number in range(1000)], draw.normal(size=1000)
-    found = recommending._best_first(names, scores_N)
+    found = recommending._by_score(names, scores_N)
     wanted = [names[place] for place in np.argsort(-scores_N)]
     assert [next(found) for _ in range(300)] == wanted[:300]
     assert list(found) == wanted[300:]
-    assert list(recommending._best_first([], np.zeros(0))) == []
+    assert list(recommending._by_score([], np.zeros(0))) == []
 
 
 def judged(folder: Path, task: str) -> None:

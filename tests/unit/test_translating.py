@@ -18,10 +18,15 @@ from mlray.release.companions import Translator
 from serve_app import translating
 from serve_app.errors import ApiError
 from serve_app.models import Asked, Models
-from serve_app.protection import protect
+from serve_app.protection import Protected, Protector
 from serve_app.translating import Way, way
 from tests.unit import test_translation
 from tests.unit.test_models import promoted
+
+
+def protect(text: str, glossary: dict[str, str], names: list[str]) -> Protected:
+    return Protector([text], glossary, names).protect(text)
+
 
 learnt = test_translation.learnt
 """A model that copies German into German, and writes it backwards into English."""
@@ -40,6 +45,10 @@ learnt = test_translation.learnt
         ("write to Ann.Lee+x@shop.example.", ["Ann.Lee+x@shop.example"]),
         ("注文番号AB-12の状態", ["AB-12"]),
         ("３ Stück", ["３"]),
+        ("Zamówiłem 3 w poniedziałek, 2 v Praze", ["3", "2"]),  # words, no watts and volts
+        ("Danke...2 Paar", ["2"]),
+        ("(see http://a.example/x1.)", ["http://a.example/x1"]),
+        ("bei 70 °C, 50% mehr, 10:30 Uhr", ["70 °C", "50%", "10:30"]),
         ("nothing here", []),
         ("", []),
     ],
@@ -60,6 +69,12 @@ def test_names_stay_and_words_of_the_glossary_are_exchanged() -> None:
     assert found.restore("2 is 1") == "kettle is -"
     only = protect("NORVIK norvik", {}, ["Norvik"])
     assert only.kept == ("NORVIK", "norvik")
+
+
+@pytest.mark.parametrize("word", ["Weiß", "İstanbul", "cafe\u0301", "WEIß"])
+def test_words_are_found_whatever_their_letters(word: str) -> None:
+    found = protect(f"Das ist {word}, ja", {word: "x"}, [])
+    assert (found.masked, found.kept) == ("Das ist 1, ja", ("x",))
 
 
 def test_a_word_of_a_script_without_spaces_is_found_inside() -> None:
@@ -87,9 +102,11 @@ JUDGED = {"de-en": 60.0, "en-de": 55.0, "en-fr": 50.0, "fr-en": 50.0, "de-fr": 2
     [
         ("de", "en", Way(("de", "en"), 60.0)),
         ("fr", "de", Way(("fr", "de"), 31.0)),  # good enough, so no detour
-        ("de", "fr", Way(("de", "en", "fr"), 30.0)),  # weak, and 60 % of 50 is more
+        ("de", "fr", Way(("de", "en", "fr"), 30.0, "pivot")),  # weak, and 60 % of 50 is more
         ("de-AT", "en-US", Way(("de", "en"), 60.0)),
-        ("de", "de", Way(("de",), 100.0)),
+        ("de", "de-CH", Way(("de",), None)),
+        ("gsw", "en", Way(("de", "en"), 60.0, "related")),
+        ("gsw", "de", None),  # related is not the same
         ("ja", "en", None),
         ("en", "ja", None),
     ],
@@ -103,7 +120,7 @@ def test_a_weak_direction_is_taken_where_no_detour_is_better() -> None:
     assert way("de", "fr", poor, "en", 30.0) == Way(("de", "fr"), 20.0)
     assert way("de", "fr", {"de-fr": 20.0}, "en", 30.0) == Way(("de", "fr"), 20.0)
     never = {"de-en": 60.0, "en-fr": 50.0}
-    assert way("de", "fr", never, "en", 30.0) == Way(("de", "en", "fr"), 30.0)
+    assert way("de", "fr", never, "en", 30.0) == Way(("de", "en", "fr"), 30.0, "pivot")
     assert way("fr", "de", never, "en", 30.0) is None
 
 
@@ -113,6 +130,11 @@ class Upper:
     def __init__(self) -> None:
         self.calls: list[tuple[list[str], str, str]] = []
 
+    room = 12
+
+    def lengths(self, texts: list[str]) -> list[int]:
+        return [len(text.split()) for text in texts]
+
     def translate(self, texts: list[str], source: str, target: str) -> list[str]:
         self.calls.append((texts, source, target))
         return ["LOST" if "lost" in text else text.upper() for text in texts]
@@ -120,7 +142,7 @@ class Upper:
 
 def translated(model: Any, texts: list[str], path: Way, **told: Any) -> list[translating.Translation]:
     async def work() -> list[translating.Translation]:
-        legs = translating.batcher(model, Serving())
+        legs = translating.Legs.of(model, Serving.model_validate(told.get("settings", {})))
         return await translating.translate(legs, texts, path, told.get("glossary", {}), told.get("names", []))
 
     return asyncio.run(work())
@@ -140,6 +162,34 @@ def test_what_is_protected_survives_a_translator_that_loses_it() -> None:
     ]
 
 
+def test_sentences_are_translated_one_by_one_and_stand_where_they_stood() -> None:
+    model = Upper()
+    text = "first one.  then a-1!\n\nlost b-2? 終わり。次"
+    (found,) = translated(model, [text], Way(("de", "en"), 60.0))
+    assert found.text == "FIRST ONE.  THEN a-1!\n\nLOST b-2? 終わり。次"
+    assert (found.kept, found.whole) == (("a-1", "b-2"), False)
+    assert model.calls[0][0] == ["first one.", "then 1!", "lost 1?", "終わり。", "次"]
+
+
+def test_what_the_model_would_cut_is_refused() -> None:
+    with pytest.raises(ApiError) as refused:
+        translated(Upper(), ["a " * 13], Way(("de", "en"), 60.0))
+    assert (refused.value.status, refused.value.code) == (413, "text_too_long")
+
+
+def test_too_much_at_once_is_refused() -> None:
+    small = {"queued_tokens": 64}
+    with pytest.raises(ApiError) as refused:
+        translated(Upper(), ["a. " * 40], Way(("de", "en"), 60.0), settings=small)
+    assert (refused.value.status, refused.value.code) == (413, "too_many_texts")
+
+
+def test_an_unchanged_text_costs_no_model() -> None:
+    model = Upper()
+    (found,) = translated(model, ["ein Norvik. Zwei"], Way(("de",), None), glossary={"Norvik": "N"})
+    assert (found.text, model.calls) == ("ein N. Zwei", [])
+
+
 def test_a_detour_goes_both_legs() -> None:
     model = Upper()
     (found,) = translated(model, ["ein text"], Way(("de", "en", "fr"), 30.0))
@@ -151,7 +201,7 @@ def test_texts_of_one_direction_are_translated_together() -> None:
     model = Upper()
 
     async def work() -> list[list[translating.Translation]]:
-        legs = translating.batcher(model, Serving())
+        legs = translating.Legs.of(model, Serving())  # type: ignore[arg-type]
         ways = [Way(("de", "en"), 60.0), Way(("fr", "en"), 60.0)]
         return list(
             await asyncio.gather(
@@ -202,6 +252,15 @@ def test_a_trained_translator_serves_what_it_was_judged_on(
     with pytest.raises(ApiError) as refused:
         asyncio.run(models.translate(["x"], "no language", {}, [], Asked("de")))
     assert refused.value.code == "unknown_language"
+
+
+def test_what_a_browser_prefers_is_not_what_a_text_is_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = with_translator(tmp_path, Upper(), monkeypatch, {"de-en": 90.0, "en-de": 80.0})
+    text = "Wo bleibt denn meine Bestellung und wann wird sie geliefert"
+    found = asyncio.run(models.translate([text], "en", {}, [], Asked(None, "en")))
+    assert found["way"] == ["de", "en"]
 
 
 def test_a_bundle_without_a_translator_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import secrets
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import measure
@@ -22,13 +23,15 @@ import scipy.sparse as sp
 
 from mlray import configuration, storage
 from mlray.config import RunConfig
-from mlray.corpus.fields import items
+from mlray.corpus.sessions import items
 from mlray.corpus.testsets import Case
 from mlray.evaluation import ranking
 from mlray.evaluation.evaluate import check
 from mlray.evaluation.recommendation import Market
 
 JOB = Path(__file__).resolve().parents[1] / "jobs" / "finetune.py"
+Score = Callable[[str, list[str]], list[float]]
+"""(session, candidates) -> score of each."""
 CONFIG = "jobs/configs/recommend_xmarket.yaml"
 
 
@@ -43,9 +46,10 @@ def main() -> int:
     ours = json.loads((root / "evaluation" / "report.json").read_text(encoding="utf-8"))
     training = json.loads((root / "report.json").read_text(encoding="utf-8"))
     rows, _ = check(config)
+    found = ours["cells"][f"recommendation {config.evaluation.negatives}"]
+    pooled = neighbours([case for group in rows.values() for case in group])
     cells = {
-        market: {"mlray": values(ours["cells"]["recommendation"][market]), **floors(rows, market, config)}
-        for market in rows
+        market: {"mlray": values(found[market]), **floors(rows[market], pooled, config)} for market in rows
     }
     body = {
         "command": f"python benchmarks/recommend.py {' '.join([path, *overrides])}",
@@ -64,20 +68,14 @@ def values(cell: dict[str, dict[str, float]]) -> dict[str, float]:
     return {name: figure["value"] for name, figure in cell.items()} | {"n": cell["nDCG@10"]["n"]}
 
 
-def floors(rows: dict[str, list[Case]], market: str, config: RunConfig) -> dict[str, dict[str, float]]:
+def floors(own: list[Case], pooled: Score, config: RunConfig) -> dict[str, dict[str, float]]:
     """What is found without a model."""
-    own = rows[market]
     popular = Counter(item for case in own for item in items(case.text))
-    scores = {
-        "kNN": neighbours(own),
-        "kNN of all": neighbours([case for group in rows.values() for case in group]),
-    }
+    scores = {"kNN": neighbours(own), "kNN of all": pooled}
     found: dict[str, list[str]] = {"popularity": [], **{name: [] for name in scores}}
     place = Market.of(own)
     for case in own:
-        candidates = [
-            place.names[i] for i in place.candidates(case, config.evaluation.negatives, config.run.seed)
-        ]
+        candidates = [place.names[i] for i in place.candidates(case, config.evaluation.negatives)]
         right, often = candidates[0], [popular[item] for item in candidates]
         found["popularity"].append(ordered(candidates, often, right))
         for name, score in scores.items():

@@ -29,6 +29,8 @@ def main() -> int:
     arguments = parser.parse_intermixed_args()
     if (arguments.to == "challenger") != bool(arguments.run):
         parser.error("--to challenger and --run go together")
+    if arguments.to != "challenger" and (arguments.adapter or arguments.recommender or arguments.translator):
+        parser.error("--adapter, --recommender and --translator go with --to challenger")
     if arguments.dry_run and arguments.to != "champion":
         parser.error("--dry-run asks the gate, and goes with --to champion")
 

@@ -258,7 +258,7 @@ class Recommendation(_Section):
     """What the right item is told from: the other right ones of its micro-batch (sampled softmax), or the catalogue."""
     vectors: str | None = None
     """Parquet file of `jobs/embed.py` with vectors of the items' texts, of which an item is made beside its id, so that
-    one that nobody has bought has its place; of several texts of an item the mean."""
+    one that nobody has bought has its place; of several texts of an item the mean. A run resumes on its own copy."""
 
 
 class Adapter(_Section):
@@ -288,7 +288,7 @@ class Evaluation(_Section):
     max_rows: int = Field(0, ge=0)
     """Of each language so many at most, those with the smallest hashes (of `part_by`, else the text); 0: all."""
     negatives: int = Field(0, ge=0)
-    """Items of the market that the right one is ranked with, drawn without those of the session; 0: all of them."""
+    """Items of the market's test set that the right one is ranked with, drawn without those of the session; 0: all."""
     unknown_labels: Literal["error", "wrong"] = "error"
     """A label in a test set that the training did not know ends the job, or counts as one that nobody can find."""
     num_beams: int = Field(4, ge=1)

@@ -122,9 +122,10 @@ def _check_model(config: RunConfig) -> None:
         raise ConfigError(
             "objective.name=next_item and tokenizer.algorithm=items go together: each item is a token"
         )
-    if config.recommendation.vectors and (objective.name != "next_item" or model.path):
+    held_back = any(source.last_is_pair for source in config.corpus.sources)
+    if objective.name != "next_item" and (held_back or config.recommendation.vectors):
         raise ConfigError(
-            "recommendation.vectors is for a fresh model of objective.name=next_item; leave it, or model.path, out"
+            "corpus.sources[].last_is_pair and recommendation.vectors are for objective.name=next_item; leave them out"
         )
     if len(objective.heads) < len(objective.tasks):
         raise ConfigError("two of objective.tasks have the same name")

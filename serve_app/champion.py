@@ -63,7 +63,7 @@ class Champion:
         judged = {
             languages.alone(name)
             for task, cells in report.cells.items()
-            if task not in _OF_MARKETS
+            if task.partition(" ")[0] not in _OF_MARKETS
             for name in cells
         }
         spoken = {part for name in judged for part in languages.halves(name)}

@@ -137,9 +137,7 @@ class TranslationReply(BaseModel):
     kept: list[str] = Field(
         description="what was protected: numbers, addresses, names, words of the glossary"
     )
-    whole: bool = Field(
-        description="false: in a sentence the parts between what was protected were translated one by one"
-    )
+    whole: bool = Field(description="false: what lies between protected parts was translated part by part")
 
 
 class TranslateReply(BaseModel):

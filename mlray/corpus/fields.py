@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from mlray import languages
+from mlray.corpus import sessions
 from mlray.corpus.cleaning import BadRecord, clean, decode, fold
 from mlray.corpus.label_maps import LabelMap
 from mlray.corpus.sources import SourceFile
@@ -62,7 +62,7 @@ def record(row: int, cells: list[object], file: SourceFile, max_chars: int) -> R
         _known(named)
         pair = clean(_beside(_known(beside), words), max_chars) if file.pair or file.pair_uri else ""
         if file.last_is_pair:
-            text, pair = _before_last(text)
+            text, pair = sessions.before_last(text)
         pair = _told(pair, text, others, file, max_chars)
     except BadRecord as error:
         return bad(row, str(error), file, share, language)
@@ -105,18 +105,6 @@ def _told(pair: str, text: str, others: object, file: SourceFile, max_chars: int
     if others is None:
         return pair
     return SEPARATOR.join([pair, *_negatives(_known(others), max_chars)])
-
-
-def items(text: str) -> list[str]:
-    """The items of a session; one that is looked at again and again counts once."""
-    return [item for item, _ in itertools.groupby(text.split())]
-
-
-def _before_last(text: str) -> tuple[str, str]:
-    *before, last = items(text)
-    if not before:
-        raise BadRecord("a session of one item")
-    return " ".join(before), last
 
 
 def _negatives(cell: object, max_chars: int) -> list[str]:

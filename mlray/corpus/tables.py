@@ -17,7 +17,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 from mlray.config import Storage
-from mlray.corpus import lines, squad
+from mlray.corpus import lines, sessions, squad
 from mlray.corpus.cleaning import BadRecord
 from mlray.corpus.lines import BrokenChunk, Chunk
 
@@ -48,7 +48,7 @@ def rows(
     delimiter, session = "," if chunk.file.format == "csv" else "\t", chunk.file.session
     if session is None:
         return _table(texts, names, delimiter, limit)
-    return _sessions(_table(texts, [*names, session], delimiter, limit))
+    return sessions.grouped(_table(texts, [*names, session], delimiter, limit), limit)
 
 
 def _documents(
@@ -112,18 +112,6 @@ def _table(
             yield _checked([cells[place] for place in places])
         else:
             yield BadRecord(f"{len(cells)} columns instead of {len(header)}")
-
-
-def _sessions(found: Iterator[list[object] | BadRecord]) -> Iterator[list[object] | BadRecord]:
-    """Neighbouring rows with one last cell as one, whose first cell holds those of all; a bad row stays for itself."""
-    for name, group in itertools.groupby(found, lambda row: row if isinstance(row, BadRecord) else row[-1]):
-        rows = list(group)
-        if isinstance(name, BadRecord):
-            yield from rows
-            continue
-        own = [row for row in rows if isinstance(row, list)]
-        items = " ".join("".join(str(row[0]).split()) for row in own)
-        yield [items, *own[0][1:-1]]
 
 
 def _sentences(texts: Iterator[str], names: Sequence[str]) -> Iterator[list[object] | BadRecord]:

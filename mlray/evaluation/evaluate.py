@@ -172,7 +172,9 @@ def _kind(config: RunConfig, name: str) -> str:
     if _PREDICT[found] is _find:
         return "retrieval"
     if found == "next_item":
-        return "recommendation"
+        # Among other candidates it is another task: figures of the two are not compared.
+        number = config.evaluation.negatives
+        return f"recommendation {number}" if number else "recommendation"
     return f"{found} {languages.task(name)}" if languages.task(name) else found
 
 
@@ -232,7 +234,7 @@ def _recommend(config: RunConfig, folders: Folders, rows: Rows, report: Report) 
     asked = config.evaluation
     for name, group in rows.items():
         market = recommendation.Market.of(group)
-        found = list(recommendation.rank(shelf, group, market, name, asked.negatives, config.run.seed))
+        found = list(recommendation.rank(shelf, group, market, name, asked.negatives))
         report.cells.setdefault(recommendation.CATALOGUE, {})[name] = market.figures(asked.resamples)
         yield from found
 

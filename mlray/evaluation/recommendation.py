@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mlray.corpus.fields import digest_of, items
+from mlray.corpus.fields import digest_of
+from mlray.corpus.sessions import items
 from mlray.corpus.testsets import Case
 from mlray.evaluation import labels, ranking
 from mlray.evaluation.report import Figure
@@ -40,16 +41,17 @@ class Market:
         names = sorted({item for case in group for item in (*items(case.text), case.pair)})
         return cls(names, {name: number for number, name in enumerate(names)})
 
-    def candidates(self, case: Case, number: int, seed: int) -> np.ndarray:
+    def candidates(self, case: Case, number: int) -> np.ndarray:
         """The right item and, after it, `number` others that are not of the session, drawn alike; 0: all others.
 
-        They depend on the seed and the session alone.
+        They depend on the session and on the items of the market alone.
         """
         right = self.place[case.pair]
-        own = {self.place[item] for item in items(case.text)} | {right}
-        others = np.array([place for place in range(len(self.names)) if place not in own], np.int64)
+        free_C = np.ones(len(self.names), bool)
+        free_C[[right, *(self.place[item] for item in items(case.text))]] = False
+        others = np.flatnonzero(free_C)
         if 0 < number < len(others):
-            draw = np.random.default_rng([seed, 7, digest_of(f"{case.key} {case.text} {case.pair}") % 2**63])
+            draw = np.random.default_rng(digest_of(f"{case.key} {case.text} {case.pair}") % 2**63)
             others = draw.choice(others, number, replace=False)
         return np.concatenate([[right], others])
 
@@ -63,7 +65,7 @@ class Market:
 
 
 def rank(
-    model: NextItem, group: Sequence[Case], market: Market, name: str, negatives: int, seed: int
+    model: NextItem, group: Sequence[Case], market: Market, name: str, negatives: int
 ) -> Iterator[list[str]]:
     """Of each session the candidates, the likeliest first, in parts; fills what `Market.figures` needs.
 
@@ -76,11 +78,11 @@ def rank(
         scores_QC = np.where(column_C < 0, -np.inf, scores[:, np.maximum(column_C, 0)])
         found = []
         for case, scores_C in zip(part, scores_QC, strict=True):
-            everything = _ordered(market.candidates(case, 0, seed), scores_C)
+            everything = _ordered(market.candidates(case, 0), scores_C)
             right = market.place[case.pair]
             market.shown.update(everything[:_TOP].tolist())
             market.first.append(ranking.measures(list(map(str, everything[: ranking.DEPTH])), {str(right)}))
-            asked = _ordered(market.candidates(case, negatives, seed), scores_C) if negatives else everything
+            asked = _ordered(market.candidates(case, negatives), scores_C) if negatives else everything
             found.append(" ".join(market.names[place] for place in asked[: ranking.DEPTH]))
         yield found
 

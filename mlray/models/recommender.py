@@ -58,8 +58,8 @@ class Recommender(decoder.PackedDecoder):
         """
         items_BTH = self._embedded(tokens_BT)
         hidden_NH = self.read(segments_BT, offsets_BT, predicted_N, inputs_embeds=items_BTH)
-        logits_NM: torch.Tensor = hidden_NH @ self._embedded(candidates_M).T - drawn_M.to(hidden_NH.dtype)
-        return logits_NM
+        logits_NM: torch.Tensor = hidden_NH @ self._embedded(candidates_M).T
+        return logits_NM.float() - drawn_M
 
     def _embedded(self, tokens: torch.Tensor) -> torch.Tensor:
         found: torch.Tensor = self.model.get_input_embeddings()(tokens)

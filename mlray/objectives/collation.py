@@ -54,7 +54,7 @@ def continuations(batch: PackedBatch, vocabulary: Vocabulary) -> Inputs:
 
 
 def sessions(
-    batch: PackedBatch, vocabulary: Vocabulary, frequencies_V: np.ndarray, config: Recommendation
+    batch: PackedBatch, vocabulary: Vocabulary, frequencies_V: np.ndarray | None, config: Recommendation
 ) -> Inputs:
     """Sessions for a recommender."""
     model, targets_N = next_item.collate(batch, vocabulary, frequencies_V, config.candidates)

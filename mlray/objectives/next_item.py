@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from mlray.config import ConfigError
-from mlray.corpus.fields import items
 from mlray.corpus.packing import Piece
+from mlray.corpus.sessions import items
 from mlray.corpus.windows import Window
 from mlray.models.tokenizer import Encoder, Vocabulary
 from mlray.objectives import causal
@@ -72,7 +72,7 @@ def sessions(
 def collate(
     batch: PackedBatch,
     vocabulary: Vocabulary,
-    frequencies_V: np.ndarray,
+    frequencies_V: np.ndarray | None,
     kind: Literal["batch", "all"],
 ) -> tuple[dict[str, torch.Tensor], np.ndarray]:
     """Inputs of `models.recommender.Recommender`, and of each right item its place among the candidates (N,) int64.
@@ -80,13 +80,14 @@ def collate(
     Args:
         batch: packed sessions.
         vocabulary: of the items.
-        frequencies_V: how often the run draws each token as the right item, of 1.
+        frequencies_V: how often the run draws each token as the right item, of 1; of `all` nobody asks.
         kind: of `recommendation.candidates`.
     """
     model, tokens_N = causal.collate(batch)
     candidates_M = np.unique(tokens_N) if kind == "batch" else np.flatnonzero(~vocabulary.special_V)
     drawn_M = np.zeros(len(candidates_M))
     if kind == "batch":
+        assert frequencies_V is not None, "items whose frequencies nobody counted"
         drawn_M = _log_drawn(frequencies_V, candidates_M, len(tokens_N))
     model["candidates_M"] = torch.from_numpy(candidates_M)
     model["drawn_M"] = torch.from_numpy(drawn_M.astype(np.float32))

@@ -51,7 +51,7 @@ class Task:
     """Tokenizer of the teacher, where there is one."""
     recommendation: Recommendation = field(default_factory=Recommendation)
     frequencies_V: np.ndarray | None = None
-    """How often each token is the right item, of 1, where items are learnt."""
+    """How often each token is the right item, of 1, where candidates are drawn."""
 
     @property
     def over_batch(self) -> bool:
@@ -164,11 +164,6 @@ HEADS = {
 }
 
 
-def _sessions(batch: PackedBatch, task: Task) -> Inputs:
-    assert task.frequencies_V is not None, "items whose frequencies nobody counted"
-    return collation.sessions(batch, task.vocabulary, task.frequencies_V, task.recommendation)
-
-
 def _recommender(config: RunConfig, tokens: Any, folder: Path | str | None, _: list[str]) -> Any:
     place = (
         config.recommendation.vectors if folder is None else None
@@ -270,7 +265,9 @@ OBJECTIVES = {
             encoder, task.vocabulary, task.languages, length
         ),
         build=_recommender,
-        collate=_sessions,
+        collate=lambda batch, task: collation.sessions(
+            batch, task.vocabulary, task.frequencies_V, task.recommendation
+        ),
         families=tuple(decoder.FAMILIES),
         special_tokens=("pad_token",),
         language_tokens=sorted,

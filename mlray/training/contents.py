@@ -1,4 +1,4 @@
-"""What one pass over the whole corpus finds, and the run keeps: labels, and how often each item is there."""
+"""What is known of a corpus once all of it was read, and kept by the run: labels, items and how often they are."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from mlray import storage
 from mlray.config import ConfigError, RunConfig
-from mlray.corpus import fields, lines, records, scan
+from mlray.corpus import lines, records, scan, sessions
 from mlray.corpus.fields import Record
 from mlray.corpus.lines import Chunk
 from mlray.corpus.manifest import Manifest
@@ -41,12 +41,44 @@ def keep_labels(config: RunConfig, manifest: Manifest, *, resumes: bool) -> None
     storage.write_bytes(place, body, config.storage)
 
 
+def keep_vectors(config: RunConfig, *, resumes: bool) -> RunConfig:
+    """The configuration with a copy of the items' vectors in the run folder: a resumed run goes on with its own.
+
+    Raises:
+        ConfigError: a trained model, which holds what it has made of them, is named too.
+        StorageError: they cannot be reached.
+    """
+    given, own = config.recommendation.vectors, Folders.of(config).item_vectors
+    if given is None:
+        return config
+    if config.model.path:
+        raise ConfigError(
+            "recommendation.vectors is for a fresh model, and model.path names a trained one; leave one of them out"
+        )
+    if given != own and not (resumes and storage.exists(own, config.storage)):
+        with storage.local_copy(given, config.storage) as file:
+            storage.upload(file, own, config.storage)
+    section = config.recommendation.model_copy(update={"vectors": own})
+    return config.model_copy(update={"recommendation": section})
+
+
 def catalogue(config: RunConfig, manifest: Manifest) -> Counter[str]:
-    """How often each item is there, those too that have a vector of their text alone."""
+    """How often each item is there, those too that have a vector of their text alone.
+
+    Raises:
+        ConfigError: there is no room for all of them in the vocabulary.
+    """
     place = config.recommendation.vectors
-    known = Counter(dict.fromkeys(item_vectors.read(place, config.storage), 0) if place else {})
+    texts = item_vectors.read(place, config.storage) if place else {}
+    known = Counter(dict.fromkeys(texts, 0))
     for counts in _items(config, manifest).values():
         known.update(counts)
+    room = config.tokenizer.vocab_size - len(tokenizer.special_tokens(manifest.languages))
+    if texts and len(known) > room:
+        raise ConfigError(
+            f"tokenizer.vocab_size={config.tokenizer.vocab_size} has room for {room:,} of {len(known):,} items, and "
+            f"those that nobody has bought would go first; set it to {config.tokenizer.vocab_size + len(known) - room}"
+        )
     return known
 
 
@@ -54,14 +86,17 @@ def _items(config: RunConfig, manifest: Manifest) -> dict[str, Counter[str]]:
     """Market -> how often each item is in its sessions."""
     found: dict[str, Counter[str]] = {}
     for record, _ in _records(config, manifest):
-        found.setdefault(record.language, Counter()).update(fields.items(record.text))
+        found.setdefault(record.language, Counter()).update(sessions.items(record.text))
     return found
 
 
 def keep_frequencies(config: RunConfig, manifest: Manifest, tokens: Any, *, resumes: bool) -> None:
-    """Writes how often the run draws each token as the right item (V,), of 1: that in each market by its share."""
-    place = Folders.of(config).frequencies
-    without = not OBJECTIVES[config.objective.name].of_items
+    """Writes how often the run draws each token as the right item (V,), of 1: that in each market by its share.
+
+    Only of a run that draws its candidates.
+    """
+    place, row = Folders.of(config).frequencies, OBJECTIVES[config.objective.name]
+    without = not row.of_items or config.recommendation.candidates == "all"
     if without or (resumes and storage.exists(place, config.storage)):
         return
     mixture = Mixture.of(manifest, config.corpus, config.run.seed)
@@ -79,10 +114,11 @@ def keep_frequencies(config: RunConfig, manifest: Manifest, tokens: Any, *, resu
 
 
 def open_frequencies(config: RunConfig) -> np.ndarray | None:
-    """What `keep_frequencies` has written; None where items are not learnt."""
-    if not OBJECTIVES[config.objective.name].of_items:
+    """What `keep_frequencies` has written; None where candidates are not drawn."""
+    place = Folders.of(config).frequencies
+    if not OBJECTIVES[config.objective.name].of_items or not storage.exists(place, config.storage):
         return None
-    body = storage.read_bytes(Folders.of(config).frequencies, config.storage)
+    body = storage.read_bytes(place, config.storage)
     found: np.ndarray = np.load(io.BytesIO(body), allow_pickle=False)
     return found
 

@@ -32,6 +32,7 @@ _FIXED = {
     "objective": (),
     "contrastive": (),
     "distillation": (),
+    "recommendation": (),
     "adapter": (),
     "train": ("freeze_layers", "freeze_embeddings", "early_stopping"),
 }
@@ -89,7 +90,10 @@ def should_stop(progress: Progress, config: Train) -> bool:
 
 def tokenizer_fingerprint(config: RunConfig, manifest: Manifest) -> str:
     """Hash of everything that the tokenizer of a run depends on."""
+    vectors = config.recommendation.vectors
+    items = hashlib.sha256(storage.read_bytes(vectors, config.storage)).hexdigest() if vectors else None
     parts = [
+        *([items] if items else []),
         config.tokenizer.model_dump(mode="json"),
         config.model.path,
         config.objective.name,

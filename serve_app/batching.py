@@ -31,6 +31,9 @@ class Overloaded(ApiError):
     def __init__(self, retry_after_s: float) -> None:
         super().__init__(429, "overloaded", "too much waits; try again later", retry_after_s)
 
+    def __reduce__(self) -> tuple[type[Overloaded], tuple[float | None]]:
+        return Overloaded, (self.retry_after_s,)  # it crosses from a replica to the ingress
+
 
 @dataclass
 class _Waiting(Generic[In, Out]):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -63,11 +62,15 @@ class Catalogue:
             left = [(name, score) for name, score in found if name not in set(names)][:k]
             return [(name, score, self._index.title(market, name)) for name, score in left]
 
-    def sold(self, market: str, names: Iterable[str], k: int) -> list[tuple[str, str | None]]:
-        """The first k of some names that a market holds, with their titles."""
+    def names(self, market: str) -> list[str]:
+        """Ids of the products of a market."""
         with self._searching:
-            held = (name for name in names if self._index.holds(market, name))
-            return [(name, self._index.title(market, name)) for name in itertools.islice(held, k)]
+            return self._index.names(market)
+
+    def titles(self, market: str, names: Sequence[str]) -> list[str | None]:
+        """What people see of some products of a market."""
+        with self._searching:
+            return [self._index.title(market, name) for name in names]
 
     def unknown(self, products: list[tuple[str, str]]) -> list[tuple[str, str]]:
         """Those of (market, id) that are not there."""

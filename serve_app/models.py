@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -63,21 +64,31 @@ class Models:
 
         What cannot be opened is told once in the log and by `about`, and the one before it goes on.
         """
-        fault = self._fault
-        try:
-            history = self._registry.history()
-            self._challenger = history.challenger
-            champion = history.champion
-            fault = self._slot.put(champion) if champion else f"{self._registry.uri} has no champion"
-            self._slot.take()
-            fault = self._trials.look(history.challenger) or fault
-        except (ConfigError, RunError) as error:
-            fault = str(error)
-        except Exception as error:  # whatever it is, the watch goes on
-            fault = f"{type(error).__name__} while a champion was opened"
+        faults = [self._told(self._take_up), self._told(self._slot.take), self._told(self._try)]
+        fault = "; ".join(filter(None, faults))
         if fault and fault != self._fault:
             log.error("nothing new is taken up: %s", fault)
         self._fault = fault
+
+    def _told(self, work: Callable[[], str | None]) -> str:
+        """The fault that work tells or ends with; whatever it is, the watch goes on."""
+        try:
+            return work() or ""
+        except (ConfigError, RunError) as error:
+            return str(error)
+        except Exception as error:
+            return f"{type(error).__name__} while a champion was looked for"
+
+    def _take_up(self) -> str:
+        history = self._registry.history()
+        self._challenger = history.challenger
+        self._trials.keep(history.challenger)  # who is challenger no more answers nobody, whatever follows
+        if history.champion is None:
+            return f"{self._registry.uri} has no champion"
+        return self._slot.put(history.champion)
+
+    def _try(self) -> str:
+        return self._trials.look(self._challenger)
 
     async def about(self) -> dict[str, Any]:
         """The champion, the challenger, and why another was not taken up; of what is known, without a look."""

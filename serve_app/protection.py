@@ -7,17 +7,22 @@ the protected parts is translated by itself then, so that they are there in any 
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from mlray import languages
+
 # Every repetition that may fail late is bounded: the time is linear in the length of whatever a customer writes.
 _URL = r"https?://\S*[^\s.,;:!?)\]]"
 _MAIL = r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,64}\.[\w.-]{0,64}\w"
-_BEFORE = r"(?:[A-Za-z]{1,20}(?:[-_/.][A-Za-z]{1,20}){0,3}[-_/.]?)?"
-_AFTER = r"[A-Za-z\d]*(?:[-_/.][A-Za-z\d]+|(?<=\d)[:,×](?=\d)[A-Za-z\d]+)*"
-_NUMBERED = rf"[#№]?(?<![A-Za-z\d]){_BEFORE}\d{_AFTER}"
+_LETTER = "[A-Za-z\u00c0-\u052f]"
+"""Of Latin, Greek and Cyrillic script; in others numbers of articles are written in Latin."""
+_BEFORE = rf"(?:{_LETTER}{{1,40}}(?:[-_/.]{_LETTER}{{1,40}}){{0,3}}[-_/.]?)?"
+_AFTER = rf"(?:{_LETTER}|\d)*(?:[-_/.](?:{_LETTER}|\d)+|(?<=\d)[:,×](?=\d)(?:{_LETTER}|\d)+)*"
+_NUMBERED = rf"[#№]?(?<!{_LETTER})(?<!\d){_BEFORE}\d{_AFTER}"
 """Whatever holds a digit: numbers, sizes, dates, article numbers such as AB-1234."""
 _CURRENCY = (
     r"(?-i:[$€£¥₹₽]|(?<!\w)(?:USD|EUR|GBP|JPY|CHF|PLN|CZK|SEK|NOK|DKK|CNY|RUB|INR|MXN|CAD|AUD|BRL)(?!\w))"
@@ -25,6 +30,8 @@ _CURRENCY = (
 _UNIT = r"(?-i:%|°[CF]|(?:kg|g|mg|ml|l|cm|mm|m|km|W|kW|V|Hz|GB|TB|MB|mAh)(?!\w))"
 _AMOUNT = rf"(?:{_CURRENCY}\s?)?{_NUMBERED}(?:\s?(?:{_CURRENCY}|{_UNIT}))?"
 _DIGITS = re.compile(r"\d+")
+_SENTENCES = re.compile(r"((?<=[.!?؟])\s+|(?<=[。！？])|\n+)")
+"""Ends of sentences."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +55,36 @@ class Protected:
         """What is translated, part by part."""
         return self.parts[::2]
 
+    def sentences(self) -> list[Protected | str]:
+        """The sentences, and the white space between them; what is protected is in one of them as a whole."""
+        found, parts, kept = list[Protected | str](), list[str](), list[str]()
+        for place, part in enumerate(self.parts):
+            if place % 2:
+                parts.append(part)
+                kept.append(self.kept[place // 2])
+                continue
+            for number, piece in enumerate(self._pieces(place)):
+                if number % 2:
+                    found += [Protected(tuple(parts), tuple(kept)), piece]
+                    parts, kept = [], []
+                else:
+                    parts.append(piece)
+        return [*found, Protected(tuple(parts), tuple(kept))]
+
+    def _pieces(self, place: int) -> list[str]:
+        """A free part, cut: text, white space, text, ...; before what is protected (`Nr. 1234`) only lines end."""
+        pieces = _SENTENCES.split(self.parts[place])
+        if place < len(self.parts) - 1 and len(pieces) > 1 and not pieces[-1] and "\n" not in pieces[-2]:
+            pieces[-3:] = [pieces[-3] + pieces[-2]]
+        return pieces
+
     def restore(self, translation: str) -> str | None:
         """The translation of `masked` with everything in its place; None if a number is lost, doubled or new."""
         found = [int(one) for one in _DIGITS.findall(translation)]
         if sorted(found) != list(range(1, len(self.kept) + 1)):
             return None
-        return _DIGITS.sub(lambda number: self.kept[int(number[0]) - 1], translation)
+        framed = _framed(self.masked, translation)
+        return _DIGITS.sub(lambda number: self.kept[int(number[0]) - 1], framed)
 
     def join(self, translations: Sequence[str]) -> str:
         """The translations of `free` with the kept parts between, white space as it was."""
@@ -83,9 +114,14 @@ class Protector:
         words |= {_composed(word): to for word, to in glossary.items()}
         whole = "\n".join(map(_composed, texts)).casefold()
         there = sorted((word for word in words if word.casefold() in whole), key=lambda word: -len(word))
+        self.work = len(there) * len(whole)
+        """Words that are looked for, times the characters that they are looked for in."""
         self._told = [words[word] for word in there]
-        own = [f"({_bounded(word)})" for word in there]
-        self._pattern = re.compile("|".join([*own, _URL, _MAIL, _AMOUNT]), re.IGNORECASE)
+        self._own = [f"({_bounded(word)})" for word in there]
+
+    @functools.cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        return re.compile("|".join([*self._own, _URL, _MAIL, _AMOUNT]), re.IGNORECASE)
 
     def protect(self, text: str) -> Protected:
         """A text apart, in Unicode form C."""
@@ -105,5 +141,6 @@ def _composed(text: str) -> str:
 
 def _bounded(word: str) -> str:
     """The pattern of a word that is no part of another; in scripts without spaces every word is."""
-    before, after = r"(?<!\w)" if word[:1].isascii() else "", r"(?!\w)" if word[-1:].isascii() else ""
+    before = "" if languages.is_unspaced(word[0]) else r"(?<!\w)"
+    after = "" if languages.is_unspaced(word[-1]) else r"(?!\w)"
     return f"{before}{re.escape(word)}{after}"

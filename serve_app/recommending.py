@@ -10,7 +10,8 @@ or its first part, counts.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,8 +25,8 @@ from serve_app.errors import ApiError
 
 _PER_TOKEN = 256
 """Scores that cost as much as reading a token, about."""
-_FIRST = 64
-"""Items that are ordered at first; where too few of them are sold, four times as many."""
+_RANKERS = ThreadPoolExecutor(2, thread_name_prefix="rank")
+"""Look through a catalogue; nothing else may keep them busy."""
 
 
 @dataclass(frozen=True)
@@ -90,20 +91,21 @@ async def recommend(
     Raises:
         ApiError: too much waits, or there is neither a model for the market nor a product to go by.
     """
-    found: list[Found] = []
+    loop, found = asyncio.get_running_loop(), list[Found]()
     known = sessions.market(market) if sessions else None
     if sessions and known and (not products or any(one in sessions.model.items for one in products)):
         (scores_V,) = await sessions.batcher.submit(known, [Session(tuple(products), known)])
-        found = await asyncio.to_thread(_best, catalogue, sessions.model, market, products, scores_V, k)
+        told = (catalogue, sessions.model, market, products, scores_V, k)
+        found = await loop.run_in_executor(_RANKERS, _best, *told)
     held = [one for one in products if not catalogue.unknown([(market, one)])]
     if not found and not held:
         raise ApiError(
             422, "invalid_request", "products: name one, as nothing is known of sessions in this market"
         )
     if len(found) < k and held:
-        told = {one.id for one in found}
-        near = await asyncio.to_thread(catalogue.like, market, held, k + len(found))
-        found += [Found(*one, "texts") for one in near if one[0] not in told][: k - len(found)]
+        there = {one.id for one in found}
+        near = await loop.run_in_executor(_RANKERS, catalogue.like, market, held, k + len(found))
+        found += [Found(*one, "texts") for one in near if one[0] not in there][: k - len(found)]
     return found
 
 
@@ -111,22 +113,11 @@ def _best(
     catalogue: Catalogue, model: NextItem, market: str, products: Sequence[str], scores_V: np.ndarray, k: int
 ) -> list[Found]:
     own = set(products)
-    ranked = (name for name in _by_score(model.names, scores_V[model.columns]) if name not in own)
-    return [
-        Found(name, float(scores_V[model.items[name]]), title, "sessions")
-        for name, title in catalogue.sold(market, ranked, k)
-    ]
-
-
-def _by_score(names: Sequence[str], scores_N: np.ndarray) -> Iterator[str]:
-    """Names by falling score; hardly more of them are ordered than are taken."""
-    told, size = 0, _FIRST
-    while told < len(names):
-        size = min(size, len(names))
-        first = np.argpartition(-scores_N, size - 1)[:size]
-        ordered = first[np.argsort(-scores_N[first], kind="stable")]
-        yield from (names[number] for number in ordered[told:].tolist())
-        told, size = size, 4 * size
+    names = [name for name in catalogue.names(market) if name in model.items and name not in own]
+    scores_N = scores_V[[model.items[name] for name in names]]
+    best = [(names[place], float(scores_N[place])) for place in np.argsort(-scores_N, kind="stable")[:k]]
+    titles = catalogue.titles(market, [name for name, _ in best])
+    return [Found(name, score, title, "sessions") for (name, score), title in zip(best, titles, strict=True)]
 
 
 def known(catalogue: Catalogue, sessions: Sessions | None, market: str, products: Sequence[str]) -> list[str]:

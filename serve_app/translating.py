@@ -8,9 +8,9 @@ translated sentence by sentence, as translators are trained; a sentence that the
 from __future__ import annotations
 
 import asyncio
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,8 +27,10 @@ METRIC = "chrF"
 """By which a direction is judged: of 100."""
 _PER_TOKEN, _LEAST = 32, 8
 """A token that is written costs so many that are read by an encoder, about; and the fewest that a text counts as."""
-_SENTENCES = re.compile(r"((?<=[.!?؟])\s+|(?<=[。！？])|\n+)")
-"""Ends of sentences."""
+_WORK = 4_000_000
+"""Words of a glossary times characters of the texts: half a second."""
+_WORKERS = ThreadPoolExecutor(2, thread_name_prefix="translate")
+"""Take texts apart; nothing else may keep them busy."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,8 @@ async def translate(
     Raises:
         ApiError: a sentence is longer than the model reads, it is too much at once, or too much waits.
     """
-    apart = await asyncio.to_thread(_apart, texts, glossary, names)
+    loop = asyncio.get_running_loop()
+    apart = await loop.run_in_executor(_WORKERS, _apart, texts, glossary, names)
     sentences = [one for text in apart for one in text if isinstance(one, Protected)]
     told = iter(await _sentences(legs, sentences, path))
     return [_whole(text, told) for text in apart]
@@ -179,14 +182,11 @@ def _apart(
 ) -> list[list[Protected | str]]:
     """The sentences of each text, and what lies between."""
     protector = Protector(texts, glossary, names)
-    return [
-        [
-            part if place % 2 else protector.protect(part)
-            for place, part in enumerate(_SENTENCES.split(text))
-            if part
-        ]
-        for text in texts
-    ]
+    if protector.work > _WORK:
+        raise ApiError(
+            413, "glossary_too_large", "so many words are not looked for in so much text; send it in parts"
+        )
+    return [protector.protect(text).sentences() for text in texts]
 
 
 async def _sentences(legs: Legs, sentences: Sequence[Protected], path: Way) -> list[tuple[str, bool]]:
@@ -211,8 +211,10 @@ async def _along(legs: Legs, texts: Sequence[str], path: Way) -> list[str]:
     places = [place for place, text in enumerate(texts) if any(letter.isalpha() for letter in text)]
     for source, target in zip(path.languages[:-1], path.languages[1:], strict=True):
         asked = [found[place].strip() for place in places]
-        tokens = await asyncio.to_thread(legs.model.lengths, asked)
-        if (longest := max(tokens, default=0)) > legs.model.room:
+        loop = asyncio.get_running_loop()
+        tokens = await loop.run_in_executor(_WORKERS, legs.model.lengths, asked)
+        # What the model has written itself on the first leg may be longer; it reads that all the same.
+        if source == path.languages[0] and (longest := max(tokens, default=0)) > legs.model.room:
             raise ApiError(
                 413,
                 "text_too_long",

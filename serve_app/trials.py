@@ -8,7 +8,6 @@ the others stay. Each replica counts for itself.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import logging
 import random
@@ -44,6 +43,12 @@ class Trials:
         self._slot = Slot(registry, settings, device)
         self._trial: Trial | None = None
 
+    def keep(self, challenger: Event | None) -> None:
+        """Ends the trial of whoever is not the challenger."""
+        trial = self._trial
+        if trial and (challenger is None or trial.reading.champion.event.number != challenger.number):
+            self._trial, self._slot.now = None, None
+
     def look(self, challenger: Event | None) -> str:
         """Takes up the challenger, with the index that its encoder has built; returns why it does not.
 
@@ -52,14 +57,14 @@ class Trials:
             RunError: a file is missing or altered, or storage failed.
         """
         if challenger is None or not (self._settings.canary or self._settings.shadow):
-            self._trial, self._slot.now = None, None
             return ""
-        event = replace(challenger, index=promotion.only_index(self._registry, challenger.bundle, "index"))
-        fault = self._slot.put(event)
+        fault = ""
+        if self._trial is None:
+            index = promotion.only_index(self._registry, challenger.bundle, "index")
+            fault = self._slot.put(replace(challenger, index=index))
+            if not fault and self._slot.now:
+                self._trial = Trial(self._slot.now, self._settings)
         self._slot.take()
-        reading = self._slot.now
-        if reading and (self._trial is None or self._trial.reading is not reading):
-            self._trial = Trial(reading, self._settings)
         return fault
 
     async def answer(self, now: Reading, ask: Ask, market: str, customer: str | None) -> dict[str, Any]:
@@ -75,7 +80,8 @@ class Trials:
 
     def about(self) -> dict[str, Any]:
         """How the challenger fares: agreement with the champion per market, and where it was stopped."""
-        return {"trial": self._trial.about()} if self._trial else {}
+        trial = self._trial
+        return {"trial": trial.about()} if trial else {}
 
 
 class Trial:
@@ -116,9 +122,10 @@ class Trial:
         return found
 
     async def _tried(self, ask: Ask, market: str) -> dict[str, Any] | None:
-        """The challenger's answer; None if it has none, which counts but where too much waits."""
+        """The challenger's answer; None if it has none in half of the time, which counts but where too much waits."""
         try:
-            return await ask(self.reading)
+            async with asyncio.timeout(self._settings.timeout_s / 2):  # the champion needs the rest
+                return await ask(self.reading)
         except Exception as error:  # whatever it is, the champion answers
             if not isinstance(error, ApiError) or error.status != 429:
                 log.warning("the challenger has failed in %s: %s", market, type(error).__name__)
@@ -126,8 +133,10 @@ class Trial:
             return None
 
     async def _compared(self, market: str, found: dict[str, Any], ask: Ask, now: Reading) -> None:
-        with contextlib.suppress(ApiError):  # the champion's own refusal says nothing of the challenger
+        try:
             self._tell(market, agreement(found, await ask(now)))
+        except Exception as error:  # the champion's own fault says nothing of the challenger
+            log.warning("the champion has failed in %s behind a trial: %s", market, type(error).__name__)
 
     async def _shadowed(self, market: str, found: dict[str, Any], ask: Ask) -> None:
         told = await self._tried(ask, market)

@@ -54,7 +54,7 @@ def record(row: int, cells: list[object], file: SourceFile, max_chars: int) -> R
         )
         if words is not None:  # tags belong to them, one to each
             cells = [" ".join("".join(str(word).split()) for word in words)]
-        text = clean(_joined(cells), max_chars)
+        text = clean(_joined(list(map(_items, file.columns, cells))), max_chars)
         if key is None:
             share = share_of(text)
         if not _inside(file, share):
@@ -150,6 +150,13 @@ def _beside(pair: object, words: list[object] | None) -> object:
     if words is not None and isinstance(pair, list):
         return " ".join("".join(str(tag).split()) for tag in pair)
     return str(pair).lower() if isinstance(pair, int) else pair  # a label's number, or true and false
+
+
+def _items(column: str, cell: object) -> object:
+    """A list of keys, such as `events.*.id`, as the items of a session."""
+    if "*" in column and isinstance(cell, list):
+        return [sessions.item(one) if isinstance(one, str | int) else one for one in cell]
+    return cell
 
 
 def _joined(cells: Sequence[object]) -> object:

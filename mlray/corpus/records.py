@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from mlray import access, storage
 from mlray.config import Storage
-from mlray.corpus import fields, lines, sessions, tables
+from mlray.corpus import fields, lines, tables
 from mlray.corpus.cleaning import BadRecord, decode
 from mlray.corpus.fields import Record
 from mlray.corpus.lines import BrokenChunk, Chunk, first_line
@@ -263,9 +263,7 @@ def _value(entry: object, name: str) -> object:
     while isinstance(entry, dict | list):
         if isinstance(entry, list) and key.startswith("*."):
             found = [_value(part, key[2:]) for part in entry]
-            if bad := next((part for part in found if isinstance(part, BadRecord)), None):
-                return bad
-            return [sessions.item(part) if isinstance(part, str | int) else part for part in found]
+            return next((part for part in found if isinstance(part, BadRecord)), found)
         if isinstance(entry, list):
             entry = {str(place): value for place, value in enumerate(entry)}
         if key in entry:

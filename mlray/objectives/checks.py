@@ -33,9 +33,6 @@ def check_places(config: RunConfig) -> None:
     for key, (uri, file) in wanted.items():
         if uri:
             _check_place(key, uri, file, config.storage)
-    vectors = config.recommendation.vectors
-    if vectors and not config.model.path and not storage.exists(storage.absolute(vectors), config.storage):
-        raise ConfigError(f"recommendation.vectors={vectors} is not there; jobs/embed.py makes such a file")
 
 
 def _check_place(key: str, uri: str, file: str | None, settings: Storage) -> None:

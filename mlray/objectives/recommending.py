@@ -47,8 +47,6 @@ class NextItem:
             if number < self._vocabulary.size and not self._vocabulary.special_V[number]
         }
         """Every item of the catalogue, and its column of the scores."""
-        self.names = list(self.items)
-        self.columns = np.array(list(self.items.values()), np.int64)
 
     @property
     def markets(self) -> list[str]:

@@ -127,6 +127,10 @@ class ProductIndex:
         """Takes products out of a market; returns how many were there."""
         return self._markets[market].delete(ids) if market in self._markets else 0
 
+    def names(self, market: str) -> list[str]:
+        """Ids of the products of a market."""
+        return list(self._markets[market].keys) if market in self._markets else []
+
     def holds(self, market: str, name: str) -> bool:
         """Whether a market has a product."""
         return market in self._markets and name in self._markets[market].keys

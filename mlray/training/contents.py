@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 from collections import Counter
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mlray import storage
-from mlray.config import ConfigError, RunConfig
+from mlray.config import ConfigError, RunConfig, Storage
 from mlray.corpus import lines, records, scan, sessions
 from mlray.corpus.fields import Record
 from mlray.corpus.lines import Chunk
@@ -21,6 +22,8 @@ from mlray.corpus.mixture import Mixture
 from mlray.models import tokenizer
 from mlray.objectives import item_vectors
 from mlray.objectives.table import OBJECTIVES
+from mlray.training import resume
+from mlray.training.checkpoint import Checkpoint
 from mlray.training.folders import Folders
 
 
@@ -41,25 +44,42 @@ def keep_labels(config: RunConfig, manifest: Manifest, *, resumes: bool) -> None
     storage.write_bytes(place, body, config.storage)
 
 
-def keep_vectors(config: RunConfig, *, resumes: bool) -> RunConfig:
-    """The configuration with a copy of the items' vectors in the run folder: a resumed run goes on with its own.
+def keep_vectors(config: RunConfig, found: Checkpoint | None) -> RunConfig:
+    """The configuration with a copy of the items' vectors in the run folder, named by its hash.
+
+    A resumed run goes on with the one of its checkpoint, whatever became of the file that it is a copy of.
 
     Raises:
-        ConfigError: a trained model, which holds what it has made of them, is named too.
+        ConfigError: there are none; or there are some where the checkpoint had none, or none where it had some; or a
+            trained model, which holds what it has made of them, is named too.
         StorageError: they cannot be reached.
     """
-    given, own = config.recommendation.vectors, Folders.of(config).item_vectors
+    given, root = config.recommendation.vectors, Folders.of(config).root
+    before = resume.vectors(config, found) if found else None
+    if found and bool(given) != bool(before):
+        raise ConfigError(
+            f"recommendation.vectors={given} but {found.uri} was trained with {before}; set it back, choose another "
+            "run.name, or start over with train.resume=false"
+        )
     if given is None:
         return config
     if config.model.path:
         raise ConfigError(
             "recommendation.vectors is for a fresh model, and model.path names a trained one; leave one of them out"
         )
-    if given != own and not (resumes and storage.exists(own, config.storage)):
-        with storage.local_copy(given, config.storage) as file:
-            storage.upload(file, own, config.storage)
+    own = storage.join(root, before) if before else _copied(given, root, config.storage)
     section = config.recommendation.model_copy(update={"vectors": own})
     return config.model_copy(update={"recommendation": section})
+
+
+def _copied(given: str, root: str, settings: Storage) -> str:
+    if not storage.exists(given, settings):
+        raise ConfigError(f"recommendation.vectors={given} is not there; jobs/embed.py makes such a file")
+    with storage.local_copy(given, settings) as file:
+        own = storage.join(root, f"items-{hashlib.sha256(file.read_bytes()).hexdigest()[:16]}.parquet")
+        if not storage.exists(own, settings):
+            storage.upload(file, own, settings)
+    return own
 
 
 def catalogue(config: RunConfig, manifest: Manifest) -> Counter[str]:

@@ -43,11 +43,6 @@ class Folders:
         return storage.join(self.root, "labels.json")
 
     @property
-    def item_vectors(self) -> str:
-        """The vectors of the items' texts that the run began with (parquet)."""
-        return storage.join(self.root, "items.parquet")
-
-    @property
     def frequencies(self) -> str:
         """How often the run draws each token as the right item (a `.npy` of V numbers)."""
         return storage.join(self.root, "frequencies.npy")

@@ -73,7 +73,7 @@ def prepare(config: RunConfig) -> Prepared:
     files = guarded(files, config, folders)
     check_sources(config.objective, files)
     found = checkpoints.newest(folders.checkpoints, config.storage)[0] if config.train.resume else None
-    config = contents.keep_vectors(config, resumes=found is not None)
+    config = contents.keep_vectors(config, found)
     # Shows before anything costs time whether the run folder can be written.
     storage.write_bytes(storage.join(folders.root, "config.yaml"), config.to_yaml().encode(), config.storage)
     if found:

@@ -32,7 +32,7 @@ _FIXED = {
     "objective": (),
     "contrastive": (),
     "distillation": (),
-    "recommendation": (),
+    "recommendation": ("candidates",),
     "adapter": (),
     "train": ("freeze_layers", "freeze_embeddings", "early_stopping"),
 }
@@ -56,6 +56,13 @@ def check(config: RunConfig, found: Checkpoint) -> None:
                     f"{section}.{key}={now[section][key]} but {found.uri} was trained with {old}; set it back, choose "
                     "another run.name, or start over with train.resume=false"
                 )
+
+
+def vectors(config: RunConfig, found: Checkpoint) -> str | None:
+    """The file of the items' vectors that a checkpoint was trained with, by its name in the run folder."""
+    saved = yaml.safe_load(storage.read_bytes(storage.join(found.uri, "config.yaml"), config.storage))
+    place = saved.get("recommendation", {}).get("vectors")
+    return place.rpartition("/")[2] if place else None
 
 
 def check_backbone(config: RunConfig, found: Checkpoint, model: Backbone) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from mlray import storage
 from mlray.config import ConfigError
@@ -55,13 +56,22 @@ def test_a_recommender_is_trained_resumed_and_judged(bucket: str, tmp_path: Path
         sample.config(bucket, "sessions", **{**sections, "train": {**sections["train"], "steps": 2}})
     )
     assert first is not None
+    root = f"s3://{bucket}/runs/sessions"
+    (kept,) = [
+        name for name in storage.walk(root, sample.config(bucket, "x").storage) if name.startswith("items-")
+    ]
+    begun_with = storage.read_bytes(f"{root}/{kept}", sample.config(bucket, "x").storage)
+    assert begun_with == Path(place).read_bytes()
     vectors(tmp_path, seed=2)  # another file at the same place: the run goes on with its own
     config = sample.config(bucket, "sessions", **sections)
     report = finetune(config)
     assert report is not None
+    now = yaml.safe_load(storage.read_bytes(f"{root}/checkpoints/step-00000004/config.yaml", config.storage))
+    assert storage.read_bytes(now["recommendation"]["vectors"], config.storage) == begun_with
+    assert [name for name in storage.walk(root, config.storage) if name.startswith("items-")] == [kept]
     tables = {task: sorted(table) for task, table in report.cells.items()}
     assert tables == {"recommendation 9": sorted(sample.LANGUAGES), "catalogue": sorted(sample.LANGUAGES)}
-    weights = f"s3://{bucket}/runs/sessions/checkpoints/step-00000004/weights"
+    weights = f"{root}/checkpoints/step-00000004/weights"
     trained = config.model_copy(update={"model": config.model.model_copy(update={"path": weights})})
     again, _ = evaluate.evaluate(trained, show_progress=False)
     assert again.cells == report.cells
@@ -70,6 +80,6 @@ def test_a_recommender_is_trained_resumed_and_judged(bucket: str, tmp_path: Path
     scores = model.scores(["p001 p002"], ["de"])[0]
     assert np.isfinite(scores).all()
     assert scores[model.items[NEVER]] != 0.0  # it is made of its text alone
-    ids_alone = {**sections, "recommendation": {"candidates": "all"}}
-    with pytest.raises(ConfigError, match=r"recommendation\.\w+=.* but .* was trained with"):
-        finetune(sample.config(bucket, "sessions", **ids_alone))
+    for other in ({}, {"vectors": place, "candidates": "all"}):
+        with pytest.raises(ConfigError, match=r"recommendation\.\w+=.* but .* was trained with"):
+            finetune(sample.config(bucket, "sessions", **{**sections, "recommendation": other}))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import threading
 from collections.abc import Callable, Sequence
 
 import pytest
 
 from serve_app.batching import Batcher, Overloaded
+from serve_app.errors import ApiError
 
 
 class Passes:
@@ -137,3 +139,10 @@ def test_a_client_that_has_gone_is_not_run_and_a_failure_is_everybodys_of_its_pa
 
     asyncio.run(work())
     assert passes.seen == [[1], [5]]
+
+
+def test_a_full_queue_crosses_from_a_replica_to_the_ingress() -> None:
+    for error in (Overloaded(3.0), ApiError(404, "unknown_market", "there is none", None)):
+        again = pickle.loads(pickle.dumps(error))
+        assert type(again) is type(error)
+        assert vars(again) == vars(error)

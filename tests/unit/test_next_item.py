@@ -23,7 +23,7 @@ from mlray.models import items as catalogue
 from mlray.objectives import item_vectors, next_item
 from mlray.objectives.recommending import NextItem
 from mlray.objectives.table import Task
-from mlray.schema import NO_TARGET, PackedBatch
+from mlray.schema import NO_TARGET, SEPARATOR, PackedBatch
 from mlray.training import loop
 from mlray.training.engine import Engine
 from tests.unit import tiny
@@ -120,6 +120,18 @@ def test_json_events_are_a_session(tmp_path: Path) -> None:
         ("", "", "no key 'id'"),
         ("", "", "empty"),
     ]
+
+
+def test_other_lists_of_keys_keep_their_white_space(tmp_path: Path) -> None:
+    place = tmp_path / "a.jsonl"
+    place.write_text(
+        '{"text": "shoe", "pair": "red shoe", "others": [{"t": "blue hat"}, {"t": "green hat"}]}\n'
+    )
+    source = Source(uri=str(place), pair="pair", negatives="others.*.t", language="en")
+    (file,) = sources.list_files((source,), SETTINGS)
+    (chunk,) = records.chunks(file, 1 << 20, SETTINGS)
+    (one,) = [one for batch in records.read(chunk, 100, SETTINGS) for one in batch]
+    assert one.pair.split(SEPARATOR) == ["red shoe", "blue hat", "green hat"]
 
 
 @pytest.mark.parametrize(

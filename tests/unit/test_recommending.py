@@ -176,16 +176,6 @@ def test_customers_of_several_markets_share_a_pass(tmp_path: Path, monkeypatch: 
     np.testing.assert_allclose(np.stack(found), np.stack(alone), atol=1e-5)
 
 
-def test_only_as_many_are_ordered_as_are_taken() -> None:
-    draw = np.random.default_rng(0)
-    names, scores_N = [f"i{number}" for number in range(1000)], draw.normal(size=1000)
-    found = recommending._by_score(names, scores_N)
-    wanted = [names[place] for place in np.argsort(-scores_N)]
-    assert [next(found) for _ in range(300)] == wanted[:300]
-    assert list(found) == wanted[300:]
-    assert list(recommending._by_score([], np.zeros(0))) == []
-
-
 def judged(folder: Path, task: str) -> None:
     """A report of one cell, and its prediction."""
     folder.mkdir(exist_ok=True)

@@ -32,6 +32,9 @@ learnt = test_translation.learnt
 """A model that copies German into German, and writes it backwards into English."""
 
 
+_LONG = "Lieferscheinnummernverzeichnis2024"
+
+
 @pytest.mark.parametrize(
     ("text", "kept"),
     [
@@ -49,6 +52,7 @@ learnt = test_translation.learnt
         ("Danke...2 Paar", ["2"]),
         ("(see http://a.example/x1.)", ["http://a.example/x1"]),
         ("bei 70 °C, 50% mehr, 10:30 Uhr", ["70 °C", "50%", "10:30"]),
+        ("KÜCHE-12, АБ-1234 und Lieferscheinnummernverzeichnis2024", ["KÜCHE-12", "АБ-1234", _LONG]),
         ("nothing here", []),
         ("", []),
     ],
@@ -75,6 +79,11 @@ def test_names_stay_and_words_of_the_glossary_are_exchanged() -> None:
 def test_words_are_found_whatever_their_letters(word: str) -> None:
     found = protect(f"Das ist {word}, ja", {word: "x"}, [])
     assert (found.masked, found.kept) == ("Das ist 1, ja", ("x",))
+
+
+@pytest.mark.parametrize(("word", "text"), [("рис", "Красивый рисунок, борис"), ("Öl", "Erdöl, Ölung")])
+def test_a_part_of_a_word_is_none(word: str, text: str) -> None:
+    assert protect(text, {word: "x"}, []).kept == ()
 
 
 def test_a_word_of_a_script_without_spaces_is_found_inside() -> None:
@@ -169,6 +178,45 @@ def test_sentences_are_translated_one_by_one_and_stand_where_they_stood() -> Non
     assert found.text == "FIRST ONE.  THEN a-1!\n\nLOST b-2? 終わり。次"
     assert (found.kept, found.whole) == (("a-1", "b-2"), False)
     assert model.calls[0][0] == ["first one.", "then 1!", "lost 1?", "終わり。", "次"]
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("Ich mag Dr. Oetker sehr.", ("Dr. Oetker",)),
+        ("Bestellung Nr. 1234 ist da.", ("1234",)),
+    ],
+)
+def test_a_full_stop_inside_or_before_what_is_protected_ends_nothing(
+    text: str, kept: tuple[str, ...]
+) -> None:
+    model = Upper()
+    (found,) = translated(model, [text], Way(("de", "en"), 60.0), names=["dr. oetker"])
+    assert (found.kept, found.whole) == (kept, True)
+    assert len(model.calls[0][0]) == 1
+
+
+def test_lines_keep_their_indentation() -> None:
+    (found,) = translated(Upper(), ["items:\n  - one\n\n  - two 2 \n"], Way(("de", "en"), 60.0))
+    assert found.text == "ITEMS:\n  - ONE\n\n  - TWO 2 \n"
+
+
+def test_so_many_words_in_so_much_text_are_refused() -> None:
+    words = {f"word{chr(97 + n // 26)}{chr(97 + n % 26)}": "x" for n in range(256)}
+    text = " ".join(words)
+    with pytest.raises(ApiError) as refused:
+        translated(Upper(), [text] * 10, Way(("de",), None), glossary=words)
+    assert (refused.value.status, refused.value.code) == (413, "glossary_too_large")
+
+
+def test_a_longer_text_of_the_first_leg_goes_on() -> None:
+    class Longer(Upper):
+        def translate(self, texts: list[str], source: str, target: str) -> list[str]:
+            return [f"{text} {text}" for text in super().translate(texts, source, target)]
+
+    model = Longer()
+    (found,) = translated(model, ["a b c d e f g"], Way(("de", "en", "fr"), 30.0, "pivot"))
+    assert len(found.text.split()) == 28
 
 
 def test_what_the_model_would_cut_is_refused() -> None:

@@ -129,6 +129,37 @@ def test_a_promoted_challenger_is_no_trial_any_more(tmp_path: Path) -> None:
     assert models._trials.about() == {}
 
 
+def test_whoever_is_challenger_no_more_answers_nobody(tmp_path: Path) -> None:
+    registry = challenged(tmp_path, bad=None)
+    models = opened(tmp_path, canary=1.0)
+    assert search(models, "de", ["c"]) == ["two"]
+    (tmp_path / "three").mkdir()
+    (tmp_path / "three" / "x").write_text("x")
+    other = registry.put("bundles", tmp_path / "three", "three", {"objective": "contrastive"})
+    registry.append(registry.history(), action="challenge", bundle=other, index=None, why="")
+    models.look()
+    assert search(models, "de", ["c"]) == ["one"]
+    about = asyncio.run(models.about())
+    assert about["challenger"]["id"] == other
+    assert "trial" not in about["challenger"]
+    assert "has 0 indexes" in about["fault"]
+
+
+def test_the_faults_of_champion_and_challenger_are_both_told(tmp_path: Path) -> None:
+    registry = challenged(tmp_path, bad=None, index=False)
+    models = opened(tmp_path, canary=1.0)
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "x").write_text("x")
+    broken = registry.put("bundles", tmp_path / "bad", "bad", {"objective": "masked"})
+    registry.append(registry.history(), action="promote", bundle=broken, index=None, why="")
+    for _ in range(2):
+        models.look()
+        fault = asyncio.run(models.about())["fault"]
+        assert "makes no vectors" in fault
+        assert "has 0 indexes" in fault
+    assert search(models, "de", [None]) == ["one"]
+
+
 class Slow:
     """Stands for a bundle in `Ask`; fails where it is told to."""
 
@@ -160,6 +191,22 @@ def test_a_challenger_that_fails_costs_no_answer() -> None:
     trial = Trial(Slow("challenger"), Serving(canary=1.0))  # type: ignore[arg-type]
     assert answers(trial, 25, {"challenger": RuntimeError("broken")}) == ["champion"] * 25
     assert trial.about()["stopped"]["de"].startswith("of the last 20 searches 20 failed, and 0%")
+
+
+def test_a_challenger_that_is_too_slow_costs_half_of_the_time() -> None:
+    trial = Trial(Slow("challenger"), Serving(canary=1.0, timeout_s=0.04))  # type: ignore[arg-type]
+
+    async def ask(reading: Any) -> dict[str, Any]:
+        await asyncio.sleep(10.0 if reading.name == "challenger" else 0.0)
+        return {"results": [], "by": reading.name}
+
+    now: Any = Slow("champion")
+
+    async def work() -> list[str]:
+        return [(await trial.answer(now, ask, "de", "c"))["by"] for _ in range(21)]
+
+    assert asyncio.run(work()) == ["champion"] * 21
+    assert trial.about()["stopped"]["de"].startswith("of the last 20 searches 20 failed")
 
 
 def test_a_full_queue_says_nothing_of_the_bundle() -> None:

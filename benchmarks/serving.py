@@ -1,0 +1,267 @@
+"""One encoder behind HTTP: ours beside what people put in front of it, by the same clients.
+
+    python benchmarks/serving.py --run RUN --infinity INFINITY_EMB [--seconds 8] [--rounds 3]
+
+RUN is a finished, judged run of jobs/align.py; its weights answer in every arm, with two threads, on this machine,
+which also holds the clients. Each arm is a server of its own (`serving_arms.py`; infinity-emb in an environment with
+`peers/serving.txt`, by its command INFINITY_EMB). First the vectors are compared. Then clients ask `/v1/embeddings` for
+a text of 16 words each, one after the other: 1, 8 and 32 at a time; then for 64 texts at once; then at random times
+(Poisson) at 70 % of the most that was reached.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import random
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import measure
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+ARMS = ("fastapi", "stock-serve", "serve-batch", "infinity", "ours")
+CLIENTS = (1, 8, 32)
+MODEL = "champion"
+PACKAGES = ("ray", "fastapi", "uvicorn", "torch", "transformers", "sentence-transformers")
+_WORDS = (
+    "water",
+    "kettle",
+    "green",
+    "tea",
+    "coffee",
+    "warm",
+    "cold",
+    "blue",
+    "steel",
+    "glass",
+    "cup",
+    "lamp",
+)
+_STARTS_S = 120
+
+
+def main() -> int:
+    arguments = parse()
+    os.environ.update(
+        CUDA_VISIBLE_DEVICES="",
+        OMP_NUM_THREADS="2",
+        PYTHONPATH=str(HERE.parent),
+        RAY_AUTH_MODE="token",
+        RAY_AUTH_TOKEN=secrets.token_hex(32),
+        HF_HUB_OFFLINE="1",
+    )
+    weights = json.loads((arguments.run / "report.json").read_text(encoding="utf-8"))["weights"]
+    report: dict[str, Any] = {"machine": measure.machine(PACKAGES), "seconds": arguments.seconds}
+    rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in arguments.arms}
+    vectors: dict[str, np.ndarray] = {}
+    for number in range(arguments.rounds):
+        for name in arguments.arms if number % 2 == 0 else reversed(arguments.arms):
+            with server(name, weights, arguments) as url:
+                vectors[name] = asyncio.run(compared(url))
+                rounds[name].append(asyncio.run(measured(url, arguments.seconds)))
+            print(f"{name}: {rounds[name][-1]['c=32']}", flush=True)
+    first = vectors[arguments.arms[0]]
+    report["least_cosine"] = {name: float((rows * first).sum(axis=1).min()) for name, rows in vectors.items()}
+    report["arms"] = {name: told(own) for name, own in rounds.items()}
+    report["machine"]["load_average_after"] = [round(value, 2) for value in os.getloadavg()]
+    path = measure.write_json("serving", report, arguments.results)
+    print(f"{render(report)}\nfigures: {path.name}")
+    return 0
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="One encoder behind HTTP, beside peers.")
+    parser.add_argument("--run", type=Path, required=True, help="folder of a judged run of jobs/align.py")
+    parser.add_argument("--infinity", required=True, help="the command infinity_emb")
+    parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
+    parser.add_argument("--results", type=Path, default=measure.RESULTS)
+    return parser.parse_args()
+
+
+@contextlib.contextmanager
+def server(name: str, weights: str, arguments: argparse.Namespace) -> Iterator[str]:
+    """The address of an arm that answers; it ends with the block."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory(prefix="serving-") as folder:
+        command = [sys.executable, str(HERE / "serving_arms.py"), name, weights, str(port)]
+        if name == "infinity":
+            prefix = [
+                "--url-prefix",
+                "/v1",
+                "--engine",
+                "torch",
+                "--device",
+                "cpu",
+                "--served-model-name",
+                MODEL,
+            ]
+            command = [arguments.infinity, "v2", "--model-id", weights, "--port", str(port), *prefix]
+        if name == "ours":
+            registry = registered(arguments.run, Path(folder))
+            settings = [f"release.registry_uri={registry}", f"serving.port={port}"]
+            command = [sys.executable, "-m", "serve_app", *settings]
+        with (Path(folder) / "log").open("w") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log)
+            try:
+                url = f"http://127.0.0.1:{port}/v1/embeddings"
+                wait(url, process, Path(folder) / "log")
+                yield url
+            finally:
+                process.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(30)
+                process.kill()
+
+
+def registered(run: Path, folder: Path) -> str:
+    """A registry whose champion is the run."""
+    from mlray import configuration
+    from mlray.release import promotion
+
+    config = configuration.load(None, [f"release.registry_uri={folder}/registry"])
+    promotion.challenge(config, str(run), "")
+    promotion.promote(config, None, None, "")
+    return f"{folder}/registry"
+
+
+def wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Until an arm answers."""
+    until = time.monotonic() + _STARTS_S
+    body = json.dumps(asked(["a"])).encode()
+    while True:
+        try:
+            request = urllib.request.Request(url, body, {"content-type": "application/json"})
+            with urllib.request.urlopen(request, timeout=10):
+                return
+        except OSError:
+            if process.poll() is not None or time.monotonic() > until:
+                raise RuntimeError(log.read_text()[-3000:]) from None
+            time.sleep(0.5)
+
+
+def asked(texts: list[str]) -> dict[str, Any]:
+    """The body of a request."""
+    return {"input": texts, "model": MODEL}
+
+
+def text(draw: random.Random) -> str:
+    """Sixteen words that no other request has in this order."""
+    return " ".join(draw.choices(_WORDS, k=16))
+
+
+async def ask(session: aiohttp.ClientSession, url: str, texts: list[str]) -> tuple[float, list[Any]]:
+    """Seconds, and what was answered."""
+    begin = time.perf_counter()
+    async with session.post(url, json=asked(texts)) as told:
+        told.raise_for_status()
+        return time.perf_counter() - begin, (await told.json())["data"]
+
+
+async def compared(url: str) -> np.ndarray:
+    """Vectors of the same texts."""
+    draw = random.Random(0)
+    async with aiohttp.ClientSession() as session:
+        _, data = await ask(session, url, [text(draw) for _ in range(32)])
+    return np.array([row["embedding"] for row in data])
+
+
+async def measured(url: str, seconds: float) -> dict[str, Any]:
+    """Each load, one after the other."""
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector) as session:
+        await closed(session, url, 8, 1, seconds / 4)  # warm
+        found = {f"c={clients}": await closed(session, url, clients, 1, seconds) for clients in CLIENTS}
+        found["bulk of 64"] = await closed(session, url, 1, 64, seconds)
+        most = max(found[f"c={clients}"]["per_s"] for clients in CLIENTS)
+        found["Poisson"] = await poisson(session, url, 0.7 * most, seconds)
+    return found
+
+
+async def closed(
+    session: aiohttp.ClientSession, url: str, clients: int, size: int, seconds: float
+) -> dict[str, float]:
+    """Clients that each ask again as soon as they are answered."""
+    until, times = time.perf_counter() + seconds, list[float]()
+
+    async def client(number: int) -> None:
+        draw = random.Random(number)
+        while time.perf_counter() < until:
+            taken, _ = await ask(session, url, [text(draw) for _ in range(size)])
+            times.append(taken)
+
+    begin = time.perf_counter()
+    await asyncio.gather(*(client(number) for number in range(clients)))
+    return summary(times, size * len(times) / (time.perf_counter() - begin))
+
+
+async def poisson(session: aiohttp.ClientSession, url: str, per_s: float, seconds: float) -> dict[str, float]:
+    """Requests at random times, whether the ones before are answered or not."""
+    draw, times = random.Random(0), list[float]()
+    begin = time.perf_counter()
+    due, waiting = begin, list[asyncio.Task[None]]()
+
+    async def one(words: str) -> None:
+        taken, _ = await ask(session, url, [words])
+        times.append(taken)
+
+    while due < begin + seconds:
+        due += draw.expovariate(per_s)
+        await asyncio.sleep(max(due - time.perf_counter(), 0.0))
+        waiting.append(asyncio.create_task(one(text(draw))))
+    await asyncio.gather(*waiting)
+    return summary(times, len(times) / (time.perf_counter() - begin))
+
+
+def summary(times: list[float], per_s: float) -> dict[str, float]:
+    """Texts a second, and milliseconds of a request."""
+    p50, p95, p99 = (1000.0 * float(one) for one in np.quantile(times, [0.5, 0.95, 0.99]))
+    return {"per_s": per_s, "p50_ms": p50, "p95_ms": p95, "p99_ms": p99, "n": len(times)}
+
+
+def told(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """Median, minimum and maximum over the rounds of every figure."""
+    return {
+        load: {key: measure.spread([one[load][key] for one in rounds]) for key in rounds[0][load]}
+        for load in rounds[0]
+    }
+
+
+def render(report: dict[str, Any]) -> str:
+    """A row for each arm."""
+    loads = [f"c={clients}" for clients in CLIENTS]
+    rows = []
+    for name, own in report["arms"].items():
+        per_s = [f"{own[load]['per_s'].median:,.0f}" for load in [*loads, "bulk of 64"]]
+        most, random_times = own[loads[-1]], own["Poisson"]
+        rows.append(
+            (
+                name,
+                *per_s,
+                f"{most['p50_ms'].median:.0f} / {most['p99_ms'].median:.0f}",
+                f"{random_times['p50_ms'].median:.0f} / {random_times['p99_ms'].median:.0f}",
+            )
+        )
+    header = ("arm", *loads, "bulk of 64", "p50 / p99 ms, c=32", "p50 / p99 ms, Poisson 70 %")
+    return measure.table(header, rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

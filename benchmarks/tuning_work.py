@@ -1,7 +1,8 @@
-"""What `tuning.py` trains: vectors of the sample corpus' products, by the job's own loop and without Ray."""
+"""What `tuning.py` trains: vectors of everyday sentences and their translations, by the job's own loop, without Ray."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,27 +25,21 @@ BATCH = 64
 class Work:
     """The corpus and its tokenizer, made once."""
 
-    def __init__(self, stretches: int, steps: int) -> None:
+    def __init__(self, data: Path, stretches: int, steps: int) -> None:
         self._stretches, self._steps = stretches, steps
         self._base = configuration.build(
             {
                 "corpus": {
                     "sources": [
-                        {
-                            "uri": "mlray/corpus/sample/products.jsonl",
-                            "text": "title",
-                            "pair": "description",
-                            "language": "column:language",
-                            "part_by": "product_id",
-                            "item": "product_id",
-                        }
+                        {"uri": f"{data}/{name}.tsv.gz", "format": "text", "pair": "translation"}
+                        for name in ("de-en", "en-es", "en-fr", "en-ru")
                     ],
-                    "window_rows": 512,
+                    "window_rows": 2048,
                     "sequence_length": 128,
-                    "validation_rows": 24,
+                    "validation_rows": 128,
                     "alpha": 0.5,
                 },
-                "tokenizer": {"vocab_size": 2000},
+                "tokenizer": {"vocab_size": 8000},
                 "model": {"family": "xlm-roberta", "hidden_size": 64, "num_layers": 0, "max_positions": 128},
                 "objective": {"name": "contrastive"},
                 "train": {

@@ -375,7 +375,7 @@ def test_the_watch_goes_on_whatever_happens(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(Registry, "history", broken)
     models.look()
     told = asyncio.run(models.about())
-    assert told["fault"] == "KeyError while a champion was opened"
+    assert told["fault"] == "KeyError while a champion was looked for"
     assert told["champion"]["id"]
     monkeypatch.undo()
     models.look()

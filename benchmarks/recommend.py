@@ -54,7 +54,7 @@ def main() -> int:
     body = {
         "command": f"python benchmarks/recommend.py {' '.join([path, *overrides])}",
         "machine": measure.machine(("torch", "transformers", "deepspeed", "scipy")),
-        "training": {key: training[key] for key in ("steps", "parameters", "seconds") if key in training},
+        "training": {key: training[key] for key in ("steps", "parameters", "seconds_in_steps")},
         "cells": cells,
         "catalogue": ours["cells"]["catalogue"],
     }
@@ -100,7 +100,7 @@ def ordered(candidates: list[str], scores: list[float], right: str) -> str:
     return " ".join(name for name, _ in pairs)
 
 
-def neighbours(cases: list[Case]):
+def neighbours(cases: list[Case]) -> Score:
     """(session, candidates) -> sum of the cosines of each candidate to the items of the session."""
     sessions = [sorted(set(items(case.text))) for case in cases]
     names = {item: number for number, item in enumerate(sorted({one for own in sessions for one in own}))}

@@ -94,14 +94,12 @@ class RecommendRequest(_Request):
     k: int = Field(10, ge=1, le=100, description="products, at most")
 
 
-class Wanted(BaseModel):
+class Wanted(Hit):
     """A product that may be wanted next."""
 
-    id: str
     score: float = Field(
         description="by sessions: a logit; by texts: cosine similarity to those of the session"
     )
-    title: str | None = None
     by: Literal["sessions", "texts"] = Field(
         description="of other customers, or of products like those of the session"
     )

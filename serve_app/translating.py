@@ -107,9 +107,8 @@ def way(source: str, target: str, judged: Mapping[str, float], pivot: str, weak:
         return Way((source,), None)
     known = {half for name in judged for half in languages.halves(name)}
     of, into = (languages.nearest(tag, known) for tag in (source, target))
-    if (
-        of is None or into is None or of == into
-    ):  # such as Ukrainian into Russian by a model that has only the latter
+    # The two may be one to the model: Ukrainian and Russian, if it has only the latter.
+    if of is None or into is None or of == into:
         return None
     near = {routing.nearness(source, of), routing.nearness(target, into)}
     step: Literal["language", "related"] = "related" if "related" in near else "language"

@@ -8,15 +8,15 @@ the others stay. Each replica counts for itself.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from dataclasses import replace
 from typing import Any
 
 from mlray.config import Serving
+from mlray.corpus.fields import share_of
 from mlray.release import promotion
 from mlray.release.registry import Event, Registry
 from serve_app.errors import ApiError
@@ -95,14 +95,10 @@ class Trial:
 
     def about(self) -> dict[str, Any]:
         """See `Trials.about`."""
-        agreement = {
-            market: round(sum(max(one, 0.0) for one in seen) / len(seen), 4)
-            for market, seen in sorted(self._seen.items())
-        }
         return {
             "canary": self._settings.canary,
             "shadow": self._settings.shadow,
-            "agreement": agreement,
+            "agreement": {market: round(_mean(seen), 4) for market, seen in sorted(self._seen.items())},
             "stopped": dict(self._stopped),
         }
 
@@ -154,11 +150,7 @@ class Trial:
 
     def _takes(self, customer: str) -> bool:
         """Whether a customer is one of the canary's: another bundle draws others."""
-        told = f"{self.reading.champion.event.bundle} {customer}".encode()
-        return (
-            int.from_bytes(hashlib.blake2b(told, digest_size=6).digest(), "big") / 2**48
-            < self._settings.canary
-        )
+        return share_of(f"{self.reading.champion.event.bundle} {customer}") < self._settings.canary
 
     def _tell(self, market: str, agreed: float) -> None:
         """Counts a search, and stops the market's trial if its last ones were too bad."""
@@ -166,14 +158,18 @@ class Trial:
         seen.append(agreed)
         if len(seen) < _LEAST or market in self._stopped:
             return
-        mean = sum(max(one, 0.0) for one in seen) / len(seen)
-        if mean < self._settings.agreement:
+        if (mean := _mean(seen)) < self._settings.agreement:
             failed = sum(one == _FAILED for one in seen)
             self._stopped[market] = (
                 f"of the last {len(seen)} searches {failed} failed, and {mean:.0%} of what the champion finds was "
                 f"found; serving.agreement={self._settings.agreement:g}"
             )
             log.error("%s goes back to the champion: %s", market, self._stopped[market])
+
+
+def _mean(seen: Collection[float]) -> float:
+    """Of some searches; one that failed has found nothing."""
+    return sum(max(one, 0.0) for one in seen) / len(seen)
 
 
 def agreement(first: dict[str, Any], second: dict[str, Any]) -> float:

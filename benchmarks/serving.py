@@ -56,15 +56,8 @@ _STARTS_S = 120
 
 def main() -> int:
     arguments = parse()
-    os.environ.update(
-        CUDA_VISIBLE_DEVICES="",
-        OMP_NUM_THREADS="2",
-        PYTHONPATH=str(HERE.parent),
-        RAY_AUTH_MODE="token",
-        RAY_AUTH_TOKEN=secrets.token_hex(32),
-        HF_HUB_OFFLINE="1",
-    )
-    weights = json.loads((arguments.run / "report.json").read_text(encoding="utf-8"))["weights"]
+    prepare()
+    weights = weights_of(arguments.run)
     report: dict[str, Any] = {"machine": measure.machine(PACKAGES), "seconds": arguments.seconds}
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in arguments.arms}
     vectors: dict[str, np.ndarray] = {}
@@ -92,6 +85,24 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
     parser.add_argument("--results", type=Path, default=measure.RESULTS)
     return parser.parse_args()
+
+
+def prepare() -> None:
+    """What holds for every server."""
+    os.environ.update(
+        CUDA_VISIBLE_DEVICES="",
+        OMP_NUM_THREADS="2",
+        PYTHONPATH=str(HERE.parent),
+        RAY_AUTH_MODE="token",
+        RAY_AUTH_TOKEN=secrets.token_hex(32),
+        HF_HUB_OFFLINE="1",
+    )
+
+
+def weights_of(run: Path) -> str:
+    """The folder of a run's weights."""
+    found: str = json.loads((run / "report.json").read_text(encoding="utf-8"))["weights"]
+    return found
 
 
 @contextlib.contextmanager

@@ -16,11 +16,11 @@ def main() -> int:
     acts.add_argument("--to", choices=("challenger", "champion"), help="what the run or bundle becomes")
     acts.add_argument("--rollback", action="store_true", help="back to the champion before, model and index")
     parser.add_argument("--run", help="folder of an evaluated run, or of a sweep (--to challenger)")
-    parser.add_argument(
-        "--adapter", action="append", default=[], help="MARKET=RUN, read by that run's adapter"
-    )
-    parser.add_argument("--recommender", help="run of a model of sessions (--to challenger)")
-    parser.add_argument("--translator", help="run of a model that translates (--to challenger)")
+    for name, what in (("adapter", "what is found in it"), ("recommender-adapter", "its sessions")):
+        told = f"MARKET=RUN, by whose adapter {what} is read (--to challenger)"
+        parser.add_argument(f"--{name}", action="append", default=[], help=told)
+    for name, what in {"recommender": "sessions", "translator": "translations", "writer": "answers"}.items():
+        parser.add_argument(f"--{name}", help=f"run of a model of {what} (--to challenger)")
     parser.add_argument("--bundle", help="name of a bundle (--to champion); without it the challenger")
     parser.add_argument("--index", help="name of its product index, or auto (--to champion)")
     parser.add_argument("--knowledge", help="name of its index of answers, or auto (--to champion)")
@@ -29,8 +29,9 @@ def main() -> int:
     arguments = parser.parse_intermixed_args()
     if (arguments.to == "challenger") != bool(arguments.run):
         parser.error("--to challenger and --run go together")
-    if arguments.to != "challenger" and (arguments.adapter or arguments.recommender or arguments.translator):
-        parser.error("--adapter, --recommender and --translator go with --to challenger")
+    beside = ("adapter", "recommender", "recommender_adapter", "translator", "writer")
+    if arguments.to != "challenger" and any(getattr(arguments, name) for name in beside):
+        parser.error("adapters and models beside the run go with --to challenger")
     if arguments.dry_run and arguments.to != "champion":
         parser.error("--dry-run asks the gate, and goes with --to champion")
 

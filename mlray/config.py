@@ -43,6 +43,8 @@ class Source(_Section):
     their texts, such as products, with a space between; other columns are those of the first."""
     last_is_pair: bool = False
     """The last item of a session is `pair`, and no part of `text`: what tests ask for, and training does not see."""
+    query: str | None = None
+    """Column with what the customer of a session has searched for; its words are read before the items."""
     pair: str | None = None
     """Column with what belongs to `text`: its translation, its label, or the tags of its words; in text files any
     value means tab-separated pairs."""
@@ -396,6 +398,8 @@ class Serving(_Section):
     """Of a request that neither says nor shows its own."""
     confidence: float = Field(0.6, ge=-1, le=1)
     """Cosine similarity below which customer service hands over to a person."""
+    grounded: Probability = 0.5
+    """Share of the words of a written answer that its sources or the question hold; with less, a source is told."""
     pivot: str = "en"
     """Language through which a translation goes where the direct direction is weak or was never judged."""
     weak: float = Field(30.0, ge=0, le=100)

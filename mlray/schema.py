@@ -23,6 +23,8 @@ WINDOW_SCHEMA = pa.schema(
 
 SEPARATOR = "\x1e"
 """Between the second half of a pair and its hard negatives; `corpus.cleaning` leaves none inside a text."""
+QUERY = "query:"
+"""Stands before a word of a query in a session of items."""
 NO_TARGET = -100
 """Where a target stands that is not to be predicted (the convention of torch and `transformers`)."""
 

@@ -179,7 +179,8 @@ def _routes(limits: _Limits) -> APIRouter:
     @router.post("/recommend")
     async def recommend(request: RecommendRequest, http: Request) -> RecommendReply:
         """Products of a market that a customer may want next."""
-        found = limits.backend.recommend(request.market, request.products, request.k)
+        limits.check([request.query or ""])
+        found = limits.backend.recommend(request.market, request.products, request.k, request.query or "")
         return RecommendReply.model_validate(await limits.within(found, http))
 
     @router.post("/embeddings")
@@ -236,7 +237,7 @@ def _support(limits: _Limits) -> APIRouter:
         limits.check([one.text for one in request.messages])
         messages = [one.text for one in request.messages if one.role == "user"]
         asked = Asked(request.language, accept_language)
-        found = await limits.within(limits.backend.support(messages, request.k, asked), http)
+        found = await limits.within(limits.backend.support(messages, request.k, asked, request.write), http)
         reply = SupportReply.model_validate(found)
         return StreamingResponse(_events(reply), media_type="text/event-stream") if request.stream else reply
 

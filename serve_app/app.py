@@ -66,9 +66,9 @@ class _Behind:
         """See `Models.embed`."""
         return await self._ask("embed", texts, asked, model, dimensions)
 
-    async def recommend(self, market: str, products: list[str], k: int) -> dict[str, Any]:
+    async def recommend(self, market: str, products: list[str], k: int, query: str = "") -> dict[str, Any]:
         """See `Models.recommend`."""
-        return await self._ask("recommend", market, products, k)
+        return await self._ask("recommend", market, products, k, query)
 
     async def translate(
         self, texts: list[str], target: str, glossary: dict[str, str], names: list[str], asked: Asked
@@ -76,9 +76,9 @@ class _Behind:
         """See `Models.translate`."""
         return await self._ask("translate", texts, target, glossary, names, asked)
 
-    async def support(self, messages: list[str], k: int, asked: Asked) -> dict[str, Any]:
+    async def support(self, messages: list[str], k: int, asked: Asked, write: bool = False) -> dict[str, Any]:
         """See `Models.support`."""
-        return await self._ask("support", messages, k, asked)
+        return await self._ask("support", messages, k, asked, write)
 
     async def upsert(self, products: list[Product]) -> dict[str, Any]:
         """See `Models.upsert`."""

@@ -15,7 +15,7 @@ class Backend(Protocol):
         """`results` and `served_by`."""
         ...
 
-    async def recommend(self, market: str, products: list[str], k: int) -> dict[str, Any]:
+    async def recommend(self, market: str, products: list[str], k: int, query: str = "") -> dict[str, Any]:
         """As `schemas.RecommendReply`."""
         ...
 
@@ -25,7 +25,7 @@ class Backend(Protocol):
         """As `schemas.TranslateReply`."""
         ...
 
-    async def support(self, messages: list[str], k: int, asked: Asked) -> dict[str, Any]:
+    async def support(self, messages: list[str], k: int, asked: Asked, write: bool = False) -> dict[str, Any]:
         """As `schemas.SupportReply`."""
         ...
 

@@ -19,7 +19,7 @@ from mlray.objectives.embedding import TextEmbedder
 from mlray.objectives.recommending import NextItem
 from mlray.release import bundle, companions, markets
 from mlray.release.changes import Changes
-from mlray.release.companions import Translator
+from mlray.release.companions import Composer, Translator
 from mlray.release.index import ProductIndex
 from mlray.release.registry import Event, Registry
 from serve_app.catalogue import Catalogue
@@ -40,6 +40,8 @@ class Champion:
     recommender: NextItem | None
     """Of sessions; None: by texts alone."""
     translator: Translator | None
+    writer: Composer | None
+    """Of answers from passages."""
     report: Report
     languages: tuple[str, ...]
     """Those that the bundle was judged in."""
@@ -83,6 +85,7 @@ class Champion:
             knowledge=knowledge,
             recommender=companion("recommender"),
             translator=companion("translator"),
+            writer=companion("writer"),
             report=report,
             languages=tuple(sorted(spoken)),
             adapters=tuple(adapters),
@@ -121,6 +124,7 @@ class Champion:
             "adapters": list(self.adapters),
             "recommends": self.recommender.markets if self.recommender else [],
             "translates": sorted(self.report.cells.get("translation", ())) if self.translator else [],
+            "writes": sorted(self.report.cells.get("causal", ())) if self.writer else [],
             "markets": self.catalogue.markets if self.catalogue else {},
             "answers": self.knowledge.markets if self.knowledge else {},
             "report": self.report.cells,

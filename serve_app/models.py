@@ -144,8 +144,8 @@ class Models:
 
         return await self._trials.answer(now, search, market, asked.customer)
 
-    async def recommend(self, market: str, products: list[str], k: int) -> dict[str, Any]:
-        """The k products of a market that may follow in a session, and what has served.
+    async def recommend(self, market: str, products: list[str], k: int, query: str = "") -> dict[str, Any]:
+        """The k products of a market that may follow in a session, with what was searched for; and what has served.
 
         Raises:
             ApiError: no champion, no index, no such market, no known product, or the queue is full.
@@ -153,7 +153,8 @@ class Models:
         now = self._ready()
         catalogue = _market(now, market)
         known = recommending.known(catalogue, now.sessions, market, products)
-        found = await recommending.recommend(catalogue, now.sessions, market, known, k)
+        session = recommending.Session(tuple(known), market, query)
+        found = await recommending.recommend(catalogue, now.sessions, session, k)
         event = now.champion.event
         return {
             "results": [asdict(one) for one in found],
@@ -182,13 +183,14 @@ class Models:
         told = {"translations": [asdict(one) for one in found], "way": list(path.languages)}
         return {**told, "quality": path.quality, "served_by": _served_by(now, spoken, step)}
 
-    async def support(self, messages: list[str], k: int, asked: Asked) -> dict[str, Any]:
+    async def support(self, messages: list[str], k: int, asked: Asked, write: bool = False) -> dict[str, Any]:
         """The answer to a customer, with its sources; none where no source is sure enough.
 
         Args:
             messages: of the customer, the last one last.
             k: sources, at most.
             asked: what the request says of its language.
+            write: the answer from the sources that are sure, in words of the bundle's writer, if these bear it out.
 
         Raises:
             ApiError: no champion, no knowledge, or the queue is full.
@@ -201,11 +203,13 @@ class Models:
         vectors_MH, _, step = await now.vectors(support.looked_at(messages), spoken.language, None)
         confidence = self._config.serving.confidence
         found = support.find(knowledge, support.question(vectors_MH), spoken.language, k, confidence)
-        sure = bool(found.sources) and found.sources[0].score >= confidence
+        sure = [one for one in found.sources if one.score >= confidence]
+        written = await now.writing.answer(messages[-1], sure) if write and sure and now.writing else None
         return {
-            "answer": found.sources[0].text if sure else None,
-            "intent": found.sources[0].id if sure else None,
-            "language": found.sources[0].language if sure else None,
+            "answer": written or (sure[0].text if sure else None),
+            "written": written is not None,
+            "intent": sure[0].id if sure else None,
+            "language": sure[0].language if sure else None,
             "confidence": found.sources[0].score if found.sources else 0.0,
             "hand_over": not sure,
             "scope": found.scope,

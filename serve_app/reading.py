@@ -17,6 +17,7 @@ from serve_app.batching import Batcher
 from serve_app.champion import Champion, Cut
 from serve_app.recommending import Sessions
 from serve_app.translating import Legs
+from serve_app.writing import Writing
 
 log = logging.getLogger("mlray.serve")
 
@@ -37,6 +38,8 @@ class Reading:
     sessions: Sessions | None = field(repr=False)
     legs: Legs | None = field(repr=False)
     """Of translations."""
+    writing: Writing | None = field(repr=False)
+    """Of answers."""
 
     @classmethod
     def of(cls, champion: Champion, settings: Serving) -> Reading:
@@ -56,7 +59,8 @@ class Reading:
         queues = frozenset(one.partition("-")[0] for one in champion.languages)
         sessions = Sessions.of(champion.recommender, settings) if champion.recommender else None
         legs = Legs.of(champion.translator, settings) if champion.translator else None
-        return cls(champion, batcher, adapters, queues, sessions, legs)
+        writing = Writing.of(champion.writer, settings) if champion.writer else None
+        return cls(champion, batcher, adapters, queues, sessions, legs, writing)
 
     async def vectors(
         self, texts: Sequence[str], language: str, wanted: str | None

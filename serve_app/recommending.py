@@ -12,12 +12,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
 from mlray.config import Serving
+from mlray.corpus import sessions
 from mlray.objectives.recommending import NextItem
 from serve_app.batching import Batcher
 from serve_app.catalogue import Catalogue
@@ -35,7 +36,8 @@ class Session:
 
     products: tuple[str, ...]
     market: str
-    """As the recommender knows it."""
+    query: str
+    """What the customer has searched for; empty if that is not known."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,12 @@ class Sessions:
         """Sessions of many customers and markets in one forward pass."""
 
         def run(batch: list[Session]) -> np.ndarray:
-            return model.scores([" ".join(one.products) for one in batch], [one.market for one in batch])
+            told = [sessions.with_query(" ".join(one.products), one.query) for one in batch]
+            return model.scores(told, [one.market for one in batch])
 
         batcher = Batcher[Session, np.ndarray](
             run,
-            lambda one: 1 + len(one.products) + len(model.items) // _PER_TOKEN,
+            lambda one: 1 + len(one.products) + sessions.WORDS + len(model.items) // _PER_TOKEN,
             budget=settings.batch_tokens,
             capacity=settings.queued_tokens,
             patience_s=settings.timeout_s,
@@ -76,26 +79,24 @@ class Found:
     by: Literal["sessions", "texts"]
 
 
-async def recommend(
-    catalogue: Catalogue, sessions: Sessions | None, market: str, products: Sequence[str], k: int
-) -> list[Found]:
+async def recommend(catalogue: Catalogue, learnt: Sessions | None, session: Session, k: int) -> list[Found]:
     """The k products of a market that may be wanted next, without those of the session.
 
     Args:
         catalogue: what is sold.
-        sessions: of the champion, if it has a recommender.
-        market: one of the catalogue's.
-        products: of the session; at least one is known, if there are any.
+        learnt: of the champion, if it has a recommender.
+        session: in a market of the catalogue; at least one of its products is known, if there are any.
         k: products, at most.
 
     Raises:
         ApiError: too much waits, or there is neither a model for the market nor a product to go by.
     """
     loop, found = asyncio.get_running_loop(), list[Found]()
-    known = sessions.market(market) if sessions else None
-    if sessions and known and (not products or any(one in sessions.model.items for one in products)):
-        (scores_V,) = await sessions.batcher.submit(known, [Session(tuple(products), known)])
-        told = (catalogue, sessions.model, market, products, scores_V, k)
+    market, products = session.market, session.products
+    known = learnt.market(market) if learnt else None
+    if learnt and known and (not products or any(one in learnt.model.items for one in products)):
+        (scores_V,) = await learnt.batcher.submit(known, [replace(session, market=known)])
+        told = (catalogue, learnt.model, market, products, scores_V, k)
         found = await loop.run_in_executor(_RANKERS, _best, *told)
     held = [one for one in products if not catalogue.unknown([(market, one)])]
     if not found and not held:
@@ -120,13 +121,13 @@ def _best(
     return [Found(name, score, title, "sessions") for (name, score), title in zip(best, titles, strict=True)]
 
 
-def known(catalogue: Catalogue, sessions: Sessions | None, market: str, products: Sequence[str]) -> list[str]:
+def known(catalogue: Catalogue, learnt: Sessions | None, market: str, products: Sequence[str]) -> list[str]:
     """Those that the market sells, or that the recommender has learnt of.
 
     Raises:
         ApiError: there are some, and none of them is known.
     """
-    items = sessions.model.items if sessions else {}
+    items = learnt.model.items if learnt else {}
     found = [one for one in products if one in items or not catalogue.unknown([(market, one)])]
     if products and not found:
         raise ApiError(404, "unknown_product", "none of these products is known")

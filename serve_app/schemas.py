@@ -91,6 +91,7 @@ class RecommendRequest(_Request):
         description="ids, the last one last; none: for somebody new",
         examples=[["p001"]],
     )
+    query: Text | None = Field(None, description="what the customer has searched for")
     k: int = Field(10, ge=1, le=100, description="products, at most")
 
 
@@ -162,6 +163,9 @@ class SupportRequest(_Request):
     messages: list[Message] = Field(min_length=1, max_length=_TURNS)
     language: Tag | None = LANGUAGE
     k: int = Field(3, ge=1, le=20, description="sources, at most")
+    write: bool = Field(
+        False, description="from the sources, in the words of the bundle's writer, if it has one"
+    )
     stream: bool = Field(
         False, description="server-sent events: `sources`, then `answer` in parts, then `done`"
     )
@@ -187,6 +191,7 @@ class SupportReply(BaseModel):
     """An answer with its sources, or that a person is to take over."""
 
     answer: str | None
+    written: bool = Field(description="by a model, from the sources; false: the first source as it is")
     intent: str | None
     language: str | None = Field(description="of the answer; it may be another than the customer's")
     confidence: float = Field(description="cosine similarity of the nearest source")
@@ -236,9 +241,7 @@ class ChangeReply(BaseModel):
 class EmbeddingsRequest(BaseModel):
     """As OpenAI's; fields that mean nothing here are passed over."""
 
-    input: Text | Annotated[list[Text], Field(min_length=1, max_length=_MANY)] = Field(
-        examples=[["red shoes", "rote Schuhe"]]
-    )
+    input: Text | _Texts = Field(examples=[["red shoes", "rote Schuhe"]])
     model: str | None = Field(None, description="a bundle's id, or `champion`", examples=["champion"])
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1, description="the first so many, brought to unit length")

@@ -25,7 +25,7 @@ from serve_app.protection import Protected, Protector
 
 METRIC = "chrF"
 """By which a direction is judged: of 100."""
-_PER_TOKEN, _LEAST = 32, 8
+PER_TOKEN, _LEAST = 32, 8
 """A token that is written costs so many that are read by an encoder, about; and the fewest that a text counts as."""
 _WORK = 4_000_000
 """Words of a glossary times characters of the texts: half a second."""
@@ -67,11 +67,11 @@ class Legs:
                     found[place] = text
             return found
 
-        capacity = settings.queued_tokens * _PER_TOKEN // 4
+        capacity = settings.queued_tokens * PER_TOKEN // 4
         batcher = Batcher[Leg, str](
             run,
             cost,
-            budget=settings.batch_tokens * _PER_TOKEN // 4,
+            budget=settings.batch_tokens * PER_TOKEN // 4,
             capacity=capacity,
             patience_s=settings.timeout_s,
         )
@@ -80,7 +80,7 @@ class Legs:
 
 def cost(leg: Leg) -> int:
     """What a sentence costs, in tokens that an encoder reads."""
-    return max(leg.tokens, _LEAST) * _PER_TOKEN
+    return max(leg.tokens, _LEAST) * PER_TOKEN
 
 
 @dataclass(frozen=True)

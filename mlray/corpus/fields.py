@@ -41,6 +41,7 @@ def record(row: int, cells: list[object], file: SourceFile, max_chars: int) -> R
     """
     language, share = file.fallback, _LAST
     try:
+        query = _known(cells.pop()) if file.query else None
         item = _known(cells.pop()) if file.item else None
         key = _known(cells.pop()) if file.part_by else None
         if key is not None:
@@ -55,6 +56,8 @@ def record(row: int, cells: list[object], file: SourceFile, max_chars: int) -> R
         if words is not None:  # tags belong to them, one to each
             cells = [" ".join("".join(str(word).split()) for word in words)]
         text = clean(_joined(list(map(_items, file.columns, cells))), max_chars)
+        if isinstance(query, str):
+            text = sessions.with_query(text, query)
         if key is None:
             share = share_of(text)
         if not _inside(file, share):
@@ -92,7 +95,8 @@ def digest_of(text: str) -> int:
 
 def columns(file: SourceFile) -> list[str]:
     """The columns that a record is made of, in order."""
-    named = (*file.columns, file.pair, file.negatives, file.language_column, file.part_by, file.item)
+    beside = (file.pair, file.negatives, file.language_column, file.part_by, file.item, file.query)
+    named = (*file.columns, *beside)
     return [name for name in named if name]
 
 

@@ -1,11 +1,19 @@
-"""Sessions: what a customer has looked at or bought, item after item, as a text with a space between."""
+"""Sessions: what a customer has looked at or bought, item after item, as a text with a space between.
+
+Before the items may stand what the customer has searched for, each word as `query:word`.
+"""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
 
+from mlray import languages
 from mlray.corpus.cleaning import BadRecord
+from mlray.schema import QUERY
+
+WORDS = 16
+"""Of a query that count."""
 
 
 def item(cell: object) -> str:
@@ -15,17 +23,28 @@ def item(cell: object) -> str:
 
 def items(text: str) -> list[str]:
     """The items of a session; one that is looked at again and again counts once."""
-    return [name for name, _ in itertools.groupby(text.split())]
+    return [name for name, _ in itertools.groupby(text.split()) if not name.startswith(QUERY)]
+
+
+def with_query(text: str, query: str) -> str:
+    """A session that begins with the words of a query, each once; of a long query its first words."""
+    words = list(dict.fromkeys(languages.words(query)))[:WORDS]
+    return " ".join([*(QUERY + word for word in words), text]).strip()
+
+
+def tokens(text: str) -> list[str]:
+    """The words of the query of a session, then its items."""
+    return [*(word for word in text.split() if word.startswith(QUERY)), *items(text)]
 
 
 def before_last(text: str) -> tuple[str, str]:
-    """A session without its last item, and that.
+    """A session, with its query, but without its last item, and that.
 
     Raises:
-        BadRecord: there is no other.
+        BadRecord: nothing is before it.
     """
-    *before, last = items(text)
-    if not before:
+    *before, last = tokens(text)
+    if not before or last.startswith(QUERY):
         raise BadRecord("a session of one item")
     return " ".join(before), last
 

@@ -75,6 +75,8 @@ class SourceFile:
     """Column whose neighbouring rows with one value are one record."""
     last_is_pair: bool = False
     """Whether the last item of a session belongs to the others, and not to them."""
+    query: str | None = None
+    """Column of what the customer of a session has searched for."""
     distinct: bool = False
     """Whether a row whose halves are the same is refused."""
     without: str | None = None
@@ -265,7 +267,9 @@ def _describe(file: storage.File, root: str, source: Source) -> SourceFile:
     described = SourceFile(file.uri, file.size, file.etag, kind, codec, columns, pair, language, column)
     described = replace(described, part=source.part, part_by=source.part_by, task=source.task)
     described = replace(described, negatives=source.negatives, item=source.item)
-    described = replace(described, session=source.session, last_is_pair=source.last_is_pair)
+    described = replace(
+        described, session=source.session, last_is_pair=source.last_is_pair, query=source.query
+    )
     return replace(described, language=described.name(language)) if language else described
 
 

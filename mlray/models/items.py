@@ -10,14 +10,16 @@ from tokenizers import models, pre_tokenizers
 
 from mlray.config import Tokenizer as TokenizerConfig
 from mlray.models import tokenizer
+from mlray.schema import QUERY
 
 
 def of_items(
     counts: Mapping[str, int], config: TokenizerConfig, markets: Sequence[str]
 ) -> transformers.PreTrainedTokenizerFast:
-    """One token for each market, and for the most frequent items as far as `vocab_size` goes."""
+    """A token for each market, then for the most frequent items, then for words of queries, to `vocab_size`."""
     special = tokenizer.special_tokens(markets)
-    ordered = sorted(counts.keys() - set(special), key=lambda item: (-counts[item], item))
+    found = counts.keys() - set(special)
+    ordered = sorted(found, key=lambda name: (name.startswith(QUERY), -counts[name], name))
     words = [*special, *ordered[: max(config.vocab_size - len(special), 0)]]
     model = tokenizers.Tokenizer(
         models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>")

@@ -22,6 +22,7 @@ from transformers.models.qwen2 import tokenization_qwen2
 from mlray import languages
 from mlray.config import ConfigError
 from mlray.config import Tokenizer as TokenizerConfig
+from mlray.schema import QUERY
 
 _SPECIAL = {
     "bos_token": "<s>",
@@ -69,6 +70,8 @@ class Vocabulary:
     """bool; the token begins a word (in scripts without spaces: every token)."""
     characters_V: np.ndarray
     """int32; characters of text that the token stands for (0 for special tokens)."""
+    queries_V: np.ndarray
+    """bool; among items: a word of a query, which is read and never predicted; it is among `special_V` too."""
 
 
 def train(
@@ -246,6 +249,9 @@ def vocabulary(tokenizer: transformers.PreTrainedTokenizerFast) -> Vocabulary:
         surfaces = [(piece.removeprefix(_SPACE), piece.startswith(_SPACE), 1) for piece in pieces]
     starts = np.array([begins or languages.is_unspaced(text[:1] or " ") for text, begins, _ in surfaces])
     characters = np.array([len(text) + begins * space for text, begins, space in surfaces], dtype=np.int32)
+    queries = np.array([piece.startswith(QUERY) for piece in pieces])
+    queries &= definition["model"]["type"] == "WordLevel"
+    special |= queries
     characters[special] = 0
     return Vocabulary(
         size=size,
@@ -255,6 +261,7 @@ def vocabulary(tokenizer: transformers.PreTrainedTokenizerFast) -> Vocabulary:
         special_V=special,
         starts_word_V=starts | special,
         characters_V=characters,
+        queries_V=queries,
     )
 
 

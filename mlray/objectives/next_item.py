@@ -1,4 +1,4 @@
-"""The next item of a session: the market and the items so far are read, and every item is predicted from those before.
+"""The next item of a session: market, query and the items so far are read; every item is predicted from what is before.
 
 Shape letters: B rows, T tokens, N predicted positions, M candidates, V vocabulary.
 """
@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from mlray.config import ConfigError
+from mlray.corpus import sessions as texts
 from mlray.corpus.packing import Piece
-from mlray.corpus.sessions import items
 from mlray.corpus.windows import Window
 from mlray.models.tokenizer import Encoder, Vocabulary
 from mlray.objectives import causal
@@ -23,30 +23,40 @@ from mlray.schema import NO_TARGET, PackedBatch
 
 @dataclass(frozen=True)
 class Sessions:
-    """Cuts sessions into pieces `<market> item item ...`; an item that the tokenizer does not know is left out."""
+    """Cuts sessions into pieces `<market> query item item ...`; what the tokenizer does not know is left out."""
 
     encoder: Encoder
     markets: tuple[int, ...]
     """Language number -> token of the market."""
     unknown: frozenset[int]
-    """Tokens that stand for no item."""
+    """Tokens that stand for no item and no word."""
+    queries: frozenset[int]
+    """Tokens of words of a query, which are read, and not predicted."""
     sequence_length: int
 
     def __call__(self, window: Window) -> list[Piece]:
         """The pieces of each session; one that is longer than a row begins anew in the next."""
-        known = self.ids(window.text)
-        room = self.sequence_length - 1
         return [
-            Piece([start, *part], window.language[i], window.document[i], [NO_TARGET, *part])
-            for i, ids in enumerate(known)
-            for start in [self.markets[window.language[i]]]
-            for part in ([ids[first : first + room] for first in range(0, len(ids), room)] or [[]])
+            Piece([*told, *part], window.language[i], window.document[i], [*[NO_TARGET] * len(told), *part])
+            for i, (asked, ids) in enumerate(self.ids(window.text))
+            for told in [[self.markets[window.language[i]], *asked]]
+            for part in self._parts(ids, self.sequence_length - len(told))
         ]
 
-    def ids(self, sessions: Sequence[str]) -> list[list[int]]:
-        """The tokens of the known items of each session."""
-        encoded = self.encoder.encode([" ".join(items(text)) for text in sessions])
-        return [[one for one in ids if one not in self.unknown] for ids in encoded]
+    def _parts(self, ids: list[int], room: int) -> list[list[int]]:
+        return [ids[first : first + room] for first in range(0, len(ids), room)] or [[]]
+
+    def ids(self, sessions: Sequence[str]) -> list[tuple[list[int], list[int]]]:
+        """The known words of the query of each session, which take half of a row at most, and its known items."""
+        encoded = self.encoder.encode([" ".join(texts.tokens(text)) for text in sessions])
+        room = (self.sequence_length - 1) // 2
+        return [
+            (
+                [one for one in ids if one in self.queries][:room],
+                [one for one in ids if one not in self.unknown and one not in self.queries],
+            )
+            for ids in encoded
+        ]
 
 
 def sessions(
@@ -65,8 +75,11 @@ def sessions(
                 "tokenizer.algorithm=items"
             )
     markets = tuple(encoder.language_ids[name] for name in names)
-    special = frozenset(np.flatnonzero(vocabulary.special_V).tolist())
-    return Sessions(encoder, markets, special, sequence_length)
+    unknown, queries = (
+        frozenset(np.flatnonzero(one_V).tolist())
+        for one_V in (vocabulary.special_V & ~vocabulary.queries_V, vocabulary.queries_V)
+    )
+    return Sessions(encoder, markets, unknown, queries, sequence_length)
 
 
 def collate(

@@ -13,6 +13,7 @@ import torch
 
 from mlray.config import RunConfig
 from mlray.models import adapters, backbone, recommender, tokenizer
+from mlray.models.mixed import Mixed
 from mlray.objectives import next_item
 
 
@@ -34,8 +35,10 @@ class NextItem:
         """
         tokens = tokenizer.load(folder, ("pad_token",))
         self._model = recommender.build(config.model, tokens, folder)
+        wrapped = None
         if adapter:
-            adapters.load(self._model, adapter, language, objective="next_item")
+            wrapped = adapters.load(self._model, adapter, language, objective="next_item")
+        self._mixed = Mixed(self._model, adapter, wrapped)
         self._device = device
         self._model.to(device).eval()
         self._vocabulary = tokenizer.vocabulary(tokens)
@@ -53,6 +56,10 @@ class NextItem:
         """Those that the model knows."""
         return sorted(self._encoder.language_ids)
 
+    def load(self, market: str, folder: Path) -> None:
+        """Opens the adapter of a market, which reads its sessions from now on; see `models.mixed.Mixed.load`."""
+        self._mixed.load(market, folder, "next_item")
+
     def check(self, markets: Sequence[str]) -> None:
         """Refuses markets that the model does not know.
 
@@ -68,7 +75,7 @@ class NextItem:
         Of a session that is longer than a row its last items are read; those that the model does not know are left out.
 
         Args:
-            sessions: items with a space between.
+            sessions: items with a space between, and before them the words of a query, see `corpus.sessions`.
             markets: of each session.
 
         Raises:
@@ -76,8 +83,8 @@ class NextItem:
         """
         cutter = next_item.sessions(self._encoder, self._vocabulary, markets, self._length)
         rows = [
-            [start, *ids[-(self._length - 1) :]]
-            for start, ids in zip(cutter.markets, cutter.ids(sessions), strict=True)
+            [start, *asked, *ids[-(self._length - 1 - len(asked)) :]]
+            for start, (asked, ids) in zip(cutter.markets, cutter.ids(sessions), strict=True)
         ]
         width = max(map(len, rows))
         tokens_QT = torch.full((len(rows), width), self._encoder.pad_id)
@@ -94,7 +101,8 @@ class NextItem:
             "candidates_M": candidates_V,
             "drawn_M": torch.zeros(len(candidates_V)),
         }
-        found: np.ndarray = (
-            self._model(**{name: one.to(self._device) for name, one in inputs.items()}).cpu().numpy()
-        )
+        own = set(self._mixed.names)
+        with self._mixed.rows([market if market in own else None for market in markets]):
+            found_QV = self._model(**{name: one.to(self._device) for name, one in inputs.items()})
+        found: np.ndarray = found_QV.cpu().numpy()
         return found

@@ -3,7 +3,7 @@
 weights/            the model, or the backbone below an adapter, with its tokenizer
 adapter/            the adapter of the task, where the run has trained one; language_adapter/ the one below it
 adapters/<tag>/     adapters of single markets, see `markets`
-recommender/, translator/    see `companions`
+recommender/, translator/, writer/    see `companions`
 labels.json         of a model with heads for labels
 config.yaml         the whole configuration of the run
 report.json         the evaluation, and predictions.jsonl, the rows behind it (for paired tests)
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,19 +45,28 @@ class _Run:
     report: Report
 
 
-def make(
-    run_uri: str,
-    registry: Registry,
-    markets_uris: Mapping[str, str] | None = None,
-    companions_uris: Mapping[str, str] | None = None,
-) -> str:
+@dataclass(frozen=True)
+class Beside:
+    """The runs, or sweeps, whose models come into a bundle with that of another."""
+
+    markets: Mapping[str, str] = field(default_factory=dict)
+    """Market -> the run whose adapter reads what is found there; see `markets`."""
+    companions: Mapping[str, str] = field(default_factory=dict)
+    """Name -> the run of a model; see `companions`."""
+    sessions: Mapping[str, str] = field(default_factory=dict)
+    """Market -> the run whose adapter the recommender reads sessions with there."""
+
+
+ALONE = Beside()
+
+
+def make(run_uri: str, registry: Registry, beside: Beside = ALONE) -> str:
     """Makes a bundle of what a run, or the winner of a sweep, has left; the same run gives the same bundle.
 
     Args:
         run_uri: folder of the run or sweep.
         registry: where the bundle is kept.
-        markets_uris: market -> the run or sweep whose adapter reads what is found there; see `markets`.
-        companions_uris: name -> the run or sweep of a model beside it; see `companions`.
+        beside: what else it holds.
 
     Returns:
         Its name.
@@ -67,7 +76,7 @@ def make(
             fit the weights, or was not judged on its market.
         RunError: storage failed.
     """
-    settings, others = registry.settings, dict(markets_uris or {})
+    settings = registry.settings
     run = _run(run_uri, settings)
     with storage.staging() as stage:
         for place, part in _parts(run.config, run.weights):
@@ -82,14 +91,16 @@ def make(
         (stage / "config.yaml").write_text(run.config.to_yaml(), encoding="utf-8")
         if run.config.adapter.kind != "none":
             _check_backbone(stage, run.config)
-        if others:
-            _add_markets(stage, others, settings)
-        beside = {name: _run(uri, settings) for name, uri in (companions_uris or {}).items()}
-        for name, one in beside.items():
+        if beside.markets:
+            _add_markets(stage, beside.markets, settings)
+        others = {name: _run(uri, settings) for name, uri in beside.companions.items()}
+        for name, one in others.items():
             _add_companion(stage, name, one, settings)
+        for market, uri in beside.sessions.items():
+            _add_recommender(stage, market, _run(uri, settings), settings)
         report = Report.from_json((stage / "report.json").read_text(encoding="utf-8"))
-        about = _about(run, report) | ({"adapters": sorted(others)} if others else {})
-        about |= {name: one.config.run.name for name, one in beside.items()}
+        about = _about(run, report) | ({"adapters": sorted(beside.markets)} if beside.markets else {})
+        about |= {name: one.config.run.name for name, one in others.items()}
         # That of a sweep, not of its trial.
         return registry.put("bundles", stage, run_uri.rstrip("/").rpartition("/")[2], about)
 
@@ -146,6 +157,14 @@ def _add_companion(stage: Path, name: str, run: _Run, settings: Storage) -> None
     with storage.staging() as judged, storage.local_copy(run.weights, settings) as weights:
         _copy_judged(run, judged, weights, settings)
         companions.add(stage, name, run.config, run.weights, judged)
+
+
+def _add_recommender(stage: Path, market: str, run: _Run, settings: Storage) -> None:
+    if not (stage / "recommender").is_dir():
+        raise ConfigError("--recommender-adapter needs --recommender, the model below it")
+    with storage.staging() as judged, storage.local_copy(run.weights, settings) as adapter:
+        _copy_judged(run, judged, adapter, settings)
+        companions.add_market(stage, market, adapter, judged)
 
 
 def _winner(uri: str, settings: Storage) -> str:

@@ -1,7 +1,9 @@
-"""What a bundle holds beside its encoder: a recommender of sessions, a translator.
+"""What a bundle holds beside its encoder: a recommender of sessions, a translator, a writer of answers.
 
-    recommender/    weights, catalogue (as a tokenizer) and configuration of a run of `next_item`
+    recommender/    weights, catalogue (as a tokenizer) and configuration of a run of `next_item`;
+                    in adapters/<market>/ adapters of single markets
     translator/     the same of a run of `translation`
+    writer/         the same of a run of `causal` that has learnt `question, passages -> answer`
 
 Their evaluations stand in the bundle's report and predictions, so that the gate judges them language by language, and
 they come and go with the bundle.
@@ -9,7 +11,8 @@ they come and go with the bundle.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +20,9 @@ from typing import Any
 from mlray import configuration, storage
 from mlray.config import ConfigError, Evaluation, RunConfig
 from mlray.evaluation.report import Report
-from mlray.models.generation import Writer
+from mlray.models.generation import Continuer, Writer
 from mlray.objectives.recommending import NextItem
+from mlray.release import markets
 from mlray.release.registry import Registry
 
 _ENDS = 4
@@ -50,6 +54,36 @@ class Translator:
         return min(self._writer.room, max(2 * (written - _ENDS) // 3, 1))
 
 
+class Composer:
+    """Writes answers from passages, as it was judged."""
+
+    def __init__(self, continuer: Continuer, settings: Evaluation) -> None:
+        self._continuer, self._settings = continuer, settings
+
+    def write(self, prompts: list[str]) -> list[str]:
+        """The answer to each prompt, in order."""
+        return [text.strip() for text in self._continuer.write(prompts, self._settings)]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of an answer, at most."""
+        return self._settings.max_new_tokens
+
+    def prompt(self, question: str, passages: Sequence[str]) -> tuple[str, int] | None:
+        """What is read, and its tokens: the question and, each in a line, as many passages as are read whole.
+
+        That is how `corpus.sources[].text: [question, passage]` reads in training. None: the first does not fit.
+        """
+        room, found = self._continuer.room(self._settings), None
+        for number in range(1, len(passages) + 1):
+            text = "\n".join([question, *passages[:number]])
+            (tokens,) = self._continuer.encoder.encode([text])
+            if len(tokens) > room:
+                break
+            found = text, len(tokens)
+        return found
+
+
 @dataclass(frozen=True)
 class Kind:
     """What a companion is made of."""
@@ -60,10 +94,14 @@ class Kind:
 
 
 KINDS = {
-    "recommender": Kind("next_item", lambda config, folder, device: NextItem(config, folder, device=device)),
+    "recommender": Kind("next_item", lambda config, folder, device: _recommender(config, folder, device)),
     "translator": Kind(
         "translation",
         lambda config, folder, device: Translator(Writer(folder, device=device), config.evaluation),
+    ),
+    "writer": Kind(
+        "causal",
+        lambda config, folder, device: Composer(Continuer(folder, device=device), config.evaluation),
     ),
 }
 
@@ -114,6 +152,33 @@ def open_companion(registry: Registry, bundle: str, name: str, device: str = "cp
         storage.join(registry.place("bundles", bundle), name), registry.settings
     ) as folder:
         return _opened(folder, name, device)
+
+
+def add_market(stage: Path, market: str, adapter: Path, judged: Path) -> None:
+    """Puts the adapter of a market below the bundle's recommender, whose figures there are then those of the adapter.
+
+    Args:
+        stage: as in `add`, with its recommender.
+        market: that it was trained for.
+        adapter: its folder.
+        judged: folder with its own report and predictions.
+
+    Raises:
+        ConfigError: the recommender does not know the market, the adapter does not fit it, or was not judged there.
+    """
+    target = stage / "recommender"
+    known = _opened(target, "recommender")
+    known.check([market])
+    known.load(market, adapter)
+    markets.take_over(stage, market, judged)
+    shutil.copytree(adapter, target / markets.FOLDER / market)
+
+
+def _recommender(config: RunConfig, folder: Path, device: str) -> NextItem:
+    found, own = NextItem(config, folder, device=device), folder / markets.FOLDER
+    for place in sorted(own.iterdir()) if own.is_dir() else ():
+        found.load(place.name, place)
+    return found
 
 
 def _opened(folder: Path, name: str, device: str = "cpu") -> Any:

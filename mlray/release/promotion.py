@@ -13,6 +13,7 @@ from mlray import languages, storage
 from mlray.config import ConfigError, RunConfig, RunError
 from mlray.evaluation import comparison
 from mlray.release import bundle, companions, gate
+from mlray.release.bundle import Beside
 from mlray.release.gate import Verdict
 from mlray.release.registry import Event, History, Registry
 
@@ -31,8 +32,12 @@ def decide(config: RunConfig, asked: Namespace) -> None:
     if asked.rollback:
         rollback(config, asked.why)
     elif asked.to == "challenger":
-        beside = {name: uri for name in companions.KINDS if (uri := getattr(asked, name))}
-        challenge(config, asked.run, asked.why, _markets(asked.adapter), beside)
+        beside = Beside(
+            markets=_markets("--adapter", asked.adapter),
+            companions={name: uri for name in companions.KINDS if (uri := getattr(asked, name))},
+            sessions=_markets("--recommender-adapter", asked.recommender_adapter),
+        )
+        challenge(config, asked.run, asked.why, beside)
     elif asked.to == "champion":
         verdict, _ = promote(
             config, asked.bundle, asked.index, asked.why, knowledge=asked.knowledge, dry_run=asked.dry_run
@@ -46,13 +51,13 @@ def decide(config: RunConfig, asked: Namespace) -> None:
         raise RunError(f"the gate refused: {verdict.refusals[0]}")
 
 
-def _markets(told: Sequence[str]) -> dict[str, str]:
+def _markets(option: str, told: Sequence[str]) -> dict[str, str]:
     """`tag=run` as they stand on the command line."""
     found = {}
     for one in told:
         tag, _, uri = one.partition("=")
         if not uri or languages.normalize(tag) != tag or tag in found:
-            raise ConfigError(f"--adapter {one}: say MARKET=RUN, such as de=runs/align-de, each market once")
+            raise ConfigError(f"{option} {one}: say MARKET=RUN, such as de=runs/align-de, each market once")
         found[tag] = uri
     return found
 
@@ -62,14 +67,8 @@ def open_registry(config: RunConfig) -> Registry:
     return Registry(storage.absolute(config.release.registry_uri), config.storage)
 
 
-def challenge(
-    config: RunConfig,
-    run_uri: str,
-    why: str,
-    markets_uris: Mapping[str, str] | None = None,
-    companions_uris: Mapping[str, str] | None = None,
-) -> Event:
-    """Makes a bundle of a run, of adapters of markets and of models beside it, and names it the challenger.
+def challenge(config: RunConfig, run_uri: str, why: str, beside: Beside = bundle.ALONE) -> Event:
+    """Makes a bundle of a run, and of adapters and models beside it, and names it the challenger.
 
     Raises:
         ConfigError: as `bundle.make`.
@@ -77,7 +76,7 @@ def challenge(
     """
     registry = open_registry(config)
     before = registry.history()
-    name = bundle.make(run_uri, registry, markets_uris, companions_uris)
+    name = bundle.make(run_uri, registry, beside)
     return registry.append(before, action="challenge", bundle=name, index=None, why=why)
 
 

@@ -22,6 +22,7 @@ from mlray.corpus.mixture import Mixture
 from mlray.models import tokenizer
 from mlray.objectives import item_vectors
 from mlray.objectives.table import OBJECTIVES
+from mlray.schema import QUERY
 from mlray.training import resume
 from mlray.training.checkpoint import Checkpoint
 from mlray.training.folders import Folders
@@ -94,19 +95,20 @@ def catalogue(config: RunConfig, manifest: Manifest) -> Counter[str]:
     for counts in _items(config, manifest).values():
         known.update(counts)
     room = config.tokenizer.vocab_size - len(tokenizer.special_tokens(manifest.languages))
-    if texts and len(known) > room:
+    number = sum(not name.startswith(QUERY) for name in known)
+    if texts and number > room:
         raise ConfigError(
-            f"tokenizer.vocab_size={config.tokenizer.vocab_size} has room for {room:,} of {len(known):,} items, and "
-            f"those that nobody has bought would go first; set it to {config.tokenizer.vocab_size + len(known) - room}"
+            f"tokenizer.vocab_size={config.tokenizer.vocab_size} has room for {room:,} of {number:,} items, and "
+            f"those that nobody has bought would go first; set it to {config.tokenizer.vocab_size + number - room}"
         )
     return known
 
 
 def _items(config: RunConfig, manifest: Manifest) -> dict[str, Counter[str]]:
-    """Market -> how often each item is in its sessions."""
+    """Market -> how often each item, and each word of a query, is in its sessions."""
     found: dict[str, Counter[str]] = {}
     for record, _ in _records(config, manifest):
-        found.setdefault(record.language, Counter()).update(sessions.items(record.text))
+        found.setdefault(record.language, Counter()).update(sessions.tokens(record.text))
     return found
 
 

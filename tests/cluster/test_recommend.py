@@ -27,6 +27,7 @@ SESSIONS = {
     "language": "column:language",
     "part_by": "session_id",
     "last_is_pair": True,
+    "query": "query",
 }
 NEVER = "p-nobody-has-bought"
 
@@ -79,6 +80,8 @@ def test_a_recommender_is_trained_resumed_and_judged(bucket: str, tmp_path: Path
         model = NextItem(trained, folder)
     scores = model.scores(["p001 p002"], ["de"])[0]
     assert np.isfinite(scores).all()
+    assert not any(name.startswith("query:") for name in model.items)
+    assert (model.scores(["query:for p001 p002"], ["de"])[0] != scores).any()  # the word is known
     assert scores[model.items[NEVER]] != 0.0  # it is made of its text alone
     for other in ({}, {"vectors": place, "candidates": "all"}):
         with pytest.raises(ConfigError, match=r"recommendation\.\w+=.* but .* was trained with"):

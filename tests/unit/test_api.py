@@ -57,14 +57,15 @@ class Known:
         self.asked.append((texts, asked, model, dimensions))
         return {"vectors": VECTORS[: len(texts)], "tokens": 9, "served_by": BY}
 
-    async def support(self, messages: list[str], k: int, asked: Asked) -> dict[str, Any]:
-        self.asked.append((messages, k, asked))
+    async def support(self, messages: list[str], k: int, asked: Asked, write: bool = False) -> dict[str, Any]:
+        self.asked.append((messages, k, asked, write))
         source = {"id": "where", "language": "de", "text": "Morgen. Oder später!", "score": 0.9}
         told = {"answer": "Morgen. Oder später!", "intent": "where", "language": "de", "confidence": 0.9}
+        told["written"] = write
         return {**told, "hand_over": False, "scope": "language", "sources": [source], "served_by": BY}
 
-    async def recommend(self, market: str, products: list[str], k: int) -> dict[str, Any]:
-        self.asked.append((market, products, k))
+    async def recommend(self, market: str, products: list[str], k: int, query: str = "") -> dict[str, Any]:
+        self.asked.append((market, products, k, query))
         hit = {"id": "p2", "score": 3.5, "title": "Tasse", "by": "sessions"}
         by = {"bundle": "b-1", "index": "i-1"}
         return {"results": [hit], "unknown": products[1:], "served_by": by}
@@ -125,8 +126,11 @@ def test_a_recommendation_passes_on_the_session() -> None:
         "unknown": ["gone"],
         "served_by": {"bundle": "b-1", "index": "i-1"},
     }
-    assert client(backend).post("/v1/recommend", json={"market": "de"}).status_code == 200
-    assert backend.asked == [("de", ["p1", "gone"], 2), ("de", [], 10)]
+    assert (
+        client(backend).post("/v1/recommend", json={"market": "de", "query": " rote Schuhe "}).status_code
+        == 200
+    )
+    assert backend.asked == [("de", ["p1", "gone"], 2, ""), ("de", [], 10, "rote Schuhe")]
 
 
 def test_a_translation_passes_on_glossary_and_names() -> None:
@@ -183,7 +187,8 @@ def test_customer_service_answers_at_once_or_as_events() -> None:
     asked = client(backend)
     told = asked.post("/v1/support", json={"messages": turns, "k": 2}).json()
     assert told["answer"] == told["sources"][0]["text"] == "Morgen. Oder später!"
-    assert backend.asked == [(["Hallo", "Wo ist es?"], 2, Asked())]
+    assert backend.asked == [(["Hallo", "Wo ist es?"], 2, Asked(), False)]
+    assert asked.post("/v1/support", json={"messages": turns, "write": True}).json()["written"]
     reply = asked.post("/v1/support", json={"messages": turns, "stream": True})
     assert reply.headers["content-type"].startswith("text/event-stream")
     events = [block.split("\n") for block in reply.text.strip().split("\n\n")]
@@ -492,7 +497,7 @@ JSON = st.recursive(
 )
 BODIES = {
     "/v1/search": {"query": "q", "market": "de", "language": "de", "k": 3},
-    "/v1/recommend": {"market": "de", "products": ["p1"], "k": 3},
+    "/v1/recommend": {"market": "de", "products": ["p1"], "query": "q", "k": 3},
     "/v1/translate": {
         "texts": ["a"],
         "target": "en",
@@ -500,7 +505,13 @@ BODIES = {
         "glossary": {"a": "b"},
         "names": ["x"],
     },
-    "/v1/support": {"messages": [{"role": "user", "text": "a"}], "language": "de", "k": 3, "stream": False},
+    "/v1/support": {
+        "messages": [{"role": "user", "text": "a"}],
+        "language": "de",
+        "k": 3,
+        "stream": False,
+        "write": True,
+    },
     "/v1/embeddings": {"input": ["a"], "model": "m", "dimensions": 2, "encoding_format": "float"},
     "/v1/products/delete": {"products": [{"market": "de", "id": "p1"}]},
 }

@@ -11,6 +11,7 @@ import pytest
 from mlray import configuration, storage
 from mlray.config import ConfigError, RunConfig
 from mlray.release import bundle, promotion
+from mlray.release.bundle import Beside
 from tests.unit import test_registry
 from tests.unit.test_embedder import exported
 from tests.unit.test_mixed import adapter
@@ -42,7 +43,7 @@ def test_a_market_is_served_and_judged_by_its_adapter(tmp_path: Path) -> None:
     lora = ["adapter.kind=lora", f"model.path={base}"]
     german = ended(tmp_path, "de", lambda folder: adapter(Path(base), folder, 1), BETTER, *lora)
     config = configured(tmp_path)
-    event = promotion.challenge(config, main, "", promotion._markets([f"de={german}"]))
+    event = promotion.challenge(config, main, "", Beside(promotion._markets("--adapter", [f"de={german}"])))
     assert event.bundle.startswith("main-")
     registry = promotion.open_registry(config)
     registry.check("bundles", event.bundle)
@@ -85,7 +86,7 @@ def test_an_adapter_that_does_not_belong_is_refused(tmp_path: Path) -> None:
     for sentence, (name, write, hits) in runs.items():
         run = ended(tmp_path, name, write, hits, *lora)
         with pytest.raises(ConfigError, match=sentence):
-            promotion.challenge(config, main, "", {"de": run})
+            promotion.challenge(config, main, "", Beside({"de": run}))
     assert promotion.open_registry(config).history().events == ()
     assert promotion.open_registry(config).names("bundles") == []
 
@@ -104,4 +105,4 @@ def test_an_adapter_whose_backbone_has_changed_is_no_bundle(tmp_path: Path) -> N
 @pytest.mark.parametrize("told", [["de"], ["=x"], ["DE=x"], ["../x=y"], ["de=x", "de=y"], ["de="]])
 def test_what_names_no_market_is_refused(told: list[str]) -> None:
     with pytest.raises(ConfigError, match="say MARKET=RUN"):
-        promotion._markets(told)
+        promotion._markets("--adapter", told)

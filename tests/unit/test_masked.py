@@ -36,6 +36,7 @@ def vocabulary() -> Vocabulary:
         special_V=number < SPECIAL,
         starts_word_V=number < FIRST_CONTINUATION,
         characters_V=characters.astype(np.int32),
+        queries_V=np.zeros(len(number), bool),
     )
 
 

@@ -122,6 +122,26 @@ def test_json_events_are_a_session(tmp_path: Path) -> None:
     ]
 
 
+def test_the_words_of_a_query_stand_before_the_items(tmp_path: Path) -> None:
+    place = tmp_path / "a.jsonl"
+    place.write_text(
+        '{"q": "Rote rote, Schuhe", "events": [{"id": "cup"}, {"id": "rug"}]}\n'
+        '{"q": null, "events": [{"id": "cup"}, {"id": "rug"}]}\n'
+        '{"q": "水壶", "events": [{"id": "cup"}]}\n'
+        '{"q": "", "events": [{"id": "cup"}]}\n'
+    )
+    source = Source(uri=str(place), text="events.*.id", query="q", language="de", last_is_pair=True)
+    (file,) = sources.list_files((source,), SETTINGS)
+    (chunk,) = records.chunks(file, 1 << 20, SETTINGS)
+    found = [one for batch in records.read(chunk, 100, SETTINGS) for one in batch]
+    assert [(one.text, one.pair, one.reason) for one in found] == [
+        ("query:rote query:schuhe cup", "rug", ""),
+        ("cup", "rug", ""),
+        ("query:水 query:壶", "cup", ""),
+        ("", "", "a session of one item"),
+    ]
+
+
 def test_other_lists_of_keys_keep_their_white_space(tmp_path: Path) -> None:
     place = tmp_path / "a.jsonl"
     place.write_text(
@@ -184,6 +204,29 @@ def test_a_long_session_begins_anew_in_the_next_row() -> None:
         [*start, *ids("kettle")],
         start,
     ]
+
+
+ASKED = {**COUNTS, "query:red": 99, "query:blue": 98}
+
+
+def test_a_query_is_read_and_never_predicted() -> None:
+    known = catalogue.of_items(ASKED, Tokenizer(algorithm="items", vocab_size=64), MARKETS)
+    vocabulary = tokenizer.vocabulary(known)
+    red, start = known.convert_tokens_to_ids(["query:red", "__jp__"])
+    cut = next_item.sessions(tokenizer.encoder(known), vocabulary, MARKETS, 4)
+    # Half of what a row holds beside the market is the query's at most, and each row of a long session begins with it.
+    (first, second) = cut(window("query:red query:new query:blue cup lamp kettle rug"))
+    assert first.tokens == [start, red, *ids("cup lamp")]
+    assert first.targets == [NONE, NONE, *ids("cup lamp")]
+    assert second.tokens == [start, red, *ids("kettle rug")]
+    packed = packing.unpack(packing.pack(window("query:red query:blue cup lamp"), cut, 8, seed=0))
+    inputs, _ = next_item.collate(packed, vocabulary, None, "all")
+    assert inputs["candidates_M"].tolist() == sorted(ids("cup kettle lamp rug"))
+    # However often it is asked, a word takes no item's place.
+    many = {f"z{number:02}": 1 for number in range(52)} | ASKED
+    small = catalogue.of_items(many, Tokenizer(algorithm="items", vocab_size=64), MARKETS)
+    names = small.convert_ids_to_tokens(range(7, len(small)))
+    assert names == ["cup", "kettle", "lamp", "rug", *(f"z{number:02}" for number in range(52)), "query:red"]
 
 
 def test_an_unknown_market_is_refused() -> None:

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from mlray import configuration
-from mlray.config import ConfigError, Model, RunConfig
+from mlray.config import Adapter, ConfigError, Model, RunConfig
+from mlray.models import adapters, recommender, tokenizer
 from mlray.models import items as catalogue
-from mlray.models import recommender
 from mlray.objectives.recommending import NextItem
 from mlray.release import companions
 from mlray.release.registry import Registry
@@ -30,7 +30,7 @@ MARKETS = ["de", "mx"]
 
 def trained(folder: Path) -> RunConfig:
     """A recommender of the products that are sold, but for the last two, and of one that is not sold any more."""
-    counts = dict.fromkeys([*SOLD[:10], "gone"], 1)
+    counts = dict.fromkeys([*SOLD[:10], "gone", "query:wasserkocher", "query:leise"], 1)
     section = {"algorithm": "items", "vocab_size": 64}
     config = configuration.build(
         {
@@ -113,6 +113,17 @@ def test_somebody_new_gets_what_the_market_buys(tmp_path: Path, monkeypatch: pyt
     assert found["results"][0]["id"] == max(SOLD[:10], key=lambda one: scores_V[model.items[one]])
 
 
+def test_what_was_searched_for_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models, model = with_sessions(tmp_path, monkeypatch)
+    assert not any(name.startswith("query:") for name in model.items)
+    found = asyncio.run(models.recommend("de", ["a1"], 9, "Wasserkocher, leise und unheard-of"))
+    scores_V = model.scores(["query:wasserkocher query:leise a1"], ["de"])[0]
+    for hit in found["results"]:
+        assert hit["score"] == pytest.approx(float(scores_V[model.items[hit["id"]]]), abs=1e-5)
+    without = asyncio.run(models.recommend("de", ["a1"], 9))
+    assert [hit["score"] for hit in without["results"]] != [hit["score"] for hit in found["results"]]
+
+
 def test_a_market_without_sessions_is_served_by_texts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,7 +174,7 @@ def test_customers_of_several_markets_share_a_pass(tmp_path: Path, monkeypatch: 
     async def together() -> list[np.ndarray]:
         sessions = recommending.Sessions.of(model, RunConfig().serving)
         asked = [
-            sessions.batcher.submit(market, [recommending.Session((f"a{number}", "a1"), market)])
+            sessions.batcher.submit(market, [recommending.Session((f"a{number}", "a1"), market, "")])
             for number in range(8)
             for market in MARKETS
         ]
@@ -176,10 +187,10 @@ def test_customers_of_several_markets_share_a_pass(tmp_path: Path, monkeypatch: 
     np.testing.assert_allclose(np.stack(found), np.stack(alone), atol=1e-5)
 
 
-def judged(folder: Path, task: str) -> None:
+def judged(folder: Path, task: str, value: float = 50.0) -> None:
     """A report of one cell, and its prediction."""
     folder.mkdir(exist_ok=True)
-    figure = {"value": 50.0, "low": 40.0, "high": 60.0, "n": 1, "signature": "x"}
+    figure = {"value": value, "low": 40.0, "high": 60.0, "n": 1, "signature": "x"}
     cells = {task: {"de": {"MRR": figure}}}
     (folder / "report.json").write_text(json.dumps({"about": {}, "cells": cells, "empty": {}}))
     row = {"task": task, "language": "de", "prediction": "a1", "reference": "a1"}
@@ -205,6 +216,73 @@ def test_a_bundle_holds_its_recommender_and_what_it_is_judged_by(tmp_path: Path)
     (tmp_path / "none" / "x").write_text("x")
     without = registry.put("bundles", tmp_path / "none", "none", {"objective": "contrastive"})
     assert companions.open_companion(registry, without, "recommender") is None
+
+
+def adapter(base: Path, config: RunConfig, folder: Path, seed: int) -> Path:
+    """An adapter of the recommender that changes much."""
+    tokens = tokenizer.load(base)
+    network = recommender.build(config.model, tokens, base)
+    digest, wrapped = adapters.digest(network), adapters.add(network, Adapter(kind="lora", rank=2))
+    torch.manual_seed(seed)
+    moving = {name: one.detach() for name, one in network.named_parameters() if one.requires_grad}
+    for one in moving.values():
+        one += 0.3 * torch.randn_like(one)
+    adapters.export(wrapped, digest, "next_item", tokens, moving, folder)
+    return folder
+
+
+ONE_PASS = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning:transformers"
+)
+
+
+@ONE_PASS
+def test_sessions_of_a_market_are_read_by_its_adapter_in_the_same_pass(tmp_path: Path) -> None:
+    config, base = trained(tmp_path / "sessions"), tmp_path / "sessions"
+    places = {
+        market: adapter(base, config, tmp_path / market, seed) for seed, market in enumerate(MARKETS, 1)
+    }
+    model = NextItem(config, base)
+    plain_QV = model.scores(["a1 a2", "a1 a2", "a3"], ["de", "mx", "de"])
+    model.load("mx", places["mx"])
+    passes: list[int] = []
+    model._model.register_forward_hook(lambda *_: passes.append(1))  # type: ignore[no-untyped-call]
+    found_QV = model.scores(["a1 a2", "a1 a2", "a3"], ["de", "mx", "de"])
+    assert len(passes) == 1
+    np.testing.assert_allclose(found_QV[[0, 2]], plain_QV[[0, 2]], atol=1e-5)
+    alone_QV = NextItem(config, base, places["mx"]).scores(["a1 a2"], ["mx"])
+    np.testing.assert_allclose(found_QV[1], alone_QV[0], atol=1e-5)
+    assert np.abs(found_QV[1] - plain_QV[1]).max() > 0.1
+    model.load("de", places["de"])
+    both_QV = model.scores(["a1 a2", "a1 a2"], ["de", "mx"])
+    np.testing.assert_allclose(
+        both_QV[0], NextItem(config, base, places["de"]).scores(["a1 a2"], ["de"])[0], atol=1e-5
+    )
+    np.testing.assert_allclose(both_QV[1], alone_QV[0], atol=1e-5)
+
+
+@ONE_PASS
+def test_a_bundle_holds_adapters_of_its_recommenders_markets(tmp_path: Path) -> None:
+    config, stage = trained(tmp_path / "sessions"), tmp_path / "stage"
+    judged(stage, "retrieval")
+    judged(tmp_path / "judged", "recommendation")
+    judged(tmp_path / "own", "recommendation", value=70.0)
+    companions.add(stage, "recommender", config, str(tmp_path / "sessions"), tmp_path / "judged")
+    place = adapter(tmp_path / "sessions", config, tmp_path / "de", 1)
+    with pytest.raises(ConfigError, match="no token for the market 'uk'"):
+        companions.add_market(stage, "uk", place, tmp_path / "own")
+    with pytest.raises(ConfigError, match="the adapter for mx was not judged where the bundle was"):
+        companions.add_market(stage, "mx", place, tmp_path / "own")
+    companions.add_market(stage, "de", place, tmp_path / "own")
+    report = json.loads((stage / "report.json").read_text())
+    assert report["cells"]["recommendation"]["de"]["MRR"]["value"] == 70.0
+    assert report["cells"]["retrieval"]["de"]["MRR"]["value"] == 50.0
+    registry = Registry(str(tmp_path / "registry"), config.storage)
+    made = registry.put("bundles", stage, "shop", {"objective": "contrastive", "recommender": "sessions"})
+    opened_one = companions.open_companion(registry, made, "recommender")
+    assert opened_one is not None
+    expected = NextItem(config, tmp_path / "sessions", place).scores(["a1"], ["de"])
+    np.testing.assert_allclose(opened_one.scores(["a1"], ["de"]), expected, atol=1e-5)
 
 
 def test_what_is_no_recommender_is_refused(tmp_path: Path) -> None:

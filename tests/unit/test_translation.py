@@ -90,9 +90,8 @@ def test_the_decoder_is_told_the_language_and_predicts_the_rest() -> None:
     batch = packing.unpack(packing.pack_pieces(pieces, 0, 10, 0, seed=0))
     assert batch.targets_BT is not None
     first = 0 if batch.documents_D[0] == 0 else 1
-    vocabulary = tokenizer.Vocabulary(
-        10, -1, 2, 0, np.zeros(10, bool), np.zeros(10, bool), np.zeros(10, np.int32)
-    )
+    none = np.zeros(10, bool)
+    vocabulary = tokenizer.Vocabulary(10, -1, 2, 0, none, none, np.zeros(10, np.int32), none)
     inputs, targets_N = translation.collate(batch, vocabulary)
     decoder = [[2, 7, 6, 5], [2, 3, 2, 0]]
     assert inputs["target_BT"].tolist() == [[*decoder[first], *decoder[1 - first], 0, 0]]

@@ -176,6 +176,7 @@ def asha(seed: int, trials: int, table: dict[str, list[float]]) -> Made:
                     time_attr="step", max_t=STRETCHES, grace_period=1, reduction_factor=4
                 ),
                 search_alg=BasicVariantGenerator(random_state=seed, max_concurrent=1),
+                reuse_actors=True,
             ),
             run_config=tune.RunConfig(storage_path=folder, verbose=0),
         ).fit()

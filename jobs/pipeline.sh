@@ -8,6 +8,20 @@ folder=${1:-runs}
 python=${PYTHON:-python}
 registry="release.registry_uri=$folder/registry"
 
+# One cluster for all jobs: otherwise each starts, and stops, its own. It ends with this shell, however that ends.
+if [ -z "${RAY_ADDRESS:-}" ]; then
+  address=$(mktemp -t mlray-ray.XXXXXX)
+  trap 'rm -f "$address"' EXIT
+  "$python" -c 'import os, ray, sys, time
+shell = int(sys.argv[1])
+print(ray.init(logging_level="warning").address_info["gcs_address"], flush=True)
+while os.getppid() == shell:
+    time.sleep(1)' $$ > "$address" &
+  until [ -s "$address" ]; do kill -0 $!; sleep 0.2; done
+  RAY_ADDRESS=$(cat "$address")
+  export RAY_ADDRESS
+fi
+
 "$python" "$here/pretrain.py" --config "$here/configs/pretrain_sample.yaml" "run.storage_uri=$folder"
 weights=$("$python" -c 'import json, sys; print(json.load(open(sys.argv[1]))["weights"])' "$folder/demo/report.json")
 "$python" "$here/sweep.py" --config "$here/configs/sweep_sample.yaml" "run.storage_uri=$folder" "model.path=$weights"

@@ -62,7 +62,7 @@ class _Forward(ray.train.UserCallback):  # type: ignore[misc]
         self._queue = queue
 
     def after_report(self, metrics: list[dict[str, Any]], **_: Any) -> None:
-        self._queue.put(metrics[0])
+        self._queue.put({**metrics[0], "controller": ray.get_runtime_context().current_actor})
 
 
 def fit(config: RunConfig, shared: Shared = ALONE, reports: Any = None) -> None:
@@ -71,8 +71,8 @@ def fit(config: RunConfig, shared: Shared = ALONE, reports: Any = None) -> None:
     Args:
         config: of the run, whose folder holds manifest and tokenizer.
         shared: what need not be read again.
-        reports: a queue of Ray that gets each report: `step`, `loss`, `languages` (a validation's scores) and
-            `checkpoint` (the folder of one that was saved at this step).
+        reports: a queue of Ray that gets each report: `step`, `loss`, `languages` (a validation's scores),
+            `checkpoint` (the folder of one that was saved at this step) and `controller` (whom to kill to end the run).
 
     Raises:
         RunError: the workers failed more often than `cluster.max_failures` allows.

@@ -146,6 +146,7 @@ def tuner(
             scheduler=_scheduler(base, domains),
             search_alg=_search(base, domains),
             trial_dirname_creator=lambda one: str(one.trial_id),
+            reuse_actors=True,  # a process each costs seconds
         ),
         run_config=tune.RunConfig(
             name="tune",

@@ -7,15 +7,17 @@ each comes a pointer to the newest checkpoint, a few bytes of JSON, by which Ray
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
 from ray.util.queue import Empty, Queue
 
@@ -36,6 +38,8 @@ _CLONE = "-clone"
 _POLL_S = 0.5
 _CONTROLLER_S = "0.25"
 """Between two looks of Ray Train's controller at its workers: a report waits for the next one."""
+_ENDS_S = "60"
+"""In which a trial that was stopped must have ended its training, so that the next one may have its process."""
 
 
 def run(values: dict[str, Any], base: dict[str, Any], languages: list[str], shared: Shared) -> None:
@@ -52,34 +56,42 @@ def run(values: dict[str, Any], base: dict[str, Any], languages: list[str], shar
         ConfigError: the values do not fit each other.
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _CONTROLLER_S)
+    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", _ENDS_S)
     prepared, name = configuration.build(base), tune.get_context().get_trial_id()
     if ended := _ended(prepared, name):  # Ray Tune was killed before it knew
         tune.report(ended)
         return
     config, donor = _placed(prepared, values, name, _told(tune.get_checkpoint()))
-    for told in _reports(config, shared):
-        if not told["languages"]:
-            continue
-        found = objective.score(told["languages"], languages, config.sweep)
-        result = {
-            **{name: told[name] for name in ("step", "loss", "languages", "checkpoint")},
-            "objective": found.objective,
-            "macro": found.macro,
-            "worst": found.worst,
-            "worst_language": found.worst_language,
-            "below_floor": list(found.below),
-            "cloned_from": donor,
-            "run": config.run.name,
-            "values": values,
-        }
-        with tempfile.TemporaryDirectory() as folder:
-            pointer = None
-            if told["checkpoint"]:
-                (Path(folder) / _POINTER).write_text(
-                    json.dumps({"uri": told["checkpoint"]}), encoding="utf-8"
-                )
-                pointer = tune.Checkpoint.from_directory(folder)
-            tune.report(result, checkpoint=pointer)
+    with contextlib.closing(
+        _reports(config, shared)
+    ) as reports:  # Ray Tune ends a trial inside of `tune.report`
+        for told in reports:
+            if not told["languages"]:
+                continue
+            found = objective.score(told["languages"], languages, config.sweep)
+            _report(
+                {
+                    **{name: told[name] for name in ("step", "loss", "languages", "checkpoint")},
+                    "objective": found.objective,
+                    "macro": found.macro,
+                    "worst": found.worst,
+                    "worst_language": found.worst_language,
+                    "below_floor": list(found.below),
+                    "cloned_from": donor,
+                    "run": config.run.name,
+                    "values": values,
+                }
+            )
+
+
+def _report(result: dict[str, Any]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        pointer = None
+        if result["checkpoint"]:
+            place = Path(folder) / _POINTER
+            place.write_text(json.dumps({"uri": result["checkpoint"]}), encoding="utf-8")
+            pointer = tune.Checkpoint.from_directory(folder)
+        tune.report(result, checkpoint=pointer)
 
 
 def configured(base: RunConfig, values: dict[str, Any], name: str) -> RunConfig:
@@ -154,8 +166,8 @@ def _placed(base: RunConfig, values: dict[str, Any], name: str, pointer: str) ->
     return config, donor
 
 
-def _reports(config: RunConfig, shared: Shared) -> Iterator[dict[str, Any]]:
-    """What a run reports, while it runs."""
+def _reports(config: RunConfig, shared: Shared) -> Generator[dict[str, Any]]:
+    """What a run reports, while it runs; whoever closes this ends the run."""
     queue, faults = Queue(actor_options={"num_cpus": 0}), list[BaseException]()
 
     def work() -> None:
@@ -164,16 +176,23 @@ def _reports(config: RunConfig, shared: Shared) -> Iterator[dict[str, Any]]:
         except BaseException as error:
             faults.append(error)
 
-    thread = threading.Thread(target=work, daemon=True)  # a trial that is stopped takes it along
+    thread = threading.Thread(target=work, daemon=True)  # a trial that is killed takes it along
     thread.start()
-    heard = False
-    while thread.is_alive() or not queue.empty():
-        try:
-            told = queue.get(timeout=_POLL_S)
-        except Empty:
-            continue
-        heard = heard or bool(told["languages"])
-        yield told
+    heard, controller = False, None
+    try:
+        while thread.is_alive() or not queue.empty():
+            try:
+                told = queue.get(timeout=_POLL_S)
+            except Empty:
+                continue
+            controller = told.pop("controller")
+            heard = heard or bool(told["languages"])
+            yield told
+    finally:
+        if thread.is_alive() and controller is not None:
+            ray.kill(controller)  # and its workers with it
+            thread.join()
+        queue.shutdown(force=True)
     if faults:
         raise faults[0]
     if not heard:

@@ -56,6 +56,8 @@ async def rounds(url: str, arguments: argparse.Namespace) -> list[dict[str, Any]
         async with session.get(url.replace("/embeddings", "/models")) as answer:
             (champion, *_) = (await answer.json())["data"]
         flood, *others = [name for name in champion["languages"] if name.isalpha()][: QUIET + 1]
+        if len(others) < QUIET:
+            raise RuntimeError(f"the run was judged in {len(others) + 1} languages alone")
         await State(session, url, arguments.rate).measured(others, arguments.seconds / 4)  # warm
         for number in range(arguments.rounds):
             own: dict[str, Any] = {}
@@ -84,7 +86,9 @@ class State:
         await asyncio.gather(*(self._customers(language, seconds) for language in others))
         for one in floods:
             one.cancel()
-        await asyncio.gather(*floods, return_exceptions=True)
+        ends = await asyncio.gather(*floods, return_exceptions=True)
+        if faults := [end for end in ends if not isinstance(end, asyncio.CancelledError)]:
+            raise RuntimeError(f"the flood has ended: {faults[0]!r}")
         p50, p95 = (1000.0 * float(one) for one in np.quantile(self._times, [0.5, 0.95]))
         return {"p50_ms": p50, "p95_ms": p95, "n": len(self._times), "flood": dict(self._answers)}
 

@@ -47,11 +47,14 @@ def repeated(arguments: argparse.Namespace) -> dict[str, Any]:
     """What the run has noted of itself at the checkpoint; the run is stopped there.
 
     Raises:
-        RuntimeError: it has ended before.
+        RuntimeError: it has ended before, or its folder is there already.
     """
-    name = yaml.safe_load(arguments.config.read_text(encoding="utf-8"))["run"]["name"] + "-again"
+    section = yaml.safe_load(arguments.config.read_text(encoding="utf-8"))["run"]
+    name = section["name"] + "-again"
     told = dict(one.split("=", 1) for one in arguments.overrides)
-    folder = Path(told.get("run.storage_uri", "runs")) / name
+    folder = Path(told.get("run.storage_uri", section.get("storage_uri", "runs"))) / name
+    if folder.exists():  # its checkpoints are of another time
+        raise RuntimeError(f"{folder} is there already; delete it first")
     place = folder / "checkpoints" / f"step-{arguments.step:08}"
     command = [sys.executable, arguments.job, "--config", str(arguments.config), f"run.name={name}"]
     run = subprocess.Popen([*command, *arguments.overrides], start_new_session=True)

@@ -399,7 +399,7 @@ class Serving(_Section):
     confidence: float = Field(0.6, ge=-1, le=1)
     """Cosine similarity below which customer service hands over to a person."""
     grounded: Probability = 0.5
-    """Share of the words of a written answer that its sources or the question hold; with less, a source is told."""
+    """Share of the words of a written answer that its source holds; with less, that is told as it is."""
     pivot: str = "en"
     """Language through which a translation goes where the direct direction is weak or was never judged."""
     weak: float = Field(30.0, ge=0, le=100)

@@ -91,6 +91,13 @@ class Champion:
             adapters=tuple(adapters),
         )
 
+    @property
+    def writes(self) -> set[str]:
+        """The languages that its writer was judged in."""
+        return (
+            {name.partition("-")[0] for name in self.report.cells.get("causal", ())} if self.writer else set()
+        )
+
     def load(self, tag: str) -> None:
         """Puts a market's adapter into the encoder.
 
@@ -124,7 +131,7 @@ class Champion:
             "adapters": list(self.adapters),
             "recommends": self.recommender.markets if self.recommender else [],
             "translates": sorted(self.report.cells.get("translation", ())) if self.translator else [],
-            "writes": sorted(self.report.cells.get("causal", ())) if self.writer else [],
+            "writes": sorted(self.writes),
             "markets": self.catalogue.markets if self.catalogue else {},
             "answers": self.knowledge.markets if self.knowledge else {},
             "report": self.report.cells,

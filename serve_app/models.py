@@ -190,7 +190,7 @@ class Models:
             messages: of the customer, the last one last.
             k: sources, at most.
             asked: what the request says of its language.
-            write: the answer from the sources that are sure, in words of the bundle's writer, if these bear it out.
+            write: in the words of the bundle's writer, if it was judged in the language and the source bears it out.
 
         Raises:
             ApiError: no champion, no knowledge, or the queue is full.
@@ -203,15 +203,15 @@ class Models:
         vectors_MH, _, step = await now.vectors(support.looked_at(messages), spoken.language, None)
         confidence = self._config.serving.confidence
         found = support.find(knowledge, support.question(vectors_MH), spoken.language, k, confidence)
-        sure = [one for one in found.sources if one.score >= confidence]
-        written = await now.writing.answer(messages[-1], sure) if write and sure and now.writing else None
+        best = found.sources[0] if found.sources and found.sources[0].score >= confidence else None
+        written = await now.written(messages[-1], best) if write and best else None
         return {
-            "answer": written or (sure[0].text if sure else None),
+            "answer": written or (best.text if best else None),
             "written": written is not None,
-            "intent": sure[0].id if sure else None,
-            "language": sure[0].language if sure else None,
+            "intent": best.id if best else None,
+            "language": best.language if best else None,
             "confidence": found.sources[0].score if found.sources else 0.0,
-            "hand_over": not sure,
+            "hand_over": best is None,
             "scope": found.scope,
             "sources": [asdict(one) for one in found.sources],
             "served_by": _served_by(now, spoken, step) | {"index": now.champion.event.knowledge},

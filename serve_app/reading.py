@@ -16,6 +16,7 @@ from serve_app.adapters import Adapters
 from serve_app.batching import Batcher
 from serve_app.champion import Champion, Cut
 from serve_app.recommending import Sessions
+from serve_app.support import Source
 from serve_app.translating import Legs
 from serve_app.writing import Writing
 
@@ -87,6 +88,12 @@ class Reading:
             step = routing.BASE
             found = await self._read(cut, queue, None)
         return np.stack(found), sum(len(tokens) for tokens in cut), step
+
+    async def written(self, question: str, source: Source) -> str | None:
+        """An answer in the writer's words; None: there is no writer of the source's language, or none that holds."""
+        if self.writing is None or source.language.partition("-")[0] not in self.champion.writes:
+            return None
+        return await self.writing.answer(question, source)
 
     async def _read(self, cut: Sequence[list[int]], queue: str, adapter: str | None) -> list[np.ndarray]:
         if adapter is None:

@@ -191,7 +191,7 @@ class SupportReply(BaseModel):
     """An answer with its sources, or that a person is to take over."""
 
     answer: str | None
-    written: bool = Field(description="by a model, from the sources; false: the first source as it is")
+    written: bool = Field(description="by a model, from the first source; false: that as it is")
     intent: str | None
     language: str | None = Field(description="of the answer; it may be another than the customer's")
     confidence: float = Field(description="cosine similarity of the nearest source")

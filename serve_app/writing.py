@@ -1,13 +1,16 @@
-"""Answers that a model writes from passages of the shop's own knowledge, and what keeps it to them.
+"""Answers that a model writes from a passage of the shop's own knowledge, and what keeps it to that.
 
-An answer counts only if every number, address and code in it stands in a passage, and enough of its words do or are the
-customer's. If not, or if there is no time for it, the nearest passage is told as it is.
+An answer counts only if every number, address and whatever holds a digit or a dot in it stands in the passage, and
+enough of its words do. The customer's own words and numbers do not count: nobody makes the shop repeat a claim. If not,
+or if there is no time for it, the passage is told as it is.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import logging
+import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from mlray import languages
@@ -18,10 +21,16 @@ from serve_app.protection import Protector
 from serve_app.support import Source
 from serve_app.translating import PER_TOKEN
 
+log = logging.getLogger("mlray.serve")
+
+_DOTTED = re.compile(r"\w{2,64}(?:\.\w{2,64})+")
+_WORKERS = ThreadPoolExecutor(2, thread_name_prefix="write")
+"""Take texts apart; nothing else may keep them busy."""
+
 
 @dataclass(frozen=True)
 class Prompt:
-    """A question with passages."""
+    """A question with a passage."""
 
     text: str
     tokens: int
@@ -38,8 +47,8 @@ class Writing:
 
     @classmethod
     def of(cls, model: Composer, settings: Serving) -> Writing:
-        """Answers to many customers in one call of the model; half of a request's time is theirs."""
-        patience_s = settings.timeout_s / 2
+        """Answers to many customers in one call of the model; a quarter of a request's time is theirs."""
+        patience_s = settings.timeout_s / 4
         batcher = Batcher[Prompt, str](
             lambda batch: model.write([one.text for one in batch]),
             lambda one: one.tokens + model.longest * PER_TOKEN,
@@ -49,36 +58,39 @@ class Writing:
         )
         return cls(model, batcher, settings.grounded, patience_s)
 
-    async def answer(self, question: str, sources: Sequence[Source]) -> str | None:
-        """An answer to a question from sources, the surest first; None: there is none that they bear out."""
-        passages = [one.text for one in sources]
+    async def answer(self, question: str, source: Source) -> str | None:
+        """An answer to a question from a source; None: there is none that it bears out, or something failed."""
         loop = asyncio.get_running_loop()
-        if (found := await loop.run_in_executor(None, self.model.prompt, question, passages)) is None:
-            return None
         try:
             async with asyncio.timeout(self.patience_s):
-                (written,) = await self.batcher.submit(sources[0].language, [Prompt(*found)])
+                found = await loop.run_in_executor(_WORKERS, self.model.prompt, question, source.text)
+                if found is None:
+                    return None
+                (written,) = await self.batcher.submit(source.language, [Prompt(*found)])
+                told = (written, source.text, self.grounded)
+                return written if await loop.run_in_executor(_WORKERS, borne_out, *told) else None
         except (Overloaded, TimeoutError):
             return None
-        return written if borne_out(written, question, passages, self.grounded) else None
+        except Exception as error:  # the passage is there whatever a model does
+            log.error("an answer could not be written: %s", type(error).__name__)
+            return None
 
 
-def borne_out(answer: str, question: str, passages: Sequence[str], least: float) -> bool:
-    """Whether an answer says what its passages say, as far as numbers, codes, addresses and words tell.
+def borne_out(answer: str, passage: str, least: float) -> bool:
+    """Whether an answer says what its passage says, as far as numbers, addresses and words tell.
 
     Args:
         answer: as it was written.
-        question: whose words, but not whose numbers, count as well.
-        passages: from which it was written.
-        least: share of its words that must be known.
+        passage: from which it was written.
+        least: share of its words that must stand there.
     """
-    words = languages.words(answer)
-    known = {word for text in (question, *passages) for word in languages.words(text)}
-    told = {word for text in passages for word in _kept(text)}
+    words, known = languages.words(answer), set(languages.words(passage))
     shared = sum(word in known for word in words)
-    return bool(words) and _kept(answer) <= told and shared >= least * len(words)
+    return bool(words) and _kept(answer) <= _kept(passage) and shared >= least * len(words)
 
 
 def _kept(text: str) -> set[str]:
-    """Numbers, codes and addresses of a text, whatever space is in them."""
-    return {"".join(one.split()) for one in Protector([], {}, []).protect(text).kept}
+    """What must not be invented, whatever space is in it: what holds a digit, addresses, names with a dot inside."""
+    return {
+        "".join(one.split()) for one in [*Protector([], {}, []).protect(text).kept, *_DOTTED.findall(text)]
+    }

@@ -41,7 +41,7 @@ def record(row: int, cells: list[object], file: SourceFile, max_chars: int) -> R
     """
     language, share = file.fallback, _LAST
     try:
-        query = _known(cells.pop()) if file.query else None
+        query = cells.pop() if file.query else None  # who has only looked around has none
         item = _known(cells.pop()) if file.item else None
         key = _known(cells.pop()) if file.part_by else None
         if key is not None:

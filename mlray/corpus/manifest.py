@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -116,9 +117,14 @@ def check_languages(manifest: Manifest, wanted: Iterable[str]) -> None:
 
 def fingerprint(files: list[SourceFile], corpus: Corpus) -> str:
     """Hash of everything the manifest depends on: files with their ETags, column mapping, limits."""
-    parts = [json.dumps(asdict(file), sort_keys=True) for file in files]
+    parts = [json.dumps(_told(file), sort_keys=True) for file in files]
     parts.append(f"{corpus.max_chars} {corpus.validation_rows} {CHUNK_BYTES}")
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _told(file: SourceFile) -> dict[str, Any]:
+    """A file without what older manifests do not know of it, so that their runs go on."""
+    return {key: value for key, value in asdict(file).items() if key != "query" or value is not None}
 
 
 def save(manifest: Manifest, folder: str, settings: Storage) -> None:

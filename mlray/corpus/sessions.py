@@ -32,6 +32,11 @@ def with_query(text: str, query: str) -> str:
     return " ".join([*(QUERY + word for word in words), text]).strip()
 
 
+def without_query(text: str) -> str:
+    """A session as it would be if its customer had not searched."""
+    return " ".join(word for word in text.split() if not word.startswith(QUERY)) if QUERY in text else text
+
+
 def tokens(text: str) -> list[str]:
     """The words of the query of a session, then its items."""
     return [*(word for word in text.split() if word.startswith(QUERY)), *items(text)]

@@ -180,6 +180,7 @@ def _check_columns(uri: str, kind: str, language: str | None, source: Source) ->
     for key, column, allowed in (
         ("part_by", part_by, known),
         ("item", source.item, known if kind == "squad" else set[str]()),
+        ("query", source.query, set[str]()),
     ):
         if column and column not in allowed:
             raise ConfigError(

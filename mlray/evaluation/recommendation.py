@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mlray.corpus.fields import digest_of
-from mlray.corpus.sessions import items
+from mlray.corpus.sessions import items, without_query
 from mlray.corpus.testsets import Case
 from mlray.evaluation import labels, ranking
 from mlray.evaluation.report import Figure
@@ -51,7 +51,9 @@ class Market:
         free_C[[right, *(self.place[item] for item in items(case.text))]] = False
         others = np.flatnonzero(free_C)
         if 0 < number < len(others):
-            draw = np.random.default_rng(digest_of(f"{case.key} {case.text} {case.pair}") % 2**63)
+            draw = np.random.default_rng(
+                digest_of(f"{case.key} {without_query(case.text)} {case.pair}") % 2**63
+            )
             others = draw.choice(others, number, replace=False)
         return np.concatenate([[right], others])
 

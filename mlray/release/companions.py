@@ -3,7 +3,7 @@
     recommender/    weights, catalogue (as a tokenizer) and configuration of a run of `next_item`;
                     in adapters/<market>/ adapters of single markets
     translator/     the same of a run of `translation`
-    writer/         the same of a run of `causal` that has learnt `question, passages -> answer`
+    writer/         the same of a run of `causal` that has learnt `question, passage -> answer`
 
 Their evaluations stand in the bundle's report and predictions, so that the gate judges them language by language, and
 they come and go with the bundle.
@@ -12,7 +12,7 @@ they come and go with the bundle.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ class Translator:
 
 
 class Composer:
-    """Writes answers from passages, as it was judged."""
+    """Writes an answer from a passage, as it was judged."""
 
     def __init__(self, continuer: Continuer, settings: Evaluation) -> None:
         self._continuer, self._settings = continuer, settings
@@ -69,19 +69,15 @@ class Composer:
         """Tokens of an answer, at most."""
         return self._settings.max_new_tokens
 
-    def prompt(self, question: str, passages: Sequence[str]) -> tuple[str, int] | None:
-        """What is read, and its tokens: the question and, each in a line, as many passages as are read whole.
+    def prompt(self, question: str, passage: str) -> tuple[str, int] | None:
+        """What is read, and its tokens; None: more than is read whole.
 
-        That is how `corpus.sources[].text: [question, passage]` reads in training. None: the first does not fit.
+        The question in one line, so that nobody writes a passage of his own, and the passage below it: as
+        `corpus.sources[].text: [question, passage]` reads in training.
         """
-        room, found = self._continuer.room(self._settings), None
-        for number in range(1, len(passages) + 1):
-            text = "\n".join([question, *passages[:number]])
-            (tokens,) = self._continuer.encoder.encode([text])
-            if len(tokens) > room:
-                break
-            found = text, len(tokens)
-        return found
+        text = f"{' '.join(question.split())}\n{passage}"
+        (tokens,) = self._continuer.encoder.encode([text])
+        return (text, len(tokens)) if len(tokens) <= self._continuer.room(self._settings) else None
 
 
 @dataclass(frozen=True)
@@ -125,6 +121,10 @@ def add(stage: Path, name: str, config: RunConfig, weights: str, judged: Path) -
         raise ConfigError(
             f"--{name} takes a whole model of objective.name={wanted}, and {config.run.name} is "
             f"{config.objective.name} with adapter.kind={config.adapter.kind}"
+        )
+    if name == "writer" and not any(source.pair for source in config.corpus.sources):
+        raise ConfigError(
+            f"--writer takes a run on pairs (corpus.sources[].pair), and {config.run.name} has none"
         )
     target = stage / name
     with storage.local_copy(weights, config.storage) as folder:

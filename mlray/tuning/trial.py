@@ -38,7 +38,7 @@ _CLONE = "-clone"
 _POLL_S = 0.5
 _CONTROLLER_S = "0.25"
 """Between two looks of Ray Train's controller at its workers: a report waits for the next one."""
-_ENDS_S = "60"
+_ENDS_S = "600"
 """In which a trial that was stopped must have ended its training, so that the next one may have its process."""
 
 

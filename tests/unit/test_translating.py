@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -246,24 +247,36 @@ def test_a_detour_goes_both_legs() -> None:
 
 
 def test_texts_of_one_direction_are_translated_together() -> None:
-    model = Upper()
+    gate = threading.Event()
+
+    class Held(Upper):
+        def translate(self, texts: list[str], source: str, target: str) -> list[str]:
+            assert gate.wait(30)
+            return super().translate(texts, source, target)
+
+    model = Held()
+    ways = [Way(("de", "en"), 60.0), Way(("fr", "en"), 60.0)]
 
     async def work() -> list[list[translating.Translation]]:
         legs = translating.Legs.of(model, Serving())  # type: ignore[arg-type]
-        ways = [Way(("de", "en"), 60.0), Way(("fr", "en"), 60.0)]
-        return list(
-            await asyncio.gather(
-                *(
-                    translating.translate(legs, [f"text {'abcdefgh'[n]}"], ways[n % 2], {}, [])
-                    for n in range(8)
-                )
-            )
-        )
+
+        def ask(text: str, path: Way) -> asyncio.Task[list[translating.Translation]]:
+            return asyncio.create_task(translating.translate(legs, [text], path, {}, []))
+
+        first = ask("first", ways[0])
+        while legs.batcher._running is None or legs.batcher.waiting:  # until its pass has begun
+            await asyncio.sleep(0.01)
+        others = [ask(f"text {'abcdefgh'[n]}", ways[n % 2]) for n in range(8)]
+        each = translating.cost(translating.Leg("", "de", "en", 2))
+        while sum(legs.batcher.waiting.values()) < 8 * each:
+            await asyncio.sleep(0.01)
+        gate.set()
+        await first
+        return list(await asyncio.gather(*others))
 
     found = asyncio.run(work())
     assert [one[0].text for one in found] == [f"TEXT {letter}" for letter in "ABCDEFGH"]
-    assert len(model.calls) <= 4
-    assert sum(len(texts) for texts, _, _ in model.calls) == 8
+    assert [(len(texts), source) for texts, source, _ in model.calls] == [(1, "de"), (4, "de"), (4, "fr")]
 
 
 def with_translator(

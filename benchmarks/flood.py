@@ -101,11 +101,8 @@ class State:
 
     async def _customers(self, language: str, seconds: float) -> None:
         """Requests at random times, whether the ones before are answered or not."""
-        draw, until, waiting = (
-            random.Random(language),
-            time.perf_counter() + seconds,
-            set[asyncio.Task[None]](),
-        )
+        draw, until = random.Random(language), time.perf_counter() + seconds
+        waiting: set[asyncio.Task[None]] = set()
         while time.perf_counter() < until:
             await asyncio.sleep(draw.expovariate(self._rate))
             waiting.add(asyncio.create_task(self._customer(language, serving.text(draw))))

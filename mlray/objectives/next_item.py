@@ -59,13 +59,11 @@ class Sessions:
         ]
 
 
-def sessions(
-    encoder: Encoder, vocabulary: Vocabulary, names: Sequence[str], sequence_length: int
-) -> Sessions:
-    """The cutter for a corpus of these markets.
+def markets(encoder: Encoder, names: Sequence[str]) -> tuple[int, ...]:
+    """The token of each market.
 
     Raises:
-        ConfigError: the tokenizer has no token for a market.
+        ConfigError: the tokenizer has none for one.
     """
     for name in names:
         if name not in encoder.language_ids:
@@ -74,12 +72,22 @@ def sessions(
                 f"{', '.join(sorted(encoder.language_ids)) or 'none'}; objective.name=next_item makes one with "
                 "tokenizer.algorithm=items"
             )
-    markets = tuple(encoder.language_ids[name] for name in names)
+    return tuple(encoder.language_ids[name] for name in names)
+
+
+def sessions(
+    encoder: Encoder, vocabulary: Vocabulary, names: Sequence[str], sequence_length: int
+) -> Sessions:
+    """The cutter for a corpus of these markets.
+
+    Raises:
+        ConfigError: as `markets`.
+    """
     unknown, queries = (
         frozenset(np.flatnonzero(one_V).tolist())
         for one_V in (vocabulary.special_V & ~vocabulary.queries_V, vocabulary.queries_V)
     )
-    return Sessions(encoder, markets, unknown, queries, sequence_length)
+    return Sessions(encoder, markets(encoder, names), unknown, queries, sequence_length)
 
 
 def collate(

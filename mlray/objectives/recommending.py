@@ -44,6 +44,7 @@ class NextItem:
         self._vocabulary = tokenizer.vocabulary(tokens)
         self._encoder = tokenizer.encoder(tokens)
         self._length = min(config.corpus.sequence_length, backbone.positions(self._model))
+        self._cutter = next_item.sessions(self._encoder, self._vocabulary, self.markets, self._length)
         self.items: dict[str, int] = {
             item: number
             for item, number in tokens.get_vocab().items()
@@ -66,7 +67,7 @@ class NextItem:
         Raises:
             ConfigError: it names one.
         """
-        next_item.sessions(self._encoder, self._vocabulary, markets, self._length)
+        next_item.markets(self._encoder, markets)
 
     @torch.inference_mode()
     def scores(self, sessions: Sequence[str], markets: Sequence[str]) -> np.ndarray:
@@ -81,10 +82,10 @@ class NextItem:
         Raises:
             ConfigError: the model does not know a market.
         """
-        cutter = next_item.sessions(self._encoder, self._vocabulary, markets, self._length)
+        starts = next_item.markets(self._encoder, markets)
         rows = [
             [start, *asked, *ids[-(self._length - 1 - len(asked)) :]]
-            for start, (asked, ids) in zip(cutter.markets, cutter.ids(sessions), strict=True)
+            for start, (asked, ids) in zip(starts, self._cutter.ids(sessions), strict=True)
         ]
         width = max(map(len, rows))
         tokens_QT = torch.full((len(rows), width), self._encoder.pad_id)

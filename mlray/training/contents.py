@@ -96,15 +96,10 @@ def catalogue(config: RunConfig, manifest: Manifest) -> Counter[str]:
         known.update(counts)
     room = config.tokenizer.vocab_size - len(tokenizer.special_tokens(manifest.languages))
     number = sum(not name.startswith(QUERY) for name in known)
-    if any(source.query for source in config.corpus.sources) and not number < min(len(known), room):
-        raise ConfigError(
-            "corpus.sources[].query is set, and no word of a query has a token: "
-            + (
-                "no session has one"
-                if number == len(known)
-                else f"{number:,} items fill tokenizer.vocab_size"
-            )
-        )
+    words = len(known) - number
+    if any(source.query for source in config.corpus.sources) and (not words or number >= room):
+        why = f"{number:,} items fill tokenizer.vocab_size" if words else "no session has one"
+        raise ConfigError(f"corpus.sources[].query is set, and no word of a query has a token: {why}")
     if texts and number > room:
         raise ConfigError(
             f"tokenizer.vocab_size={config.tokenizer.vocab_size} has room for {room:,} of {number:,} items, and "

@@ -62,9 +62,8 @@ def run(values: dict[str, Any], base: dict[str, Any], languages: list[str], shar
         tune.report(ended)
         return
     config, donor = _placed(prepared, values, name, _told(tune.get_checkpoint()))
-    with contextlib.closing(
-        _reports(config, shared)
-    ) as reports:  # Ray Tune ends a trial inside of `tune.report`
+    # Ray Tune ends a trial inside of `tune.report`: its training has to end too.
+    with contextlib.closing(_reports(config, shared)) as reports:
         for told in reports:
             if not told["languages"]:
                 continue

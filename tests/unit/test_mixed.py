@@ -27,14 +27,18 @@ def adapter(base: Path, folder: Path, seed: int, kind: str = "lora", objective: 
     network = embedder.build(
         Model(family="xlm-roberta", max_positions=62), Contrastive(), tiny.tokens(), base
     )
-    digest = adapters.digest(network)
-    settings: dict[str, Any] = {"kind": kind, "rank": 2 + seed % 3}
-    wrapped = adapters.add(network, Adapter.model_validate(settings))
+    settings = Adapter.model_validate({"kind": kind, "rank": 2 + seed % 3})
+    return moved(network, settings, seed, objective, tiny.tokens(), folder)
+
+
+def moved(network: Any, settings: Adapter, seed: int, objective: str, tokens: Any, folder: Path) -> Path:
+    """A saved adapter of a network, whose tensors are far from where they began."""
+    digest, wrapped = adapters.digest(network), adapters.add(network, settings)
     torch.manual_seed(seed)
     moving = {name: one.detach() for name, one in network.named_parameters() if one.requires_grad}
     for one in moving.values():
         one += 0.3 * torch.randn_like(one)
-    adapters.export(wrapped, digest, objective, tiny.tokens(), moving, folder)
+    adapters.export(wrapped, digest, objective, tokens, moving, folder)
     return folder
 
 

@@ -15,6 +15,7 @@ import torch
 from mlray import configuration
 from mlray.config import ConfigError, Model, Objective, Recommendation, Source, Storage, Tokenizer, Train
 from mlray.corpus import packing, records, sources
+from mlray.corpus.fields import Record
 from mlray.corpus.testsets import Case
 from mlray.corpus.windows import Window
 from mlray.evaluation import evaluate, recommendation
@@ -45,12 +46,16 @@ def ids(text: str) -> list[int]:
     return found
 
 
-def read(path: Path, **settings: Any) -> list[tuple[str, str, str, str]]:
-    source = Source(uri=str(path), text="item", **{"session": "user", "language": "de", **settings})
+def found_in(source: Source) -> list[Record]:
+    """The records of a source of one file."""
     (file,) = sources.list_files((source,), SETTINGS)
     (chunk,) = records.chunks(file, 1 << 20, SETTINGS)
-    batches = records.read(chunk, 1000, SETTINGS)
-    return [(one.text, one.pair, one.reason, one.key) for batch in batches for one in batch]
+    return [one for batch in records.read(chunk, 1000, SETTINGS) for one in batch]
+
+
+def read(path: Path, **settings: Any) -> list[tuple[str, str, str, str]]:
+    source = Source(uri=str(path), text="item", **{"session": "user", "language": "de", **settings})
+    return [(one.text, one.pair, one.reason, one.key) for one in found_in(source)]
 
 
 def table(path: Path, rows: str) -> Path:
@@ -101,9 +106,7 @@ def test_a_row_without_a_customer_and_an_endless_session_are_bad(tmp_path: Path)
 def test_the_language_of_a_session_is_that_of_its_first_row(tmp_path: Path) -> None:
     place = table(tmp_path / "a.tsv", "u1 cup de\nu1 lamp jp\n")
     source = Source(uri=str(place), text="item", format="tsv", session="user", language="column:market")
-    (file,) = sources.list_files((source,), SETTINGS)
-    (chunk,) = records.chunks(file, 1 << 20, SETTINGS)
-    assert [one.language for batch in records.read(chunk, 100, SETTINGS) for one in batch] == ["de"]
+    assert [one.language for one in found_in(source)] == ["de"]
 
 
 def test_json_events_are_a_session(tmp_path: Path) -> None:
@@ -112,9 +115,7 @@ def test_json_events_are_a_session(tmp_path: Path) -> None:
         '{"events": [{"id": "a cup"}, {"id": 17}]}\n{"events": [{"name": "rug"}]}\n{"events": []}\n'
     )
     source = Source(uri=str(place), text="events.*.id", language="de", last_is_pair=True)
-    (file,) = sources.list_files((source,), SETTINGS)
-    (chunk,) = records.chunks(file, 1 << 20, SETTINGS)
-    found = [one for batch in records.read(chunk, 100, SETTINGS) for one in batch]
+    found = found_in(source)
     assert [(one.text, one.pair, one.reason) for one in found] == [
         ("acup", "17", ""),
         ("", "", "no key 'id'"),
@@ -131,9 +132,7 @@ def test_the_words_of_a_query_stand_before_the_items(tmp_path: Path) -> None:
         '{"q": "", "events": [{"id": "cup"}]}\n'
     )
     source = Source(uri=str(place), text="events.*.id", query="q", language="de", last_is_pair=True)
-    (file,) = sources.list_files((source,), SETTINGS)
-    (chunk,) = records.chunks(file, 1 << 20, SETTINGS)
-    found = [one for batch in records.read(chunk, 100, SETTINGS) for one in batch]
+    found = found_in(source)
     assert [(one.text, one.pair, one.reason) for one in found] == [
         ("query:rote query:schuhe cup", "rug", ""),
         ("cup", "rug", ""),
@@ -148,9 +147,7 @@ def test_other_lists_of_keys_keep_their_white_space(tmp_path: Path) -> None:
         '{"text": "shoe", "pair": "red shoe", "others": [{"t": "blue hat"}, {"t": "green hat"}]}\n'
     )
     source = Source(uri=str(place), pair="pair", negatives="others.*.t", language="en")
-    (file,) = sources.list_files((source,), SETTINGS)
-    (chunk,) = records.chunks(file, 1 << 20, SETTINGS)
-    (one,) = [one for batch in records.read(chunk, 100, SETTINGS) for one in batch]
+    (one,) = found_in(source)
     assert one.pair.split(SEPARATOR) == ["red shoe", "blue hat", "green hat"]
 
 

@@ -13,14 +13,15 @@ import torch
 
 from mlray import configuration
 from mlray.config import Adapter, ConfigError, Model, RunConfig
-from mlray.models import adapters, recommender, tokenizer
 from mlray.models import items as catalogue
+from mlray.models import recommender, tokenizer
 from mlray.objectives.recommending import NextItem
 from mlray.release import companions
 from mlray.release.registry import Registry
 from serve_app import recommending
 from serve_app.errors import ApiError
 from serve_app.models import Models
+from tests.unit.test_mixed import moved
 from tests.unit.test_models import TITLES, opened, promoted
 
 SOLD = [f"a{number}" for number in range(12)]
@@ -222,13 +223,7 @@ def adapter(base: Path, config: RunConfig, folder: Path, seed: int) -> Path:
     """An adapter of the recommender that changes much."""
     tokens = tokenizer.load(base)
     network = recommender.build(config.model, tokens, base)
-    digest, wrapped = adapters.digest(network), adapters.add(network, Adapter(kind="lora", rank=2))
-    torch.manual_seed(seed)
-    moving = {name: one.detach() for name, one in network.named_parameters() if one.requires_grad}
-    for one in moving.values():
-        one += 0.3 * torch.randn_like(one)
-    adapters.export(wrapped, digest, "next_item", tokens, moving, folder)
-    return folder
+    return moved(network, Adapter(kind="lora", rank=2), seed, "next_item", tokens, folder)
 
 
 ONE_PASS = pytest.mark.filterwarnings(

@@ -1,4 +1,4 @@
-"""The arms of `contrastive.py`, each a process: `contrastive_arms.py FOLDER SIZE BATCH MICRO ARM [check]`.
+"""The arms of `contrastive.py`, each a process: `contrastive_arms.py FOLDER SIZE BATCH MICRO DEVICE ARM [check]`.
 
 It prints a line of JSON when it is ready, and one after each optimiser step that a line on its input asks for. With
 `check` it prints how far the gradient of its first step, not clipped, is from the reference in float64, and ends; the
@@ -63,11 +63,14 @@ class Ours:
 class Peer:
     """sentence-transformers: its model, its loss, AdamW; texts are tokenised beforehand, as ours are."""
 
-    def __init__(self, folder: Path, pairs: list[list[str]], micro: int, arm: str, clip: float) -> None:
+    def __init__(
+        self, folder: Path, pairs: list[list[str]], micro: int, device: str, arm: str, clip: float
+    ) -> None:
         from sentence_transformers import SentenceTransformer
         from sentence_transformers.sentence_transformer import losses
+        from sentence_transformers.util import batch_to_device
 
-        self.model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+        self.model = SentenceTransformer(str(folder), device=device, local_files_only=True)
         self.model.max_seq_length = LENGTH // 2
         self._clip = clip
         scale = 1 / TEMPERATURE
@@ -78,7 +81,10 @@ class Peer:
             self._loss = losses.CachedMultipleNegativesRankingLoss(
                 self.model, scale=scale, mini_batch_size=micro, **by_tokens
             )
-        self._features = [self.model.tokenize(list(side)) for side in zip(*pairs, strict=True)]
+        self._features = [
+            batch_to_device(self.model.tokenize(list(side)), torch.device(device))
+            for side in zip(*pairs, strict=True)
+        ]
         self._optimizer = torch.optim.AdamW(self.model.parameters(), lr=RATE, weight_decay=0.0, fused=True)
 
     def step(self) -> float:
@@ -113,7 +119,7 @@ def gradients_of(model: Any, step: Callable[[], float]) -> Gradients:
     return found
 
 
-def reference(folder: Path, pairs: list[list[str]]) -> Gradients:
+def reference(folder: Path, pairs: list[list[str]], device: str) -> Gradients:
     """The gradient in float64, by autograd on the plain `transformers` model over padded chunks.
 
     Vectors first, then the loss in rows of the matrix, then each chunk again with the gradient of its vectors: by the
@@ -122,14 +128,13 @@ def reference(folder: Path, pairs: list[list[str]]) -> Gradients:
     import transformers
 
     encoder = tokenizer.encoder(tokenizer.load(folder))
-    model = transformers.AutoModel.from_pretrained(
-        folder, add_pooling_layer=False, dtype=torch.float64
-    ).train()
+    model = transformers.AutoModel.from_pretrained(folder, add_pooling_layer=False, dtype=torch.float64)
+    model.to(device).train()
 
     def vectors(texts: list[list[int]]) -> torch.Tensor:
         width = max(map(len, texts))
-        ids = torch.tensor([row + [encoder.pad_id] * (width - len(row)) for row in texts])
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in texts])
+        ids = torch.tensor([row + [encoder.pad_id] * (width - len(row)) for row in texts], device=device)
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in texts], device=device)
         hidden = model(input_ids=ids, attention_mask=mask)[0] * mask[..., None]
         return torch.nn.functional.normalize(hidden.sum(1) / mask.sum(1, keepdim=True), dim=-1)
 
@@ -143,14 +148,14 @@ def reference(folder: Path, pairs: list[list[str]]) -> Gradients:
             leaves.append(torch.cat([vectors(part) for part in parts]))
         chunks.append(parts)
     queries, targets = (leaf.requires_grad_() for leaf in leaves)
-    for own in torch.arange(len(pairs)).split(CHUNK):
+    for own in torch.arange(len(pairs), device=device).split(CHUNK):
         logits = queries[own] @ targets.T / TEMPERATURE
         (torch.nn.functional.cross_entropy(logits, own, reduction="sum") / len(pairs)).backward()
     for parts, leaf in zip(chunks, (queries, targets), strict=True):
         assert leaf.grad is not None
         for part, gradient in zip(parts, leaf.grad.split(CHUNK), strict=True):
             vectors(part).backward(gradient)
-    return {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+    return {name: value.grad.cpu() for name, value in model.named_parameters() if value.grad is not None}
 
 
 def error(found: Gradients, expected: Gradients) -> float:
@@ -158,46 +163,56 @@ def error(found: Gradients, expected: Gradients) -> float:
     ends = {name.rpartition("auto_model.")[2].rpartition("model.")[2]: value for name, value in found.items()}
     if missing := sorted(expected.keys() - ends.keys()):
         raise SystemExit(f"no gradient of {missing[0]}")
-    return max(float((ends[name].double() - value).abs().max()) for name, value in expected.items())
+    return max(float((ends[name].double().cpu() - value).abs().max()) for name, value in expected.items())
 
 
-def peak_bytes() -> int:
-    """Largest resident memory since it was last forgotten."""
+def peak_bytes(device: str) -> int:
+    """Largest resident memory, or memory of tensors on the GPU, since it was last forgotten."""
+    if device == "cuda":
+        return int(torch.cuda.max_memory_allocated())
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
 
 
-def forget_peak() -> int:
-    """Resident memory now; the peak counts from here (proc_pid_clear_refs(5))."""
+def forget_peak(device: str) -> int:
+    """Memory now; the peak counts from here (for a process: proc_pid_clear_refs(5))."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    return peak_bytes()
+    return peak_bytes(device)
 
 
 def main() -> None:
-    folder, size, batch, micro, arm, *check = sys.argv[1:]
+    folder, size, batch, micro, device, arm, *check = sys.argv[1:]
     place, pairs = Path(folder) / size, json.loads((Path(folder) / "pairs.json").read_text())[: int(batch)]
     known = Path(folder) / f"{size}-{batch}.safetensors"
     torch.set_num_threads(2)
     if arm == "reference":
-        save_file({name: value.contiguous() for name, value in reference(place, pairs).items()}, known)
+        save_file(
+            {name: value.contiguous() for name, value in reference(place, pairs, device).items()}, known
+        )
         return
     cache = {"ours": "auto", "ours-cached": "always"}.get(arm)
     clip = 0.0 if check else CLIP
     work: Any = (
-        Ours(place, pairs, int(micro), cache, clip) if cache else Peer(place, pairs, int(micro), arm, clip)
+        Ours(place, pairs, int(micro), cache, clip)
+        if cache
+        else Peer(place, pairs, int(micro), device, arm, clip)
     )
     if check:
         print(json.dumps(error(gradients_of(work.model, work.step), load_file(known))), flush=True)
         return
     del pairs
-    print(json.dumps({"ready_bytes": forget_peak()}), flush=True)
+    print(json.dumps({"ready_bytes": forget_peak(device)}), flush=True)
     for _ in sys.stdin:
         begin, before = time.perf_counter(), sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
         loss = work.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
         told = {
             "seconds": time.perf_counter() - begin,
             "cpu_s": sum(resource.getrusage(resource.RUSAGE_SELF)[:2]) - before,
-            "peak_bytes": peak_bytes(),
+            "peak_bytes": peak_bytes(device),
             "loss": loss,
         }
         print(json.dumps(told), flush=True)

@@ -184,7 +184,7 @@ class Engine:
                 self._write(parameter, key, value.to(self.device))
         self._refresh_weights()
         for state in self._adam.state.values():
-            state["step"] = torch.tensor(float(steps)) if torch.is_tensor(state["step"]) else steps
+            state["step"] = torch.full_like(state["step"], steps) if torch.is_tensor(state["step"]) else steps
 
     @property
     def _adam(self) -> torch.optim.Optimizer:
@@ -200,7 +200,7 @@ class Engine:
         else:
             flat = [parameter for group in self._adam.param_groups for parameter in group["params"]]
         for parameter in flat:
-            step = 0 if self._offload else torch.tensor(0.0)
+            step = 0 if self._offload else parameter.new_zeros(())  # the fused kernel wants it on the device
             moments = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
             self._adam.state[parameter] = {"step": step, **moments}
         if hasattr(wrapper, "_lazy_init_hp_params_optimizer_state"):

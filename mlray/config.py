@@ -226,7 +226,7 @@ class Contrastive(_Section):
     hard_weight: float = Field(1.0, gt=0)
     """A hard negative counts as so many others."""
     language_quota: int = Field(0, ge=0)
-    """The negatives of one language count as so many at most; 0: each counts."""
+    """The negatives of one language but the query's count as so many at most; 0: each counts."""
     dimensions: tuple[PositiveInt, ...] = ()
     """Prefixes of the vector that shall serve alone (Matryoshka), each shorter than it."""
     pooling: Literal["mean", "cls", "last"] = "mean"

@@ -61,7 +61,7 @@ class Finder:
         Candidates of a query are all texts of the test sets but those of the same item (its translations into other
         languages). `own above` is the share of all candidates in the query's language that lie above the right one,
         `others above` that of the candidates in other languages, and `language bias` the difference, in points: a model
-        without bias has 0.
+        without bias has 0. One that is as near as the right one lies half above it, and takes the first place from it.
 
         Returns:
             Language of the query -> R@1 and these; only of pairs in two languages.
@@ -136,10 +136,12 @@ class _Pool:
         query_Q = np.array([self.place[case.text] for case in part])
         right_Q = np.array([self.place[case.pair] for case in part])
         other_QC = self.items_C[query_Q][:, None] != self.items_C[None]
-        above_QC = (scores_QC > np.take_along_axis(scores_QC, right_Q[:, None], axis=1)) & other_QC
+        right_Q1 = np.take_along_axis(scores_QC, right_Q[:, None], axis=1)
+        above_QC, beside_QC = (scores_QC >= right_Q1) & other_QC, (scores_QC == right_Q1) & other_QC
         own_C = self.spoken_C == language
         shares = [
-            (above_QC & side_C).sum(axis=1) / np.maximum((other_QC & side_C).sum(axis=1), 1)
+            ((above_QC & side_C).sum(axis=1) - 0.5 * (beside_QC & side_C).sum(axis=1))
+            / np.maximum((other_QC & side_C).sum(axis=1), 1)
             for side_C in (own_C, ~own_C)
         ]
         return np.stack([~above_QC.any(axis=1), *shares, shares[0] - shares[1]], axis=1)

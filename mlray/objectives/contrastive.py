@@ -68,8 +68,8 @@ def loss(
     al. 2022). The right target's logit is lessened by margin / temperature (Yang et al. 2019). Negatives are the
     targets and hard negatives of all other pairs, and with `negatives=all` their queries, but for texts of the same
     item (see `groups`). A hard negative counts as `hard_weight` others; with `language_quota` those of one language
-    count together as so many at most. `symmetric`: the mean of this and of the loss of finding the query from the
-    target.
+    other than the query's count together as so many at most. `symmetric`: the mean of this and of the loss of finding
+    the query from the target.
 
     Args:
         vectors_NH: of all texts of the global batch, in fp32 or wider.
@@ -116,6 +116,8 @@ class _Search:
     item_M: torch.Tensor
     speaks_ML: torch.Tensor | None
     """One for the language of a candidate, if languages have a quota."""
+    spoken_P: torch.Tensor
+    """Language of the text that looks."""
     weight_M: torch.Tensor | None
     """Logarithm of what a candidate counts as, if hard negatives count as more or less than one."""
 
@@ -139,9 +141,9 @@ def _search(
     if to == TARGET and config.hard_weight != 1.0:
         hard_M = torch.from_numpy(texts.roles_N[columns_M] > TARGET).to(device, torch.float64)
         weight_M = math.log(config.hard_weight) * hard_M
-    told = (rows_P, columns_M, items_N[rows_P], items_N[columns_M])
-    rows, columns, item_P, item_M = (torch.from_numpy(array).to(device) for array in told)
-    return _Search(rows, columns, item_P, item_M, speaks_ML, weight_M)
+    told = (rows_P, columns_M, items_N[rows_P], items_N[columns_M], texts.languages_N[rows_P])
+    rows, columns, item_P, item_M, spoken_P = (torch.from_numpy(array).to(device) for array in told)
+    return _Search(rows, columns, item_P, item_M, speaks_ML, spoken_P, weight_M)
 
 
 def _by_pair(texts: Texts, role: int) -> np.ndarray:
@@ -172,7 +174,8 @@ def _add(
         found += int((logits_bM.argmax(-1) == own_b).sum())  # whatever the margin and the quota make of it
         logits_bM.scatter_add_(1, right_b, -config.margin * queries_bH.square().sum(-1, keepdim=True))
         if search.speaks_ML is not None:
-            logits_bM += _quota(same_bM, right_b, search.speaks_ML.to(logits_bM.dtype), config.language_quota)
+            speaks_ML, spoken_b = search.speaks_ML.to(logits_bM.dtype), search.spoken_P[own_b]
+            logits_bM += _quota(same_bM, right_b, speaks_ML, spoken_b, config.language_quota)
         if search.weight_M is not None:
             logits_bM += search.weight_M.to(logits_bM.dtype)
         sums_b = logits_bM.logsumexp(-1)
@@ -187,8 +190,14 @@ def _add(
     return total, found
 
 
-def _quota(same_bM: torch.Tensor, right_b: torch.Tensor, speaks_ML: torch.Tensor, quota: int) -> torch.Tensor:
-    """Logarithm of the weight of each candidate (b, M): negatives of one language count as `quota` of them at most."""
+def _quota(
+    same_bM: torch.Tensor, right_b: torch.Tensor, speaks_ML: torch.Tensor, spoken_b: torch.Tensor, quota: int
+) -> torch.Tensor:
+    """Logarithm of the weight of each candidate (b, M): those of one language count as `quota` negatives at most.
+
+    Those of the query's own language count as they are: they alone teach it that its language is no answer.
+    """
     negative_bM = (~same_bM).to(speaks_ML.dtype).scatter_(1, right_b, 0.0)
     share_bL = (quota / (negative_bM @ speaks_ML).clamp(min=1.0)).clamp(max=1.0)
+    share_bL.scatter_(1, spoken_b[:, None], 1.0)
     return (share_bL.log() @ speaks_ML.T).scatter_(1, right_b, 0.0)

@@ -72,7 +72,8 @@ def brute(vectors: torch.Tensor, pairs: Any, spoken: Any, **kwargs: Any) -> torc
             terms = [part[a] @ part[right] - config.margin * part[a].square().sum()]
             for b in others:
                 same = sum(tongue[c] == tongue[b] for c in others)
-                weight = min(1.0, config.language_quota / same) if config.language_quota else 1.0
+                bound = config.language_quota and tongue[b] != tongue[a]
+                weight = min(1.0, config.language_quota / same) if bound else 1.0
                 weight *= config.hard_weight if flat[b][1] > 1 else 1.0
                 terms.append(part[a] @ part[b] + math.log(weight))
             losses.append(torch.logsumexp(torch.stack(terms), 0) - terms[0])

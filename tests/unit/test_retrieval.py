@@ -128,6 +128,14 @@ def test_a_language_that_crowds_out_the_right_answer_is_told() -> None:
     assert found["R@1"].value == 0.0
 
 
+def test_a_model_that_tells_nothing_apart_finds_nothing() -> None:
+    rows = {"de-en": [case("d1", "e1"), case("d2", "e2"), case("d3", "e3")]}
+    vectors = {text: [1.0, 0.0] for one in rows["de-en"] for text in one[:2]}
+    found = finder(vectors, rows).mixed(100)["de"]
+    told = {name: found[name].value for name in ("R@1", "own above", "others above", "language bias")}
+    assert told == {"R@1": 0.0, "own above": 50.0, "others above": 50.0, "language bias": 0.0}
+
+
 def test_translations_of_the_same_item_are_no_rivals() -> None:
     vectors = {"d1": [1.0, 0.0], "f1": [0.95, 0.05], "e1": [0.9, 0.1], "d2": [0.0, 1.0], "e2": [0.1, 0.9]}
     rows = {"de-en": [case("d1", "e1"), case("d2", "e2")], "fr-en": [case("f1", "e1")]}

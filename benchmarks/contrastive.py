@@ -1,7 +1,7 @@
 """A contrastive step with a large batch: ours beside sentence-transformers, on the same pairs and weights.
 
     python benchmarks/contrastive.py [--batches 1024 8192] [--tiny 65536] [--rounds 5]
-    python benchmarks/contrastive.py --device cuda --micro 512 --minilm 1024 8192
+    python benchmarks/contrastive.py --device cuda --micro 512 --batches --minilm 1024 8192
 
 Pairs of sentences with English (`../shared/data/opus_tatoeba`, or `--data`) are tokenised once. Each arm (see
 `contrastive_arms.py`) makes the same optimiser step, without dropout, from the same weights of an XLM-R type encoder,

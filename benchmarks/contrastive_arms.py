@@ -28,7 +28,7 @@ from mlray.objectives.table import Task
 from mlray.training import loop
 from mlray.training.engine import Engine
 
-TEMPERATURE, RATE, LENGTH, CLIP = 0.05, 1e-3, 128, 1.0
+TEMPERATURE, RATE, LENGTH, CLIP = 0.05, 2e-4, 128, 1.0
 CHUNK = 256
 """Texts of a pass in float64."""
 Gradients = dict[str, torch.Tensor]
@@ -85,7 +85,10 @@ class Peer:
             batch_to_device(self.model.tokenize(list(side)), torch.device(device))
             for side in zip(*pairs, strict=True)
         ]
-        self._optimizer = torch.optim.AdamW(self.model.parameters(), lr=RATE, weight_decay=0.0, fused=True)
+        known = Train()
+        self._optimizer = torch.optim.AdamW(
+            self.model.parameters(), RATE, known.adam_betas, known.adam_eps, weight_decay=0.0, fused=True
+        )
 
     def step(self) -> float:
         """An optimiser step on the whole batch: its loss."""

@@ -1,6 +1,6 @@
 """Aligns an encoder across languages on pairs that belong together, and judges it by what it finds.
 
-ray job submit --working-dir . -- python jobs/align.py --config jobs/configs/align_tatoeba.yaml key=value ...
+ray job submit --working-dir . -- python jobs/align.py --config jobs/configs/align_sample.yaml key=value ...
 """
 
 import sys

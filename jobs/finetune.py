@@ -1,6 +1,6 @@
 """Fine-tunes a backbone on labels, answers or translations, and judges it on test sets.
 
-ray job submit --working-dir . -- python jobs/finetune.py --config jobs/configs/finetune_wikiann6.yaml key=value ...
+ray job submit --working-dir . -- python jobs/finetune.py --config jobs/configs/finetune_sample.yaml key=value ...
 """
 
 import sys

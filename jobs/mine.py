@@ -1,6 +1,6 @@
 """Finds hard negatives for the pairs of a corpus with a trained encoder.
 
-ray job submit --working-dir . -- python jobs/mine.py --config jobs/configs/align_tatoeba.yaml --model MODEL --output F
+ray job submit --working-dir . -- python jobs/mine.py --config jobs/configs/align_sample.yaml --model MODEL --output F
 """
 
 import sys

@@ -20,8 +20,8 @@ from mlray.objectives.embedding import TextEmbedder
 BIAS = "language bias"
 _SLICE = 4096
 """Queries that are looked up between two movements of the bar."""
-_BLOCK = 256
-"""Queries whose products with the whole pool are held at once."""
+_BLOCK_BYTES = 64 << 20
+"""Of the products of queries with the whole pool that are held at once."""
 
 
 def both_ways(rows: dict[str, list[Case]]) -> dict[str, list[Case]]:
@@ -69,12 +69,13 @@ class Finder:
         pool = _Pool.of(self._rows)
         pool_CH = self._of(pool.texts)
         columns: dict[str, list[np.ndarray]] = {}
+        block = max(_BLOCK_BYTES // (4 * max(len(pool.texts), 1)), 1)
         for name, group in self._rows.items():
             language, other = languages.halves(name)
             if language == other:
                 continue  # what is right is then of the query's own language
-            for first in range(0, len(group), _BLOCK):
-                part = group[first : first + _BLOCK]
+            for first in range(0, len(group), block):
+                part = group[first : first + block]
                 scores_QC = self._of([case.text for case in part]) @ pool_CH.T
                 columns.setdefault(language, []).append(pool.above(part, scores_QC, language))
         names = ("R@1", "own above", "others above", BIAS)

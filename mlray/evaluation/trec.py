@@ -40,14 +40,10 @@ def read(run: Path, qrels: Path) -> list[Row]:
     Documents come by falling score, and of equals by falling name, as trec_eval takes them; the rank is not looked at.
 
     Raises:
-        ConfigError: a file cannot be read, a line is none of its kind, a list has a document twice, a query has no
-            right document; it is named.
+        ConfigError: a file cannot be read, a line is none of its kind, a grade is above 1, a list has a document
+            twice, a query has no right document; it is named.
     """
-    right: dict[str, list[str]] = {}
-    for place, (query, _, document, relevance) in _lines(qrels, 4):
-        right.setdefault(query, [])
-        if _number(relevance, place) > 0:
-            right[query].append(document)
+    right = _judged(qrels)
     found: dict[str, dict[str, float]] = {}
     for place, (query, _, document, _, score, _) in _lines(run, 6):
         if query not in right:
@@ -64,6 +60,20 @@ def read(run: Path, qrels: Path) -> list[Row]:
         language = query.rpartition(":")[0] or languages.UNKNOWN
         rows.append(Row(TASK, language, " ".join(ranked), " ".join(documents), str(qrels)))
     return rows
+
+
+def _judged(qrels: Path) -> dict[str, list[str]]:
+    right: dict[str, list[str]] = {}
+    for place, (query, _, document, relevance) in _lines(qrels, 4):
+        right.setdefault(query, [])
+        grade = _number(relevance, place)
+        if grade > 1:
+            raise ConfigError(
+                f"{place}: the grade {relevance} is neither 1 (right) nor 0, and no other is scored"
+            )
+        if grade > 0:
+            right[query].append(document)
+    return right
 
 
 def score(run: Path, qrels: Path, config: Evaluation) -> Report:

@@ -18,6 +18,7 @@ import peft
 import torch
 import transformers
 from safetensors.torch import load_file
+from transformers.pytorch_utils import Conv1D
 
 from mlray.config import Adapter, ConfigError, RunError
 from mlray.models.backbone import Backbone, save_tokenizer
@@ -39,6 +40,8 @@ _IA3_TARGETS = {
     "qwen2": ("k_proj|v_proj", "down_proj"),
 }
 """Keys and values, and the second matrix of the feed-forward, whose input is scaled (Liu et al. 2022)."""
+_READ_AS = {"distillation": "contrastive"}
+"""Objective of a training -> the one whose models its adapter serves: vectors are vectors, whatever taught them."""
 
 
 def digest(model: Backbone) -> str:
@@ -180,6 +183,11 @@ def merge(wrapped: Any) -> Any:
 
 def _settings(model: Backbone, config: Adapter) -> Any:
     inner, family = model.model, model.model.config.model_type
+    if not any(isinstance(part, torch.nn.Linear | Conv1D) for part in inner.modules()):
+        raise ConfigError(
+            f"adapter.kind={config.kind} wraps linear layers and the model has none; train it whole, with "
+            "adapter.kind=none"
+        )
     modules = {part for name, _ in inner.named_modules() for part in name.split(".")}
     transposed = family == "gpt2"  # its linear layers are `Conv1D`s of inputs x outputs
     saved = [name for name in _HEADS if name in modules] if "classifier" in modules else None
@@ -225,7 +233,7 @@ def _check_use(folder: Path, objective: str, *, above_language: bool) -> None:
     told = _read(folder)
     if not (folder / _WEIGHTS_FILE).is_file():  # peft would look for another format, or on a hub
         raise ConfigError(f"no adapter at {folder}: {_WEIGHTS_FILE} is missing")
-    if told["objective"] != objective:
+    if _READ_AS.get(told["objective"], told["objective"]) != objective:
         raise ConfigError(f"the adapter at {folder} was trained for {told['objective']}, not for {objective}")
     if told["above_language"] != above_language:
         advice = "empty adapter.language_path" if above_language else "name one in adapter.language_path"

@@ -97,6 +97,11 @@ class Distiller(Embedder):
         super().__init__(model, config)
         self._teacher = (teacher.eval().requires_grad_(False),)  # in a tuple: no module of this one
 
+    @property
+    def teacher(self) -> Embedder:
+        """The one that is learnt from."""
+        return self._teacher[0]
+
     def forward(self, **inputs: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         """Unit vectors (3, P, W) of P first halves, second halves and the teacher's texts, filled up with zeros.
 

@@ -92,16 +92,17 @@ def check_sources(objective: ObjectiveConfig, files: Iterable[SourceFile]) -> No
         )
 
 
-def check_positions(config: RunConfig, positions: int) -> None:
-    """Refuses rows that the model cannot read.
+def check_positions(config: RunConfig, positions: int, whose: str = "model") -> None:
+    """Refuses rows that the model, or its teacher, cannot read.
 
     Raises:
-        ConfigError: `corpus.sequence_length` is longer than the model's positions.
+        ConfigError: `corpus.sequence_length` is longer than its positions.
     """
     texts = OBJECTIVES[config.objective.name].texts_in_row
     if config.corpus.sequence_length // texts > positions:
         raise ConfigError(
-            f"corpus.sequence_length={config.corpus.sequence_length} is longer than the model's {positions} positions"
+            f"corpus.sequence_length={config.corpus.sequence_length} is longer than the {whose}'s {positions} positions"
             + f" for each of {texts} texts" * (texts > 1)
-            + f"; lower it to {positions * texts} or raise model.max_positions"
+            + f"; lower it to {positions * texts}"
+            + " or raise model.max_positions" * (whose == "model")
         )

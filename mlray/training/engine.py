@@ -78,7 +78,8 @@ class Engine:
         self._stage = config.zero_stage
         self._offload = config.offload
         self._names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.weights = list(model.parameters())
+        self.parameters = [parameter for parameter in self.weights if parameter.requires_grad]
         if config.activation_checkpointing:
             inner: Any = model.get_submodule("model")
             inner.activation_checkpointing_enable({"use_reentrant": False})

@@ -73,6 +73,8 @@ def _read(
             weighed = _Weighed(engine)
             with weighed:
                 vectors.append(engine.forward(one.model))
+            if any(hasattr(parameter, "ds_id") for parameter in engine.weights):
+                vectors[0] = vectors[0].detach()  # ZeRO-3: weighed, the graph keeps whole weights alive
             each = weighed.bytes * largest / one.model["tokens_BT"].numel()
             # With sharded weights a forward and a backward are collective calls: all keep as many as the poorest.
             kept = min(engine.gather(max(int(budget // max(each, 1.0)), 1)))
@@ -87,7 +89,7 @@ class _Weighed(torch.autograd.graph.saved_tensors_hooks):
 
     def __init__(self, engine: Engine) -> None:
         self.bytes = 0
-        self._seen: set[int] = {parameter.data_ptr() for parameter in engine.parameters}
+        self._seen: set[int] = {parameter.data_ptr() for parameter in engine.weights}
         super().__init__(self._weigh, lambda tensor: tensor)
 
     def _weigh(self, tensor: torch.Tensor) -> torch.Tensor:

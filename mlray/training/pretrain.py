@@ -17,7 +17,7 @@ from mlray.corpus import manifest as manifests
 from mlray.corpus import records, sources, stream, testsets, validation
 from mlray.corpus.manifest import Manifest
 from mlray.corpus.windows import WindowReader
-from mlray.models import backbone, items, tokenizer
+from mlray.models import backbone, embedder, items, tokenizer
 from mlray.models.fertility import measure_fertility
 from mlray.objectives.checks import check_family, check_places, check_positions, check_sources
 from mlray.objectives.table import OBJECTIVES
@@ -96,6 +96,8 @@ def prepare(config: RunConfig) -> Prepared:
         config, model, tokens
     )  # refuses an adapter, or a part to freeze, that the model has not
     check_positions(config, backbone.positions(model))
+    if isinstance(model, embedder.Distiller):
+        check_positions(config, backbone.positions(model.teacher), "teacher")
     plan.check_batches(config, manifest)
     outline = plan.make(config, manifest, fertility, model)
     plan.show(outline, manifest.refused_counts(), console)

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from mlray import storage
 from mlray.config import RunConfig
+from mlray.objectives.table import OBJECTIVES
 from mlray.training import checkpoint as checkpoints
 from mlray.training.checkpoint import Checkpoint
 from mlray.training.plan import Plan
@@ -44,7 +45,10 @@ def build(
         "seconds_in_steps": progress.seconds,
         "peak_worker_bytes": progress.peak_bytes,
         "tokens_per_s": sum(progress.tokens.values()) / max(progress.seconds, 1e-9),
-        "useful_token_share": sum(progress.tokens.values())
+        # Texts of pairs are packed anew for the encoder: their rows of the stream are no measure.
+        "useful_token_share": None
+        if OBJECTIVES[config.objective.name].texts_in_row > 1
+        else sum(progress.tokens.values())
         / (progress.step * config.train.global_batch_size * config.corpus.sequence_length),
         "tokens": progress.tokens,
         "documents": progress.documents,
@@ -132,8 +136,10 @@ def show(report: dict[str, Any], console: Console) -> None:
         table.add_section()
         table.add_row("mean", "", "", *_cells(first.get(_MACRO), last[_MACRO]), "")
     console.print(table)
+    share = report["useful_token_share"]
+    full = "" if share is None else f"rows are {share:.1%} full; "
     console.print(
-        f"{report['tokens_per_s']:,.0f} tokens/s in steps; rows are {report['useful_token_share']:.1%} full; "
+        f"{report['tokens_per_s']:,.0f} tokens/s in steps; {full}"
         f"{report['seconds_in_steps']:,.0f} s; a worker held at most {report['peak_worker_bytes'] / 2**20:,.0f} MiB"
     )
     if report["pairs_of_one_item"]:

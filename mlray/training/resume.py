@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from mlray import storage
-from mlray.config import ConfigError, RunConfig, Train
+from mlray.config import ConfigError, Contrastive, RunConfig, Train
 from mlray.corpus.manifest import Manifest
 from mlray.models import adapters
 from mlray.models.backbone import Backbone
@@ -30,7 +30,7 @@ _FIXED = {
     "tokenizer": (),
     "model": (),
     "objective": (),
-    "contrastive": (),
+    "contrastive": tuple(name for name in Contrastive.model_fields if name != "cache"),
     "distillation": (),
     "recommendation": ("candidates",),
     "adapter": (),
@@ -48,7 +48,14 @@ def check(config: RunConfig, found: Checkpoint) -> None:
     text = storage.read_bytes(storage.join(found.uri, "config.yaml"), config.storage)
     before: dict[str, dict[str, Any]] = yaml.safe_load(text)
     now = config.model_dump(mode="json")
-    for section, keys in _FIXED.items():
+    fixed: dict[str, tuple[str, ...]] = dict(_FIXED)
+    if config.corpus.batches != "mixed" or config.objective.name in {
+        "contrastive",
+        "distillation",
+        "next_item",
+    }:
+        fixed["train"] += ("global_batch_size",)  # what is drawn together, and told apart
+    for section, keys in fixed.items():
         for key in keys or now[section]:
             old = before.get(section, {}).get(key, now[section][key])
             if old != now[section][key]:

@@ -47,9 +47,14 @@ def mine(
         Pairs, negatives, and what was left out: `too_near`, `same_item`, `bad_rows`.
 
     Raises:
-        ConfigError: there are no pairs, or the model is no encoder.
+        ConfigError: a limit is out of range, there are no pairs, or the model is no encoder.
         RunError: storage failed; then nothing is written.
     """
+    if count < 1 or depth < 1 or not 0 <= margin < 1:
+        raise ConfigError(
+            f"--count {count} --depth {depth} --margin {margin}: count and depth are at least 1, margin 0 or more and "
+            "below 1"
+        )
     backbone.quiet()
     model = storage.absolute(model)
     opened = opener(config, model)

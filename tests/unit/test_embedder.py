@@ -68,8 +68,20 @@ def test_packed_texts_have_the_vectors_that_sentence_transformers_gives_them(
     assert np.allclose(np.linalg.norm(found, axis=1), 1.0, atol=1e-6)
 
 
-@pytest.mark.parametrize("learns", [False, True])
-def test_an_adapter_makes_the_vectors_that_peft_makes(tmp_path: Path, learns: bool) -> None:
+def test_a_model_without_layers_takes_no_adapter() -> None:
+    bag = Model(family="xlm-roberta", hidden_size=16, num_layers=0, num_heads=2, max_positions=62)
+    network = embedder.build(bag, Contrastive(), tiny.tokens(), None)
+    for kind in ("lora", "ia3"):
+        with pytest.raises(
+            ConfigError, match=f"adapter.kind={kind} wraps linear layers and the model has none"
+        ):
+            adapters.add(network, Adapter.model_validate({"kind": kind}))
+
+
+@pytest.mark.parametrize(
+    ("objective", "learns"), [("contrastive", False), ("contrastive", True), ("distillation", False)]
+)
+def test_an_adapter_makes_the_vectors_that_peft_makes(tmp_path: Path, objective: str, learns: bool) -> None:
     base = exported(tmp_path / "base")
     settings = Contrastive(temperature=0.04, learn_temperature=learns)
     network = embedder.build(Model(family="xlm-roberta", max_positions=62), settings, tiny.tokens(), base)
@@ -81,7 +93,7 @@ def test_an_adapter_makes_the_vectors_that_peft_makes(tmp_path: Path, learns: bo
     assert ("log_scale_1" in moving) == learns
     for parameter in moving.values():
         parameter += 0.1 * torch.randn_like(parameter)
-    adapters.export(wrapped, digest, "contrastive", tiny.tokens(), moving, tmp_path / "adapter")
+    adapters.export(wrapped, digest, objective, tiny.tokens(), moving, tmp_path / "adapter")
     config = RunConfig.model_validate({"model": {"family": "xlm-roberta"}, "corpus": {"sequence_length": 60}})
     found = TextEmbedder(config, base, tmp_path / "adapter").embed(TEXTS)
     plain = transformers.AutoModel.from_pretrained(base, add_pooling_layer=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from mlray.config import ConfigError, RunConfig
 from mlray.tuning import mine
 
 ITEMS = np.array([0, 1, 2, 3, 0, 4])
@@ -33,3 +34,9 @@ def test_a_pair_that_is_far_apart_has_a_margin_as_well() -> None:
     chosen, told = mine.choose([1, 2, 3, 5], scores, ITEMS, 0, -0.2, (9, 0.1))
     assert chosen.tolist() == [2, 3]  # at most -0.22
     assert told["too_near"] == 2
+
+
+@pytest.mark.parametrize("limits", [{"count": 0}, {"depth": -1}, {"margin": -0.1}, {"margin": 1.0}])
+def test_limits_out_of_range_are_refused(limits: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="count and depth are at least 1, margin 0 or more and below 1"):
+        mine.mine(RunConfig(), "model", "output", **{"count": 4, "depth": 50, "margin": 0.05, **limits})  # type: ignore[arg-type]

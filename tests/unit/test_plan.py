@@ -74,6 +74,9 @@ def test_rows_longer_than_the_positions_are_refused() -> None:
     config = configuration.load(None, ["corpus.sequence_length=65"])
     with pytest.raises(ConfigError, match=r"lower it to 64 or raise model\.max_positions"):
         check_positions(config, 64)
+    config = configuration.load(None, ["corpus.sequence_length=195", "objective.name=distillation"])
+    with pytest.raises(ConfigError, match=r"longer than the teacher's 64 .*of 3 texts; lower it to 192$"):
+        check_positions(config, 64, "teacher")
 
 
 def test_a_window_that_leaves_files_in_their_order_is_told() -> None:

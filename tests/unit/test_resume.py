@@ -26,7 +26,15 @@ def found(tmp_path: Path) -> Checkpoint:
 
 @pytest.mark.parametrize(
     "change",
-    ["train.steps=9", "train.lr=1.0", "cluster.num_workers=2", "train.zero_stage=3", "run.name=other"],
+    [
+        "train.steps=9",
+        "train.lr=1.0",
+        "cluster.num_workers=2",
+        "train.zero_stage=3",
+        "run.name=other",
+        "contrastive.cache=always",
+        "train.global_batch_size=64",
+    ],
 )
 def test_what_does_not_move_the_stream_may_change(found: Checkpoint, change: str) -> None:
     resume.check(configuration.load(None, [change]), found)
@@ -55,6 +63,14 @@ def test_what_gives_the_position_its_meaning_may_not(
     with pytest.raises(ConfigError) as caught:
         resume.check(configuration.load(None, [f"{key}={value}"]), found)
     assert str(caught.value).startswith(f"{key}={value} but {found.uri} was trained with {before}; ")
+
+
+@pytest.mark.parametrize("meaning", ["objective.name=contrastive", "corpus.batches=language"])
+def test_the_batch_of_pairs_may_not_change(tmp_path: Path, meaning: str) -> None:
+    (tmp_path / "config.yaml").write_text(configuration.load(None, [meaning]).to_yaml(), encoding="utf-8")
+    found = Checkpoint(str(tmp_path), Progress(step=5))
+    with pytest.raises(ConfigError, match=r"train\.global_batch_size=128 but"):
+        resume.check(configuration.load(None, [meaning, "train.global_batch_size=128"]), found)
 
 
 def test_an_adapter_does_not_go_on_above_other_weights(tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ def test_run_and_qrels_files_give_the_scores_of_the_predictions(tmp_path: Path) 
 def test_a_run_is_ranked_by_its_scores(tmp_path: Path) -> None:
     run, qrels = tmp_path / "run", tmp_path / "qrels"
     run.write_text("q1 Q0 a 1 0.1 x\nq1 Q0 b 2 0.9 x\nq1 Q0 c 3 0.9 x\n")
-    qrels.write_text("q1 0 a 2\nq1 0 b 0\nq2 0 z 1\n")
+    qrels.write_text("q1 0 a 1\nq1 0 b 0\nq2 0 z 1\n")
     first, second = trec.read(run, qrels)
     assert (first.prediction, first.truth, first.language) == ("c b a", "a", "und")
     assert (second.prediction, second.truth) == ("", "z")
@@ -181,6 +181,7 @@ def test_a_run_is_ranked_by_its_scores(tmp_path: Path) -> None:
             "q1 0 a 1",
             "line 2: the document 'a' stands twice in the list of 'q1'",
         ),
+        ("q1 Q0 a 1 0.1 x", "q1 0 a 3", "qrels: line 1: the grade 3 is neither 1 .right. nor 0"),
         ("q1 Q0 a 1 0.1 x", "q1 0 a 0", "no document is right for the query 'q1'"),
     ],
 )

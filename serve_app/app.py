@@ -17,10 +17,11 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
-from mlray import configuration
+from mlray import configuration, languages
 from mlray.config import RunConfig
 from mlray.release.changes import Product
-from serve_app import api, errors
+from serve_app import api, errors, routing
+from serve_app.door import Door
 from serve_app.errors import ApiError
 from serve_app.keys import Keys
 from serve_app.models import Asked, Models
@@ -29,6 +30,8 @@ log = logging.getLogger("mlray.serve")
 
 _ONGOING, _QUEUED = 1000, 1000
 """Requests of a replica at a time, which the batcher puts together, and those that wait in front of all of them."""
+_PLACES, _IN_LINE = 16, 256
+"""Requests of an ingress that a replica works on at a time, and those of one language that wait for that."""
 _CHANGING = {"upsert", "delete"}
 """What is not asked for a second time."""
 
@@ -53,32 +56,37 @@ class Replica:
 class _Behind:
     """`api.Backend` by a handle of the replicas."""
 
-    def __init__(self, replicas: DeploymentHandle) -> None:
-        self._replicas = replicas
+    def __init__(self, replicas: DeploymentHandle, count: int) -> None:
+        self._replicas, self._door = replicas, Door(_PLACES * count, _IN_LINE)
 
     async def search(self, query: str, market: str, k: int, asked: Asked) -> dict[str, Any]:
         """See `Models.search`."""
-        return await self._ask("search", query, market, k, asked)
+        async with self._door.passed(_line(query, asked)):
+            return await self._ask("search", query, market, k, asked)
 
     async def embed(
         self, texts: list[str], asked: Asked, model: str | None, dimensions: int | None
     ) -> dict[str, Any]:
         """See `Models.embed`."""
-        return await self._ask("embed", texts, asked, model, dimensions)
+        async with self._door.passed(_line(texts[0], asked)):
+            return await self._ask("embed", texts, asked, model, dimensions)
 
     async def recommend(self, market: str, products: list[str], k: int, query: str = "") -> dict[str, Any]:
         """See `Models.recommend`."""
-        return await self._ask("recommend", market, products, k, query)
+        async with self._door.passed(market):
+            return await self._ask("recommend", market, products, k, query)
 
     async def translate(
         self, texts: list[str], target: str, glossary: dict[str, str], names: list[str], asked: Asked
     ) -> dict[str, Any]:
         """See `Models.translate`."""
-        return await self._ask("translate", texts, target, glossary, names, asked)
+        async with self._door.passed(_line(texts[0], asked)):
+            return await self._ask("translate", texts, target, glossary, names, asked)
 
     async def support(self, messages: list[str], k: int, asked: Asked, write: bool = False) -> dict[str, Any]:
         """See `Models.support`."""
-        return await self._ask("support", messages, k, asked, write)
+        async with self._door.passed(_line(messages[-1], asked)):
+            return await self._ask("support", messages, k, asked, write)
 
     async def upsert(self, products: list[Product]) -> dict[str, Any]:
         """See `Models.upsert`."""
@@ -115,6 +123,15 @@ class _Behind:
         raise ApiError(503, "unavailable", "the models are not there; try again later", 1.0)
 
 
+def _line(text: str, asked: Asked) -> str:
+    """In whose line a request waits: that of its language, whatever the region."""
+    try:
+        spoken = routing.spoken(text, declared=asked.language, header=asked.header, default=languages.UNKNOWN)
+    except routing.UnknownLanguageError:  # which a replica will tell
+        return languages.UNKNOWN
+    return spoken.language.partition("-")[0]
+
+
 @serve.ingress()
 class Ingress:
     """Speaks HTTP, and holds no model."""
@@ -128,7 +145,10 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Ray Serve when the replica begins."""
         return api.create(
-            _Behind(self._models), self._config.serving, lambda: self._keys, names_requests=False
+            _Behind(self._models, self._config.serving.num_replicas),
+            self._config.serving,
+            lambda: self._keys,
+            names_requests=False,
         )
 
     def _read(self) -> Keys | None:

@@ -7,8 +7,11 @@ python -m serve_app key=value ...       on this machine
 from __future__ import annotations
 
 import logging
+import math
 import threading
+import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI
@@ -18,7 +21,7 @@ from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
 from mlray import configuration, languages
-from mlray.config import RunConfig
+from mlray.config import RunConfig, Serving
 from mlray.release.changes import Product
 from serve_app import api, errors, routing
 from serve_app.door import Door
@@ -32,6 +35,7 @@ _ONGOING, _QUEUED = 1000, 1000
 """Requests of a replica at a time, which the batcher puts together, and those that wait in front of all of them."""
 _PLACES, _IN_LINE = 16, 256
 """Requests of an ingress that a replica works on at a time, and those of one language that wait for that."""
+_ASKED = ("search", "embed", "recommend", "translate", "support")
 _CHANGING = {"upsert", "delete"}
 """What is not asked for a second time."""
 
@@ -53,40 +57,41 @@ class Replica:
             return errors.failure(error, what)
 
 
-class _Behind:
-    """`api.Backend` by a handle of the replicas."""
+class Behind:
+    """`api.Backend` by a handle of the replicas; what customers ask stands in line by language (see `Door`)."""
 
-    def __init__(self, replicas: DeploymentHandle, count: int) -> None:
-        self._replicas, self._door = replicas, Door(_PLACES * count, _IN_LINE)
+    def __init__(self, replicas: DeploymentHandle, settings: Serving) -> None:
+        self._replicas, self._watch_s = replicas, settings.watch_s
+        places, patience_s = _PLACES * settings.num_replicas, settings.timeout_s / 2
+        # One each: a translation takes many times as long as a vector.
+        self._doors = {what: Door(places, _IN_LINE, patience_s) for what in _ASKED}
+        self._known: frozenset[str] = frozenset()
+        self._looked = -math.inf
 
     async def search(self, query: str, market: str, k: int, asked: Asked) -> dict[str, Any]:
         """See `Models.search`."""
-        async with self._door.passed(_line(query, asked)):
-            return await self._ask("search", query, market, k, asked)
+        return await self._in_line("search", market, query, market, k, asked)
 
     async def embed(
         self, texts: list[str], asked: Asked, model: str | None, dimensions: int | None
     ) -> dict[str, Any]:
         """See `Models.embed`."""
-        async with self._door.passed(_line(texts[0], asked)):
-            return await self._ask("embed", texts, asked, model, dimensions)
+        return await self._in_line("embed", _tag(texts[0], asked), texts, asked, model, dimensions)
 
     async def recommend(self, market: str, products: list[str], k: int, query: str = "") -> dict[str, Any]:
         """See `Models.recommend`."""
-        async with self._door.passed(market):
-            return await self._ask("recommend", market, products, k, query)
+        return await self._in_line("recommend", market, market, products, k, query)
 
     async def translate(
         self, texts: list[str], target: str, glossary: dict[str, str], names: list[str], asked: Asked
     ) -> dict[str, Any]:
         """See `Models.translate`."""
-        async with self._door.passed(_line(texts[0], asked)):
-            return await self._ask("translate", texts, target, glossary, names, asked)
+        tag = _tag(texts[0], replace(asked, header=None))  # which is not the language of the text
+        return await self._in_line("translate", tag, texts, target, glossary, names, asked)
 
     async def support(self, messages: list[str], k: int, asked: Asked, write: bool = False) -> dict[str, Any]:
         """See `Models.support`."""
-        async with self._door.passed(_line(messages[-1], asked)):
-            return await self._ask("support", messages, k, asked, write)
+        return await self._in_line("support", _tag(messages[-1], asked), messages, k, asked, write)
 
     async def upsert(self, products: list[Product]) -> dict[str, Any]:
         """See `Models.upsert`."""
@@ -99,6 +104,21 @@ class _Behind:
     async def about(self) -> dict[str, Any]:
         """See `Models.about`."""
         return await self._ask("about")
+
+    async def _in_line(self, what: str, tag: str, *told: Any) -> dict[str, Any]:
+        """As `_ask`, when it is the language's turn; what the champion does not know has one line together."""
+        primary, known = tag.partition("-")[0], await self._languages()
+        async with self._doors[what].passed(primary if primary in known else languages.UNKNOWN):
+            return await self._ask(what, *told)
+
+    async def _languages(self) -> frozenset[str]:
+        """Languages and markets of the champion, as it was `serving.watch_s` ago at most."""
+        if time.monotonic() > self._looked + self._watch_s:
+            self._looked = time.monotonic()
+            champion = (await self._ask("about"))["champion"] or {}
+            tags = (tag for key in ("languages", "recommends", "markets") for tag in champion.get(key, ()))
+            self._known = frozenset(tag.partition("-")[0] for tag in tags)
+        return self._known
 
     async def _ask(self, what: str, *told: Any) -> dict[str, Any]:
         """The answer of a replica; of another one, if the first is lost meanwhile and asking changes nothing.
@@ -123,13 +143,13 @@ class _Behind:
         raise ApiError(503, "unavailable", "the models are not there; try again later", 1.0)
 
 
-def _line(text: str, asked: Asked) -> str:
-    """In whose line a request waits: that of its language, whatever the region."""
+def _tag(text: str, asked: Asked) -> str:
+    """The language in whose line a request waits."""
     try:
         spoken = routing.spoken(text, declared=asked.language, header=asked.header, default=languages.UNKNOWN)
+        return spoken.language
     except routing.UnknownLanguageError:  # which a replica will tell
         return languages.UNKNOWN
-    return spoken.language.partition("-")[0]
 
 
 @serve.ingress()
@@ -138,6 +158,7 @@ class Ingress:
 
     def __init__(self, config: RunConfig, models: DeploymentHandle) -> None:
         self._config, self._models = config, models
+        routing.detect("warm")
         self._keys = self._read()
         if self._keys is not None:
             threading.Thread(target=self._watch, daemon=True).start()
@@ -145,7 +166,7 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Ray Serve when the replica begins."""
         return api.create(
-            _Behind(self._models, self._config.serving.num_replicas),
+            Behind(self._models, self._config.serving),
             self._config.serving,
             lambda: self._keys,
             names_requests=False,

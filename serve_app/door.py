@@ -1,8 +1,8 @@
 """Who may go on to the models: the languages in turn, and of one language only so many requests at a time.
 
 A process of Python serves some hundred requests a second, and what it has taken up is answered in the order in which it
-came. So a flood must wait before it is taken up: it holds its own places and no others, and a request in another
-language finds one free.
+came. So a flood must wait before it is taken up: it holds half of the places at most, and whose line has the fewest
+inside goes first.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from serve_app.batching import Overloaded
 class Door:
     """Places behind a door, of which one line takes half at most. All methods belong to one event loop."""
 
-    def __init__(self, places: int, waiting: int) -> None:
+    def __init__(self, places: int, waiting: int, patience_s: float) -> None:
         """
         Args:
             places: requests inside at a time.
             waiting: requests that may stand in one line; one more is refused at once.
+            patience_s: after which who waits is refused.
         """
         self._free, self._share, self._waiting = places, max(places // 2, 1), waiting
+        self._patience_s = patience_s
         self._inside: Counter[str] = Counter()
         self._lines: dict[str, deque[asyncio.Future[None]]] = {}
         """The first is the next whose turn it is."""
@@ -34,7 +36,7 @@ class Door:
         """Waits for a place; it is given up at the end.
 
         Raises:
-            Overloaded: the line is too long.
+            Overloaded: the line is too long, or too slow.
         """
         await self._enter(line)
         try:
@@ -46,38 +48,43 @@ class Door:
         if line not in self._lines and self._fits(line):
             self._take(line)
             return
-        ahead = self._lines.setdefault(line, deque())
-        if len(ahead) >= self._waiting:
+        if len(self._lines.get(line, ())) >= self._waiting:
             raise Overloaded(1.0)
-        turn = asyncio.get_running_loop().create_future()
-        ahead.append(turn)
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._lines.setdefault(line, deque()).append(turn)
         try:
-            await turn
-        except asyncio.CancelledError:
+            async with asyncio.timeout(self._patience_s):
+                await turn
+        except BaseException as error:
             if turn.done() and not turn.cancelled():
                 self._leave(line)  # its turn came while its client went
-            elif turn in ahead:
-                ahead.remove(turn)
-                if not ahead:
-                    del self._lines[line]
+            if isinstance(error, TimeoutError):
+                raise Overloaded(1.0) from None
             raise
+        finally:
+            self._tidy()
 
     def _leave(self, line: str) -> None:
         self._free += 1
         self._inside[line] -= 1
         if not self._inside[line]:
             del self._inside[line]
+        self._tidy()
         while fitting := [one for one in self._lines if self._fits(one)]:
-            following = min(
-                fitting, key=self._inside.__getitem__
-            )  # of equals the one that has waited longest
+            following = min(fitting, key=self._inside.__getitem__)  # of equals who has waited longest
             turns = self._lines.pop(following)
-            turn = turns.popleft()
-            if turns:
-                self._lines[following] = turns
-            if not turn.cancelled():
-                turn.set_result(None)
-                self._take(following)
+            turns.popleft().set_result(None)
+            self._take(following)
+            self._lines[following] = turns
+            self._tidy()
+
+    def _tidy(self) -> None:
+        """Forgets who has gone, and lines in which nobody stands; the next one of each line is still there then."""
+        for line, turns in list(self._lines.items()):
+            while turns and turns[0].done():
+                turns.popleft()
+            if not turns:
+                del self._lines[line]
 
     def _fits(self, line: str) -> bool:
         return self._free > 0 and self._inside[line] < self._share

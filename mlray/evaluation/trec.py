@@ -67,7 +67,7 @@ def _judged(qrels: Path) -> dict[str, list[str]]:
     for place, (query, _, document, relevance) in _lines(qrels, 4):
         right.setdefault(query, [])
         grade = _number(relevance, place)
-        if grade > 1:
+        if not (grade <= 0 or grade == 1):
             raise ConfigError(
                 f"{place}: the grade {relevance} is neither 1 (right) nor 0, and no other is scored"
             )

@@ -233,7 +233,7 @@ def _check_use(folder: Path, objective: str, *, above_language: bool) -> None:
     told = _read(folder)
     if not (folder / _WEIGHTS_FILE).is_file():  # peft would look for another format, or on a hub
         raise ConfigError(f"no adapter at {folder}: {_WEIGHTS_FILE} is missing")
-    if _READ_AS.get(told["objective"], told["objective"]) != objective:
+    if objective not in {told["objective"], _READ_AS.get(told["objective"])}:
         raise ConfigError(f"the adapter at {folder} was trained for {told['objective']}, not for {objective}")
     if told["above_language"] != above_language:
         advice = "empty adapter.language_path" if above_language else "name one in adapter.language_path"

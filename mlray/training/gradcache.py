@@ -73,8 +73,8 @@ def _read(
             weighed = _Weighed(engine)
             with weighed:
                 vectors.append(engine.forward(one.model))
-            if any(hasattr(parameter, "ds_id") for parameter in engine.weights):
-                vectors[0] = vectors[0].detach()  # ZeRO-3: weighed, the graph keeps whole weights alive
+            if weighed.sharded:
+                vectors[0] = vectors[0].detach()  # weighed, it keeps whole weights alive: it is read twice
             each = weighed.bytes * largest / one.model["tokens_BT"].numel()
             # With sharded weights a forward and a backward are collective calls: all keep as many as the poorest.
             kept = min(engine.gather(max(int(budget // max(each, 1.0)), 1)))
@@ -85,19 +85,26 @@ def _read(
 
 
 class _Weighed(torch.autograd.graph.saved_tensors_hooks):
-    """Adds up what a graph keeps alive beside the weights."""
+    """Adds up what a graph keeps alive beside the weights; under ZeRO-3 those are put together for the while."""
 
     def __init__(self, engine: Engine) -> None:
         self.bytes = 0
-        self._seen: set[int] = {parameter.data_ptr() for parameter in engine.weights}
+        self.sharded = any(hasattr(weight, "ds_id") for weight in engine.weights)
+        self._weights = engine.weights
+        self._seen = self._held()
         super().__init__(self._weigh, lambda tensor: tensor)
 
     def _weigh(self, tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
+        if self.sharded:
+            self._seen |= self._held()
         if storage.data_ptr() not in self._seen:
             self._seen.add(storage.data_ptr())
             self.bytes += storage.nbytes()
         return tensor
+
+    def _held(self) -> set[int]:
+        return {weight.untyped_storage().data_ptr() for weight in self._weights}
 
 
 def _free_bytes(engine: Engine) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
@@ -39,6 +40,17 @@ _FIXED = {
 """Section -> the settings (none named: all) that give the stream's position and the weights their meaning."""
 
 
+def _drawn_together(config: RunConfig) -> Iterator[str]:
+    """The sizes of what a loss compares with each other, or of what the order of the rows depends on."""
+    name = config.objective.name
+    if name == "contrastive" or config.corpus.batches != "mixed":
+        yield "global_batch_size"
+    if (name == "distillation" and config.distillation.loss == "similarity") or (
+        name == "next_item" and config.recommendation.candidates == "batch"
+    ):
+        yield "micro_batch_size"
+
+
 def check(config: RunConfig, found: Checkpoint) -> None:
     """Refuses to go on from a checkpoint that was made with other settings of the stream, model or objective.
 
@@ -48,13 +60,7 @@ def check(config: RunConfig, found: Checkpoint) -> None:
     text = storage.read_bytes(storage.join(found.uri, "config.yaml"), config.storage)
     before: dict[str, dict[str, Any]] = yaml.safe_load(text)
     now = config.model_dump(mode="json")
-    fixed: dict[str, tuple[str, ...]] = dict(_FIXED)
-    if config.corpus.batches != "mixed" or config.objective.name in {
-        "contrastive",
-        "distillation",
-        "next_item",
-    }:
-        fixed["train"] += ("global_batch_size",)  # what is drawn together, and told apart
+    fixed = {**_FIXED, "train": (*_FIXED["train"], *_drawn_together(config))}
     for section, keys in fixed.items():
         for key in keys or now[section]:
             old = before.get(section, {}).get(key, now[section][key])

@@ -1,14 +1,20 @@
-"""The door: a flood holds its own places and no others, and nobody's turn is lost."""
+"""The door before the models: a flood holds half of the places at most, and nobody's turn is lost."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from mlray.config import Serving
+from serve_app import app
+from serve_app.app import Behind
 from serve_app.batching import Overloaded
 from serve_app.door import Door
+from serve_app.models import Asked
 
 
 class Guests:
@@ -44,9 +50,11 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
-def played(story: Callable[[Guests], Awaitable[None]], places: int = 4, waiting: int = 100) -> None:
+def played(
+    story: Callable[[Guests], Awaitable[None]], places: int = 4, waiting: int = 100, patience_s: float = 60.0
+) -> None:
     async def run() -> None:
-        guests = Guests(Door(places, waiting))
+        guests = Guests(Door(places, waiting, patience_s))
         await story(guests)
         for task in guests.tasks.values():
             task.cancel()
@@ -124,6 +132,39 @@ def test_who_goes_while_waiting_loses_nobody_a_place() -> None:
     played(story)
 
 
+def test_between_two_floods_the_third_comes_first() -> None:
+    async def story(guests: Guests) -> None:
+        await guests.come(*(f"{line}{number}" for number in range(9) for line in ("en", "de")))
+        assert guests.inside == ["en0", "de0", "en1", "de1"]
+        await guests.come("fr0")
+        await guests.go("de0")
+        assert guests.inside == ["en0", "en1", "de1", "fr0"]
+
+    played(story)
+
+
+def test_who_goes_at_the_head_of_a_line_does_not_cost_it_its_turn() -> None:
+    async def story(guests: Guests) -> None:
+        await guests.come("en0", "de0", "fr0", "fr1", "es0")
+        guests._ends["en0"].set()
+        guests.tasks["fr0"].cancel()
+        await settled()
+        assert guests.inside == ["de0", "fr1"]
+
+    played(story, places=2)
+
+
+def test_who_has_waited_too_long_is_refused() -> None:
+    async def story(guests: Guests) -> None:
+        await guests.come("en0", "en1", "en2")
+        with pytest.raises(Overloaded):
+            await guests.tasks["en2"]
+        assert guests.inside == ["en0", "en1"]
+        assert not guests.door._lines
+
+    played(story, patience_s=0.01)
+
+
 def test_one_place_is_for_everyone_in_turn() -> None:
     async def story(guests: Guests) -> None:
         await guests.come("en0", "en1", "de0")
@@ -134,3 +175,77 @@ def test_one_place_is_for_everyone_in_turn() -> None:
         assert guests.inside == ["de0"]
 
     played(story, places=1)
+
+
+class Replicas:
+    """A handle whose answers come when they are told to."""
+
+    def __init__(self) -> None:
+        self.asked = list[str]()
+        self.go_on = asyncio.Event()
+        self.ask = SimpleNamespace(remote=self._answer)
+
+    async def _answer(self, what: str, *told: Any) -> dict[str, Any]:
+        if what == "about":
+            return {
+                "champion": {"languages": ["de", "en", "pt-BR"], "recommends": ["mx"], "markets": {"fr": 9}}
+            }
+        self.asked.append(f"{what} {told[1] if what == 'search' else told[0]}")
+        await self.go_on.wait()
+        return {}
+
+
+def test_made_up_languages_and_markets_have_one_line_together() -> None:
+    async def run() -> None:
+        replicas = Replicas()
+        behind = Behind(replicas, Serving(num_replicas=1))  # type: ignore[arg-type]
+        made_up = [behind.recommend(f"q{number}", [], 3) for number in range(20)]
+        made_up += [behind.recommend(f"aa-x-{number}", [], 3) for number in range(20)]
+        tasks = [asyncio.create_task(one) for one in made_up]
+        await settled()
+        assert len(replicas.asked) == 8
+        tasks += [asyncio.create_task(behind.recommend(tag, [], 3)) for tag in ("mx", "de-AT", "de-CH", "fr")]
+        await settled()
+        assert replicas.asked[8:] == ["recommend mx", "recommend de-AT", "recommend de-CH", "recommend fr"]
+        replicas.go_on.set()
+        await asyncio.gather(*tasks)
+        assert len(replicas.asked) == 44
+
+    asyncio.run(run())
+
+
+def test_translations_hold_no_place_of_a_search() -> None:
+    async def run() -> None:
+        replicas = Replicas()
+        behind = Behind(replicas, Serving())  # type: ignore[arg-type]
+        told = ("en", dict[str, str](), list[str](), Asked("de", "en"))
+        slow = [asyncio.create_task(behind.translate([f"t{n}"], *told)) for n in range(50)]
+        await settled()
+        assert len(replicas.asked) == 8
+        slow += [asyncio.create_task(behind.search("kettle", "de", 3, Asked()))]
+        slow += [asyncio.create_task(behind.embed(["kettle"], Asked(None, "de-DE"), None, None))]
+        slow += [asyncio.create_task(behind.support(["Wo bleibt meine Bestellung?"], 3, Asked()))]
+        await settled()
+        assert replicas.asked[8:] == [
+            "search de",
+            "embed ['kettle']",
+            "support ['Wo bleibt meine Bestellung?']",
+        ]
+        replicas.go_on.set()
+        await asyncio.gather(*slow)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("text", "asked", "line"),
+    [
+        ("x", Asked("pt-PT"), "pt"),
+        ("x", Asked(None, "fr-CA,fr;q=0.9"), "fr"),
+        ("Wo bleibt meine Bestellung, die ich letzte Woche aufgegeben habe?", Asked(), "de"),
+        ("1234", Asked(), "und"),
+        ("x", Asked("nonsense"), "und"),
+    ],
+)
+def test_the_line_of_a_text(text: str, asked: Asked, line: str) -> None:
+    assert app._tag(text, asked).partition("-")[0] == line

@@ -96,6 +96,8 @@ def test_an_adapter_makes_the_vectors_that_peft_makes(tmp_path: Path, objective:
     adapters.export(wrapped, digest, objective, tiny.tokens(), moving, tmp_path / "adapter")
     config = RunConfig.model_validate({"model": {"family": "xlm-roberta"}, "corpus": {"sequence_length": 60}})
     found = TextEmbedder(config, base, tmp_path / "adapter").embed(TEXTS)
+    fresh = embedder.build(Model(family="xlm-roberta", max_positions=62), settings, tiny.tokens(), base)
+    adapters.load(fresh, tmp_path / "adapter", objective=objective)  # by its own name too, to be merged
     plain = transformers.AutoModel.from_pretrained(base, add_pooling_layer=False)
     peer = peft.PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()
     with torch.no_grad():

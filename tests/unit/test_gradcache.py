@@ -183,6 +183,21 @@ def same(found: dict[str, Any], atol: float, width: int = 24) -> None:
         assert torch.allclose(found["gradients"][name].reshape(gradient.shape), gradient, atol=atol), name
 
 
+def test_weights_are_no_activations_wherever_zero_puts_them() -> None:
+    found = {}
+    for stage, frozen in ((0, False), (1, False), (2, False), (0, True)):
+        network = model(width=WIDE)
+        if frozen:
+            network.requires_grad_(False).model.embeddings.requires_grad_(True)
+        engine = Engine(network, tiny.train(zero_stage=stage), 1, over_batch=True)
+        weighed = gradcache._Weighed(engine)
+        with weighed:
+            engine.forward(task().inputs(packing.unpack(rows().slice(0, 2))).model)
+        found[stage, frozen] = weighed.bytes
+    assert found[1, False] == found[2, False] == found[0, False]
+    assert found[0, True] < found[0, False]
+
+
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_four_workers_with_eight_pairs_are_one_with_32(stage: int, results: dict[str, Any]) -> None:
     same(results[f"{stage} 8"], atol=1e-6)

@@ -18,7 +18,7 @@ def scores(loss: float) -> dict[str, float]:
     return {"loss": loss, "accuracy": 0.25, "bits_per_char": 2 * loss}
 
 
-def finished() -> dict[str, Any]:
+def finished(*overrides: str) -> dict[str, Any]:
     """100 steps over two languages, the second without held-out rows."""
     progress = Progress(
         step=100,
@@ -31,8 +31,8 @@ def finished() -> dict[str, Any]:
         seconds=10.0,
         peak_bytes=3 << 20,
     )
-    overrides = ["train.steps=200", "train.global_batch_size=16", "corpus.sequence_length=32"]
-    config = configuration.load(None, overrides)
+    common = ["train.steps=200", "train.global_batch_size=16", "corpus.sequence_length=32"]
+    config = configuration.load(None, [*common, *overrides])
     found = Checkpoint("s3://b/runs/x/checkpoints/step-00000100", progress)
     outline = Plan(
         {}, {}, {}, {}, {}, steps=100, tokens_per_step=512, parameters=9, trained=4, memory_bytes={}
@@ -59,6 +59,15 @@ def test_table_has_a_row_for_each_language() -> None:
     assert rows["und"].split("│")[-2].strip() == "3"
     assert "rows are 97.7% full" in text
     assert "at most 3 MiB" in " ".join(text.split())
+
+
+def test_rows_of_pairs_are_packed_anew_and_no_measure() -> None:
+    found = finished("objective.name=contrastive")
+    assert found["useful_token_share"] is None
+    console = Console(file=io.StringIO(), width=110)
+    report.show(found, console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "5,000 tokens/s in steps; 10 s" in " ".join(text.split())
 
 
 def test_plot_draws_a_line_for_each_language_and_the_mean() -> None:

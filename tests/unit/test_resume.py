@@ -65,12 +65,27 @@ def test_what_gives_the_position_its_meaning_may_not(
     assert str(caught.value).startswith(f"{key}={value} but {found.uri} was trained with {before}; ")
 
 
-@pytest.mark.parametrize("meaning", ["objective.name=contrastive", "corpus.batches=language"])
-def test_the_batch_of_pairs_may_not_change(tmp_path: Path, meaning: str) -> None:
-    (tmp_path / "config.yaml").write_text(configuration.load(None, [meaning]).to_yaml(), encoding="utf-8")
+@pytest.mark.parametrize(
+    ("meaning", "fixed"),
+    [
+        ("objective.name=contrastive", "global"),
+        ("corpus.batches=language", "global"),
+        ("objective.name=next_item tokenizer.algorithm=items model.family=gpt2", "micro"),
+        ("objective.name=distillation distillation.loss=similarity", "micro"),
+        ("objective.name=distillation", ""),
+    ],
+)
+def test_what_is_compared_in_a_batch_stays_together(tmp_path: Path, meaning: str, fixed: str) -> None:
+    told = meaning.split()
+    (tmp_path / "config.yaml").write_text(configuration.load(None, told).to_yaml(), encoding="utf-8")
     found = Checkpoint(str(tmp_path), Progress(step=5))
-    with pytest.raises(ConfigError, match=r"train\.global_batch_size=128 but"):
-        resume.check(configuration.load(None, [meaning, "train.global_batch_size=128"]), found)
+    for size in ("global", "micro"):
+        changed = configuration.load(None, [*told, f"train.{size}_batch_size=32"])
+        if size != fixed:
+            resume.check(changed, found)
+        else:
+            with pytest.raises(ConfigError, match=rf"train\.{size}_batch_size=32 but"):
+                resume.check(changed, found)
 
 
 def test_an_adapter_does_not_go_on_above_other_weights(tmp_path: Path) -> None:

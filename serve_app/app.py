@@ -6,6 +6,7 @@ python -m serve_app key=value ...       on this machine
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import threading
@@ -115,9 +116,12 @@ class Behind:
         """Languages and markets of the champion, as it was `serving.watch_s` ago at most."""
         if time.monotonic() > self._looked + self._watch_s:
             self._looked = time.monotonic()
-            champion = (await self._ask("about"))["champion"] or {}
-            tags = (tag for key in ("languages", "recommends", "markets") for tag in champion.get(key, ()))
-            self._known = frozenset(tag.partition("-")[0] for tag in tags)
+            with contextlib.suppress(ApiError):  # those of before will do
+                champion = (await self._ask("about"))["champion"] or {}
+                tags = (
+                    tag for key in ("languages", "recommends", "markets") for tag in champion.get(key, ())
+                )
+                self._known = frozenset(tag.partition("-")[0] for tag in tags)
         return self._known
 
     async def _ask(self, what: str, *told: Any) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from serve_app import app
 from serve_app.app import Behind
 from serve_app.batching import Overloaded
 from serve_app.door import Door
+from serve_app.errors import ApiError
 from serve_app.models import Asked
 
 
@@ -184,12 +185,12 @@ class Replicas:
         self.asked = list[str]()
         self.go_on = asyncio.Event()
         self.ask = SimpleNamespace(remote=self._answer)
+        champion = {"languages": ["de", "en", "pt-BR"], "recommends": ["mx"], "markets": {"fr": 9}}
+        self.told: Any = {"champion": champion}
 
-    async def _answer(self, what: str, *told: Any) -> dict[str, Any]:
+    async def _answer(self, what: str, *told: Any) -> Any:
         if what == "about":
-            return {
-                "champion": {"languages": ["de", "en", "pt-BR"], "recommends": ["mx"], "markets": {"fr": 9}}
-            }
+            return self.told
         self.asked.append(f"{what} {told[1] if what == 'search' else told[0]}")
         await self.go_on.wait()
         return {}
@@ -210,6 +211,17 @@ def test_made_up_languages_and_markets_have_one_line_together() -> None:
         replicas.go_on.set()
         await asyncio.gather(*tasks)
         assert len(replicas.asked) == 44
+
+    asyncio.run(run())
+
+
+def test_a_request_is_answered_where_nobody_tells_of_the_champion() -> None:
+    async def run() -> None:
+        replicas = Replicas()
+        replicas.told = ApiError(503, "unavailable", "not now")
+        replicas.go_on.set()
+        assert await Behind(replicas, Serving()).recommend("de", [], 3) == {}  # type: ignore[arg-type]
+        assert replicas.asked == ["recommend de"]
 
     asyncio.run(run())
 

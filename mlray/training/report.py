@@ -21,6 +21,8 @@ from mlray.training.plan import Plan
 
 _VERSIONS = ("mlray", "torch", "ray", "deepspeed", "transformers", "tokenizers", "pyarrow")
 _MACRO = "macro"
+_NAMED = 50
+"""Languages that the legend of a plot has room for."""
 
 
 def build(
@@ -78,9 +80,10 @@ def plot(report: dict[str, Any]) -> bytes:
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.subplots()
     colors = _colors(len(names))
-    for color, name in zip(colors, names, strict=True):
+    for number, (color, name) in enumerate(zip(colors, names, strict=True)):
         values = [entry["languages"].get(name, {}).get("loss") for entry in report["validations"]]
-        axes.plot(steps, values, color=color, linewidth=1.4, label=f"{name}  {last[name]['loss']:.2f}")
+        label = f"{name}  {last[name]['loss']:.2f}" if number < _NAMED else None
+        axes.plot(steps, values, color=color, linewidth=1.4, label=label)
     if _MACRO in last:
         values = [entry["languages"].get(_MACRO, {}).get("loss") for entry in report["validations"]]
         axes.plot(steps, values, "k--", linewidth=2.4, label=f"mean  {last[_MACRO]['loss']:.2f}")
@@ -92,7 +95,8 @@ def plot(report: dict[str, Any]) -> bytes:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     columns = 1 if len(names) <= 20 else 2
-    figure.legend(loc="outside right upper", ncols=columns, fontsize=8, frameon=False, title="last value")
+    title = "last value" if len(names) <= _NAMED else f"last value, the {_NAMED} highest of {len(names)}"
+    figure.legend(loc="outside right upper", ncols=columns, fontsize=8, frameon=False, title=title)
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=130)
     return buffer.getvalue()

@@ -76,3 +76,13 @@ def test_plot_draws_a_line_for_each_language_and_the_mean() -> None:
     assert (width, height) == (1170, 715)  # 9 x 5.5 inches at 130 dots
     dark = (pixels[..., :3].sum(-1) < 0.3).sum()
     assert dark > 500  # axes, text and the dashed mean
+
+
+def test_the_legend_of_many_languages_ends_on_the_plot() -> None:
+    found = finished()
+    for entry in found["validations"]:
+        entry["languages"] |= {f"l{number:03}": {"loss": 0.01 * number} for number in range(200)}
+    pixels = image.imread(io.BytesIO(report.plot(found)), format="png")
+    legend = pixels[:, -200:, :3].min(axis=(1, 2))
+    assert legend[:650].min() < 0.5
+    assert legend[-20:].min() == 1.0

@@ -116,7 +116,7 @@ class Distiller(Embedder):
         }
         student_NH = super().forward(**own)
         student_2PH = student_NH.reshape(2, -1, student_NH.shape[-1])
-        teacher = self._teacher[0].to(student_2PH.device)
+        teacher = self.teacher.to(student_2PH.device)
         with torch.no_grad():
             taught_1PH = teacher(**other)[None]
         width = max(student_2PH.shape[-1], taught_1PH.shape[-1])

@@ -105,7 +105,7 @@ def test_a_student_learns_and_its_teacher_stays(teacher: Path) -> None:
     network = embedder.build_distiller(
         student(), Contrastive(), Distillation(teacher=str(teacher)), tiny.tokens(), None, teacher
     )
-    known = network._teacher[0]
+    known = network.teacher
     assert known.pooling == "cls"
     before = {name: tensor.clone() for name, tensor in known.named_parameters()}
     assert not any("teacher" in name for name, _ in network.named_parameters())

@@ -14,7 +14,7 @@ from mlray import seal
 from mlray.config import RunConfig
 from mlray.objectives.recommending import NextItem
 from mlray.release import companions, promotion
-from tests.unit import test_recommending
+from tests.unit import test_recommending, test_registry
 from tests.unit.test_embedder import exported
 from tests.unit.test_markets import configured
 
@@ -23,12 +23,7 @@ pytestmark = test_recommending.ONE_PASS
 
 def ended(folder: Path, config: RunConfig, task: str, write: Callable[[Path], object], value: float) -> str:
     """The folder of a run that has ended and was judged in German."""
-    weights = folder / "checkpoints" / "step-00000002" / "weights"
-    write(weights)
-    (folder / "config.yaml").write_text(config.to_yaml())
-    (folder / "report.json").write_text(json.dumps({"weights": str(weights)}))
-    commit = {"step": 2, "files": seal.describe(weights.parent)}
-    (weights.parent / "COMMIT.json").write_text(json.dumps(commit))
+    weights = test_registry.trained(folder, write, config)
     judged = folder / "evaluation"
     test_recommending.judged(judged, task, value)
     report = json.loads((judged / "report.json").read_text())

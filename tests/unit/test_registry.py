@@ -45,13 +45,19 @@ def finished(tmp_path: Path, name: str, hits: dict[str, list[int]]) -> str:
 
 def ended(root: Path, write: Callable[[Path], Path], hits: dict[str, list[int]], config: RunConfig) -> str:
     """As `finished`, with weights that `write` puts into the folder that it is given."""
-    weights = write(root / "checkpoints" / "step-00000002" / "weights")
+    judge(root, str(trained(root, write, config)), hits)
+    return str(root)
+
+
+def trained(root: Path, write: Callable[[Path], object], config: RunConfig) -> Path:
+    """The weights of a run that has ended, and was not judged."""
+    weights = root / "checkpoints" / "step-00000002" / "weights"
+    write(weights)
     (root / "config.yaml").write_text(config.to_yaml())
     commit = {"step": 2, "files": seal.describe(weights.parent)}
     (weights.parent / "COMMIT.json").write_text(json.dumps(commit))
     (root / "report.json").write_text(json.dumps({"weights": str(weights)}))
-    judge(root, str(weights), hits)
-    return str(root)
+    return weights
 
 
 def judge(root: Path, weights: str, hits: dict[str, list[int]]) -> None:

@@ -79,12 +79,12 @@ def page(result: Report) -> str:
 
 
 def _overview(result: Report) -> str:
-    """A language a row and a task a column, with the first metric of each."""
+    """A language a row and a task a column, with the first metric of each; languages without a figure come last."""
     metrics = {task: next(iter(next(iter(table.values())))) for task, table in result.cells.items()}
     head = "".join(f"<th>{html.escape(task)}<br>{html.escape(metrics[task])}</th>" for task in metrics)
     body = ""
     names = {name for table in result.cells.values() for name in table}
-    for language in sorted(names.union(*result.empty.values())):
+    for language in [*sorted(names), *sorted(set[str]().union(*result.empty.values()) - names)]:
         body += f"<tr><td>{html.escape(language)}</td>"
         for task, metric in metrics.items():
             table = result.cells[task]

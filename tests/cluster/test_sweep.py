@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import ray
 from ray import tune
+from ray.util.state import list_actors
 
 from mlray import configuration, storage
 from mlray.config import ConfigError, RunConfig
@@ -80,6 +81,7 @@ def test_a_killed_sweep_goes_on_and_loses_no_trial_that_has_ended(
     aligned: RunConfig, bucket: str, tmp_path: Path
 ) -> None:
     made = searching(bucket, "swept", num_trials=3, algorithm="tpe")
+    others = _training()
     path = tmp_path / "sweep.yaml"
     path.write_text(made.to_yaml())
     address = ray.get_runtime_context().gcs_address
@@ -94,16 +96,22 @@ def test_a_killed_sweep_goes_on_and_loses_no_trial_that_has_ended(
         found: dict[str, str] = json.loads(storage.read_bytes(results, made.storage))["states"]
         return found
 
-    end = time.monotonic() + 300
+    end, seen = time.monotonic() + 300, set[tuple[str, str]]()
     while not {"done", "stopped"} & set(states().values()):
         assert time.monotonic() < end, (tmp_path / "log").read_text()
         assert process.poll() is None, (tmp_path / "log").read_text()
+        seen |= _training() - others
         time.sleep(0.5)
+    assert seen
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     ended = [name for name, state in states().items() if state != "runs"]
     before = json.loads(storage.read_bytes(results, made.storage))["rows"]
     outcome = sweep(made, resume=True)
+    end = time.monotonic() + 30
+    while alive := _training() - others:
+        assert time.monotonic() < end, alive  # of trials that were stopped too
+        time.sleep(0.5)
     after = json.loads(storage.read_bytes(results, made.storage))
     assert len(after["states"]) == 3
     assert set(after["states"].values()) <= {"done", "stopped"}
@@ -118,6 +126,12 @@ def test_a_killed_sweep_goes_on_and_loses_no_trial_that_has_ended(
     assert all(name in page for name in after["states"])
     with pytest.raises(ConfigError, match="holds a sweep; --resume goes on with it"):
         sweep(made)
+
+
+def _training() -> set[tuple[str, str]]:
+    """Workers and controllers of Ray Train that are there: class and id."""
+    actors = list_actors(filters=[("state", "=", "ALIVE")])
+    return {(actor.class_name, actor.actor_id) for actor in actors if "Train" in actor.class_name}
 
 
 def test_trials_that_cannot_be_placed_are_refused(aligned: RunConfig, bucket: str) -> None:

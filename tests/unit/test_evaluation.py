@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
 import tracemalloc
 from pathlib import Path
 
@@ -490,6 +491,9 @@ def test_ready_predictions_are_scored_without_a_model(tmp_path: Path) -> None:
     assert overview.count('<td class="empty">not of this task</td>') == 2
     assert "66.7" in html
     assert "http" not in html  # nothing is fetched
+    found.empty["text"] = {"ar-zh": "no test rows"}
+    overview = output.page(found).split("</table>")[0]  # what has no figure comes last
+    assert re.findall("<td>([a-z-]+)</td>", overview) == ["de", "en-zh", "ar-zh"]
     (tmp_path / "bad.jsonl").write_text(
         '{"language": "de", "prediction": "x", "reference": "y"}\n{"prediction": 1}\n'
     )

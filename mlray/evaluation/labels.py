@@ -88,9 +88,14 @@ def score_answers(predicted: Sequence[str], truth: Sequence[str], resamples: int
 
 
 def reciprocal_rank(predicted: str, truth: str) -> float:
-    """1 / the rank of the right number, 0 if it is not there."""
-    ranked = predicted.split()
-    return 1.0 / (ranked.index(truth) + 1) if truth in ranked else 0.0
+    """1 / the rank of the first right name, 0 if none is there.
+
+    Args:
+        predicted: names of ranked candidates, the likeliest first, with a space between.
+        truth: the names of the right ones.
+    """
+    right = set(truth.split())
+    return next((1 / place for place, one in enumerate(predicted.split(), start=1) if one in right), 0.0)
 
 
 def span_counts(predicted: Sequence[Sequence[str]], truth: Sequence[Sequence[str]]) -> np.ndarray:

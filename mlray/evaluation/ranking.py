@@ -59,12 +59,6 @@ def measures(ranked: Sequence[str], right: set[str]) -> tuple[float, ...]:
     return (*recalls, 1 / hits[0] if hits else 0.0, gain / best, precision, float(hits[:1] == [1]))
 
 
-def reciprocal_rank(predicted: str, truth: str) -> float:
-    """1 / the rank of the first right number, 0 if none is there."""
-    right = set(truth.split())
-    return next((1 / place for place, one in enumerate(predicted.split(), start=1) if one in right), 0.0)
-
-
 def score(
     predicted: Sequence[str], truth: Sequence[str], resamples: int, names: Sequence[str] = METRICS
 ) -> dict[str, Figure]:

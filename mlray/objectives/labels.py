@@ -7,7 +7,8 @@ Shape letters: B rows, T tokens, N labelled positions, K labels.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import itertools
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,8 @@ from mlray.schema import NO_TARGET, PackedBatch
 @dataclass(frozen=True)
 class Words:
     """Cuts tagged sentences; one that is longer than a row goes on in the next piece, at the end of a word.
+
+    Where the labels are of IOB2 the tags are made so, see `begun`.
 
     Raises:
         ConfigError: words and tags of different number, or a tag that is no label of the run.
@@ -41,8 +44,9 @@ class Words:
         once = list(dict.fromkeys(word for words in told for word in words))  # most words come many times
         encoded = dict(zip(once, self.encoder.encode(once), strict=True))
         pieces: list[Piece] = []
+        same_scheme = begun if _is_iob2(self.labels) else list
         for i, (_, tags) in enumerate(sentences):
-            numbers = [number_of(tag, self.labels, window.document[i]) for tag in tags]
+            numbers = [number_of(tag, self.labels, window.document[i]) for tag in same_scheme(tags)]
             parts = [encoded[word] or [self.encoder.pad_id] for word in told[i]]
             for tokens, targets in self._rows(parts, numbers):
                 pieces.append(Piece(tokens, window.language[i], window.document[i], targets))
@@ -96,6 +100,26 @@ def paired(text: str, tags: str, document: int) -> tuple[list[str], list[str]]:
     return both
 
 
+def begun(tags: Sequence[str]) -> list[str]:
+    """Tags whose spans begin with their B- tag (IOB2): an `I-X` that begins one becomes `B-X`.
+
+    CoNLL-2003 writes B- between two neighbours of one type alone (IOB1), and noisy data leave it out. The spans are
+    those that seqeval finds in either.
+    """
+    return [
+        f"B-{tag[2:]}" if tag.startswith("I-") and before not in {tag, f"B-{tag[2:]}"} else tag
+        for before, tag in itertools.pairwise(["O", *tags])
+    ]
+
+
+def _is_iob2(names: Collection[str]) -> bool:
+    """Whether there is a `B-X` for each `I-X`: so it is once training has read `begun` tags.
+
+    A checkpoint that others trained on IOB1 may lack one.
+    """
+    return all(f"B-{name[2:]}" in names for name in names if name.startswith("I-"))
+
+
 def number_of(label: str, labels: dict[str, int], document: int) -> int:
     """The number of a label.
 
@@ -112,9 +136,9 @@ def number_of(label: str, labels: dict[str, int], document: int) -> int:
 def tags(logits_NK: np.ndarray, names: Sequence[str]) -> list[int]:
     """The likeliest tags of the N words of a sentence, of all sequences in which spans begin with their B- tag.
 
-    Word by word the likeliest tag may be `I-X` after `O`, which counts as a span, and as a wrong one. Where the names
-    are not of the B-, I-, O kind every sequence is allowed. Viterbi's algorithm; logits will do, as what they lack to
-    log-probabilities is the same for all tags of a word.
+    Word by word the likeliest tag may be `I-X` after `O`, which counts as a span, and as a wrong one. Where an `I-X`
+    has no `B-X` (IOB1, or no spans) every sequence is allowed. Viterbi's algorithm; logits will do, as what they lack
+    to log-probabilities is the same for all tags of a word.
     """
     forbidden_K, forbidden_KK = _forbidden(tuple(names))
     best_K = np.where(forbidden_K, -np.inf, logits_NK[0])
@@ -132,7 +156,7 @@ def tags(logits_NK: np.ndarray, names: Sequence[str]) -> list[int]:
 @functools.lru_cache(maxsize=16)
 def _forbidden(names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Which tags cannot begin a sentence, and which cannot follow which: `I-X` follows `B-X` or `I-X` alone."""
-    inside_K = np.array([name.startswith("I-") and f"B-{name[2:]}" in names for name in names])
+    inside_K = np.array([name.startswith("I-") and _is_iob2(names) for name in names])
     goes_on_KK = np.array([[before in {name, f"B-{name[2:]}"} for name in names] for before in names])
     return inside_K, inside_K & ~goes_on_KK
 

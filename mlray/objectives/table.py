@@ -156,7 +156,9 @@ class Head:
 
 
 HEADS = {
-    "tagging": Head(labels.Words, labeller.build_words, lambda text, tags: labels.paired(text, tags, 0)[1]),
+    "tagging": Head(
+        labels.Words, labeller.build_words, lambda text, tags: labels.begun(labels.paired(text, tags, 0)[1])
+    ),
     "classification": Head(
         labels.Texts, labeller.build_texts, lambda _, label: [label], labeller.text_labels
     ),

@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from seqeval.metrics.sequence_labeling import get_entities
 
 from mlray.config import ConfigError, Model, Objective, RunConfig, Source, Storage, Tokenizer
 from mlray.corpus import packing, sources
@@ -20,7 +21,7 @@ from mlray.corpus.windows import Window
 from mlray.models import backbone, labeller, tokenizer
 from mlray.objectives import labels
 from mlray.objectives.checks import check_family, check_places, check_sources
-from mlray.objectives.table import Task
+from mlray.objectives.table import HEADS, Task
 from mlray.schema import NO_TARGET, PackedBatch
 from mlray.training import loop
 from mlray.training.engine import Engine
@@ -96,6 +97,32 @@ def test_tags_are_the_likeliest_of_the_sequences_that_mark_spans() -> None:
     assert repaired > 10
     free = draw.normal(size=(5, 3))
     assert labels.tags(free, ["NOUN", "VERB", "I-X"]) == free.argmax(axis=1).tolist()
+
+
+def test_tags_of_iob1_are_read_as_the_same_spans_of_iob2() -> None:
+    names = ["O", *(f"{prefix}-{kind}" for prefix in "BIES" for kind in ("LOC", "PER"))]
+    changed = 0
+    for tags in itertools.chain.from_iterable(itertools.product(names, repeat=n) for n in (1, 2, 3)):
+        found = labels.begun(tags)
+        assert set(get_entities(found)) == set(get_entities(list(tags)))
+        for before, tag in itertools.pairwise(["O", *found]):
+            assert not tag.startswith("I-") or before in {tag, f"B-{tag[2:]}"}
+        changed += found != list(tags)
+    assert changed > 100
+    text, iob1 = "im kalten Alltag", "I-PER I-PER B-PER"
+    assert HEADS["tagging"].labels_of(text, iob1) == ["B-PER", "I-PER", "B-PER"]
+    numbers = {"B-PER": 0, "I-PER": 1, "O": 2}
+    (piece,) = labels.Words(encoder(), numbers, LENGTH)(Window(0, [text], [iob1], [0], [0]))
+    assert [target for target in piece.targets or [] if target != NO_TARGET] == [0, 1, 0]
+
+
+def test_a_model_of_iob1_says_what_it_has_learnt() -> None:
+    names = ["B-LOC", "I-LOC", "I-PER", "O"]  # no two persons stood side by side
+    logits_NK = 5 * np.eye(4)[[3, 2, 3, 1, 0]]
+    assert [names[k] for k in labels.tags(logits_NK, names)] == ["O", "I-PER", "O", "I-LOC", "B-LOC"]
+    cut = labels.Words(encoder(), labels.numbered(names), LENGTH)
+    (piece,) = cut(Window(0, ["im Alltag"], ["O I-PER"], [0], [0]))
+    assert [target for target in piece.targets or [] if target != NO_TARGET] == [3, 2]
 
 
 def test_what_does_not_fit_is_named() -> None:

@@ -101,7 +101,7 @@ def columns(file: SourceFile) -> list[str]:
 
 
 def _told(pair: str, text: str, others: object, file: SourceFile, max_chars: int) -> str:
-    """What belongs to a text, by its name in the label map, or with the hard negatives after it."""
+    """What belongs to a text, by its name or its tags' names in the label map, or with the hard negatives after it."""
     if file.label_map:
         pair = _mapped(pair, file)
     if file.distinct and pair == text:
@@ -120,10 +120,14 @@ def _negatives(cell: object, max_chars: int) -> list[str]:
 
 
 def _mapped(label: str, file: SourceFile) -> str:
+    """The name of a label; of tags those of all."""
     names = _names(file.label_map)
-    if label not in names:
-        raise BadRecord(f"the label {label[:_LABEL_CHARS]!r} is not in the label map")
-    return names[label]
+    tags = [label] if label in names else label.split(" ")
+    unknown = [tag for tag in tags if tag not in names]
+    if unknown:
+        odd = label if len(unknown) == len(tags) else unknown[0]
+        raise BadRecord(f"the label {odd[:_LABEL_CHARS]!r} is not in the label map")
+    return " ".join(names[tag] for tag in tags)
 
 
 @functools.lru_cache(maxsize=16)

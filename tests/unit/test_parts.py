@@ -141,6 +141,15 @@ def test_a_label_map_gives_two_files_the_same_names(tmp_path: Path) -> None:
     assert bad.reason == "the label 'غير' is not in the label map"
 
 
+def test_a_label_map_names_each_tag(tmp_path: Path) -> None:
+    (tmp_path / "map.csv").write_text("number,name\n0,O\n1,B-LOC\n", encoding="utf-8")
+    rows = [{"text": ["im", "Wald"], "y": [0, 1]}, {"text": ["im", "Haus"], "y": [0, 7]}]
+    uri = lines(tmp_path / "de.jsonl", rows)
+    good, bad = read({"uri": uri, "pair": "y", "label_map": f"{tmp_path}/map.csv:number:name"})
+    assert (good.text, good.pair) == ("im Wald", "O B-LOC")
+    assert bad.reason == "the label '7' is not in the label map"
+
+
 @pytest.mark.parametrize(
     ("text", "spec", "message"),
     [

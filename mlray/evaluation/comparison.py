@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from sacrebleu.metrics.bleu import BLEU
 from mlray import languages
 from mlray.config import ConfigError, Storage
 from mlray.evaluation import labels, significance
-from mlray.evaluation.predictions import DEFAULT, Row, by_language, read, tags
+from mlray.evaluation.predictions import DEFAULT, Row, by_language, mark_spans, read, tags
 
 _MEANS: dict[str, tuple[str, Callable[[str, str], float]]] = {
     "answer": ("MRR", labels.reciprocal_rank),
@@ -29,10 +29,16 @@ _MEANS: dict[str, tuple[str, Callable[[str, str], float]]] = {
 """Kind of task -> metric that is a mean over the rows, and what a row is worth (prediction, truth)."""
 
 
-def metric_of(task: str) -> str:
-    """The metric of a task whose paired test is made first."""
+def metric_of(task: str, metrics: Collection[str]) -> str:
+    """The metric of a task whose paired test is made first; that of tags is the one that the task's metrics hold."""
     kind = task.partition(" ")[0]
-    return _MEANS[kind][0] if kind in _MEANS else "span F1" if kind == "tagging" else "BLEU"
+    if kind == "tagging":
+        return _of_tags(spans=labels.SPAN_METRICS[0] in metrics)
+    return _MEANS[kind][0] if kind in _MEANS else "BLEU"
+
+
+def _of_tags(*, spans: bool) -> str:
+    return (labels.SPAN_METRICS if spans else labels.WORD_METRICS)[0]
 
 
 @dataclass(frozen=True)
@@ -85,11 +91,13 @@ def compare(
         other_text = one.text and other.text and one.text != other.text
         if other_text or (one.task, one.language, one.truth) != (other.task, other.language, other.truth):
             raise ConfigError(f"line {number} of {first} and of {second} are different rows")
-    groups_a, groups_b = by_language(a), by_language(b)
+    groups_a, groups_b, spans = by_language(a), by_language(b), mark_spans([*a, *b])
     found = {
         f"{task} {language} {cell.metric}": cell
         for (task, language), group in groups_a.items()
-        for cell in _differences(task, language, group, groups_b[task, language], trials)
+        for cell in _differences(
+            task, language, group, groups_b[task, language], trials, spans=spans.get(task, True)
+        )
     }
     corrected = significance.holm({name: cell.p for name, cell in found.items()})
     cells = {name: Difference(**{**asdict(cell), "p": corrected[name]}) for name, cell in found.items()}
@@ -98,7 +106,7 @@ def compare(
 
 
 def _differences(
-    task: str, language: str, first: Sequence[Row], second: Sequence[Row], trials: int
+    task: str, language: str, first: Sequence[Row], second: Sequence[Row], trials: int, *, spans: bool
 ) -> Iterator[Difference]:
     kind = task.partition(" ")[0]
     if kind in _MEANS:
@@ -111,9 +119,9 @@ def _differences(
         if kind == "classification":
             yield from _by_label(first, second, trials)
     elif kind == "tagging":
-        a, b = (labels.span_counts(*tags(side)) for side in (first, second))
+        a, b = (labels.span_counts(*tags(side), spans=spans) for side in (first, second))
         p = significance.paired(a, b, _f1, trials)
-        yield Difference("span F1", 100 * _f1(a.sum(axis=0)), 100 * _f1(b.sum(axis=0)), p, len(a))
+        yield Difference(_of_tags(spans=spans), 100 * _f1(a.sum(axis=0)), 100 * _f1(b.sum(axis=0)), p, len(a))
     else:
         yield _bleu(languages.target(language), first, second, trials)
 

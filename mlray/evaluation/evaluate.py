@@ -59,6 +59,7 @@ def evaluate(
     _check_adapter(config.adapter)
     found_rows, left_out = checked or check(config)
     rows = {name: group for name, group in found_rows.items() if group}
+    spans = labelling.mark_spans(config, rows)
     backbone.quiet()
     begin = time.monotonic()
     report = Report(_about(config, left_out))
@@ -70,8 +71,7 @@ def evaluate(
         folders = [
             stack.enter_context(storage.local_copy(uri, config.storage)) if uri else None for uri in places
         ]
-        judged = folders[1] or folders[0]
-        if judged and judged.is_dir():  # else the name of a model on a hub
+        if (judged := folders[1] or folders[0]) and judged.is_dir():  # else the name of a model on a hub
             report.about["sha256"] = seal.digest(judged)
         predicted = _PREDICT[config.objective.name](config, folders, rows, report)
         found_by_group = _watched(predicted, rows, show=show_progress)
@@ -83,7 +83,7 @@ def evaluate(
                 for row, prediction, truth in zip(group, found, _truths(kind, group), strict=True)
             ]
             table = report.cells.setdefault(kind, {})
-            table[language] = figures(kind, language, scored, config.evaluation.resamples)
+            table[language] = figures(kind, language, scored, config.evaluation.resamples, spans=spans[name])
             predictions += [_line(row, case.text) for row, case in zip(scored, group, strict=True)]
     fill_gaps(report)
     report.about["seconds"] = round(time.monotonic() - begin, 1)

@@ -33,7 +33,8 @@ class Cuts:
         self._cutter = self.task.cutter(self.encoder, config.corpus.sequence_length)
 
     def check(self, rows: Mapping[str, Sequence[Case]]) -> None:
-        """Cuts the rows of every language, for the errors of `pieces`."""
+        """Cuts the rows of every language, for the errors of `pieces` and `mark_spans`."""
+        mark_spans(self._config, rows)
         for name, group in rows.items():
             self.pieces(group, name)
 
@@ -151,6 +152,22 @@ class Judge:
         rows_N = flat_N // batch.tokens_BT.shape[1]
         places_N = first_B[rows_N] + batch.segments_BT.ravel()[flat_N] - 1
         return list(zip(batch.documents_D[places_N].tolist(), logits_NK, strict=True))
+
+
+def mark_spans(config: RunConfig, rows: Mapping[str, Sequence[Case]]) -> dict[str, bool]:
+    """Language -> whether its tags mark spans, in all languages of a task alike; true where there are no tags.
+
+    Raises:
+        ConfigError: as `labels.mark_spans`.
+    """
+    names = [name for name in rows if kind(config, name) == "tagging"]
+    places: dict[str, dict[str, str]] = {languages.task(name): {} for name in names}
+    for name in names:
+        for row in rows[name]:
+            for tag in row.pair.split():
+                places[languages.task(name)].setdefault(tag, row.place)
+    spans = {task: labels.mark_spans(own) for task, own in places.items()}
+    return {name: spans.get(languages.task(name), True) for name in rows}
 
 
 def kind(config: RunConfig, name: str) -> str:

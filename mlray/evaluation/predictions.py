@@ -18,6 +18,7 @@ from mlray import access, languages, storage
 from mlray.config import ConfigError, Evaluation, Storage
 from mlray.evaluation import labels, ranking, texts, translation
 from mlray.evaluation.report import Figure, Report
+from mlray.objectives import labels as tagged
 from mlray.objectives.table import HEADS
 
 DEFAULT = Storage()
@@ -120,9 +121,10 @@ def report_of(rows: Sequence[Row], about: dict[str, Any], config: Evaluation) ->
         ConfigError: one cannot be scored.
     """
     report = Report({**about, "resamples": config.resamples})
+    spans = mark_spans(rows)
     for (task, language), group in by_language(rows).items():
         table = report.cells.setdefault(task, {})
-        table[language] = figures(task, language, group, config.resamples)
+        table[language] = figures(task, language, group, config.resamples, spans=spans.get(task, True))
     fill_gaps(report)
     return report
 
@@ -147,8 +149,25 @@ def _is_direction(task: str, language: str) -> bool:
     return languages.is_direction(language) and task.partition(" ")[0] not in HEADS
 
 
-def figures(task: str, language: str, rows: Sequence[Row], resamples: int) -> dict[str, Figure]:
-    """Every metric of a task on the rows of one language.
+def mark_spans(rows: Sequence[Row]) -> dict[str, bool]:
+    """Task of tags -> whether they mark spans, in all its languages alike.
+
+    Raises:
+        ConfigError: as `objectives.labels.mark_spans`.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for row in rows:
+        if row.task.partition(" ")[0] == "tagging":
+            places = found.setdefault(row.task, {})
+            for tag in f"{row.truth} {row.prediction}".split():
+                places.setdefault(tag, row.place)
+    return {task: tagged.mark_spans(places) for task, places in found.items()}
+
+
+def figures(
+    task: str, language: str, rows: Sequence[Row], resamples: int, *, spans: bool = True
+) -> dict[str, Figure]:
+    """Every metric of a task on the rows of one language; of tags those of spans, or of words.
 
     A name may follow the kind of the task, as in `tagging ner`.
 
@@ -160,7 +179,7 @@ def figures(task: str, language: str, rows: Sequence[Row], resamples: int) -> di
     if kind == "classification":
         return labels.score_texts(predicted, truth, resamples)
     if kind == "tagging":
-        return labels.score_words(*tags(rows), resamples)
+        return labels.score_words(*tags(rows), resamples, spans=spans)
     if kind == "answer":
         return labels.score_answers(predicted, truth, resamples)
     if kind in {"retrieval", "recommendation"}:

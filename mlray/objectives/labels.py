@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Collection, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,10 @@ from mlray.corpus.packing import Piece
 from mlray.corpus.windows import Window
 from mlray.models.tokenizer import Encoder
 from mlray.schema import NO_TARGET, PackedBatch
+
+_OF_SPAN = re.compile(r"[BIESLU]-.+")
+_ALONE = {"O", *"BIESLU"}
+"""Outside, and the prefixes without a type: they say nothing of other tags."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,30 @@ def paired(text: str, tags: str, document: int) -> tuple[list[str], list[str]]:
     if len(both[0]) != len(both[1]):
         raise ConfigError(f"document {document} has {len(both[0])} words and {len(both[1])} tags")
     return both
+
+
+def mark_spans(places: Mapping[str, str]) -> bool:
+    """Whether tags mark spans (`O`, and B-, I-, E- or L-, S- or U- before a type), or each its word, as NOUN does.
+
+    Args:
+        places: tag -> file and row where it stands, for an error's beginning.
+
+    Raises:
+        ConfigError: a tag is a number, or some mark spans and others words.
+    """
+    words = [tag for tag in places if tag not in _ALONE and not _OF_SPAN.fullmatch(tag)]
+    if number := next((tag for tag in words if tag.isdecimal()), None):
+        raise ConfigError(
+            f"{places[number]} has the tag {number!r}, and a number does not say whether it marks a span; take a "
+            "column of names such as B-LOC and O, or name each number by label_map=uri:number:name of the source"
+        )
+    spans = [tag for tag in places if _OF_SPAN.fullmatch(tag)]
+    if words and spans:
+        raise ConfigError(
+            f"{places[words[0]]} has the tag {words[0]!r}, which marks no span, and {places[spans[0]]} has "
+            f"{spans[0]!r}, which does; give one task tags of one kind, with label_map of the source if need be"
+        )
+    return not words
 
 
 def begun(tags: Sequence[str]) -> list[str]:

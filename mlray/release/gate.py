@@ -78,8 +78,9 @@ def judge(champion: Report, challenger: Report, p_values: Mapping[str, float], s
         )
     lines, macro, refusals = [], {}, []
     for task, table in champion.cells.items():
-        metric = comparison.metric_of(task)
-        if metric not in next(iter(table.values())):  # such as the language bias, which no gate is made of
+        metrics = next(iter(table.values()))
+        metric = comparison.metric_of(task, metrics)
+        if metric not in metrics:  # such as the language bias, which no gate is made of
             continue
         other = challenger.cells.get(task, {})
         found = [

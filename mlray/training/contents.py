@@ -20,7 +20,7 @@ from mlray.corpus.lines import Chunk
 from mlray.corpus.manifest import Manifest
 from mlray.corpus.mixture import Mixture
 from mlray.models import tokenizer
-from mlray.objectives import item_vectors
+from mlray.objectives import item_vectors, labels, multitask
 from mlray.objectives.table import OBJECTIVES
 from mlray.schema import QUERY
 from mlray.training import resume
@@ -32,15 +32,18 @@ def keep_labels(config: RunConfig, manifest: Manifest, *, resumes: bool) -> None
     """Writes the labels of all documents, in the order of the alphabet, unless a checkpoint depends on them.
 
     Raises:
-        ConfigError: a record's labels do not fit its text.
+        ConfigError: a record's labels do not fit its text or the other records'; the row is named.
     """
     place = Folders.of(config).labels
     without = OBJECTIVES[config.objective.name].labels_of is None
     if without or (resumes and storage.exists(place, config.storage)):
         return
-    found: set[str] = set()
+    found: dict[str, str] = {}
     for record, chunk in _records(config, manifest):
-        found.update(_labels_of(record, chunk, config))
+        row = f"{chunk.file.uri}: {scan.where(chunk, record.row)}"
+        for label in _labels_of(record, row, config):
+            found.setdefault(label, row)
+    _check_tags(found, config)
     body = json.dumps(sorted(found), ensure_ascii=False).encode()
     storage.write_bytes(place, body, config.storage)
 
@@ -157,11 +160,20 @@ def _records(config: RunConfig, manifest: Manifest) -> Iterator[tuple[Record, Ch
                 yield from ((record, entry.chunk) for record in batch if not record.reason)
 
 
-def _labels_of(record: Record, chunk: Chunk, config: RunConfig) -> Iterable[str]:
+def _labels_of(record: Record, place: str, config: RunConfig) -> Iterable[str]:
     labels_of = OBJECTIVES[config.objective.name].labels_of
     assert labels_of is not None
     try:
         return labels_of(record.text, record.pair, record.language, config.objective)
     except ConfigError as error:  # it calls the record document 0
-        place = f"{chunk.file.uri}: {scan.where(chunk, record.row)}"
         raise ConfigError(f"{place}{str(error).removeprefix('document 0')}") from None
+
+
+def _check_tags(found: dict[str, str], config: RunConfig) -> None:
+    """Refuses tags that could not be scored, with the place that each label is found at."""
+    heads = {name: str(head.objective) for name, head in config.objective.heads.items()}
+    places = list(found.values())
+    for task, objective in (heads or {"": config.objective.name}).items():
+        if objective == "tagging":
+            own = multitask.own_labels(list(found), task)
+            labels.mark_spans({tag: places[number] for tag, number in own.items()})

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import io
 import json
 import re
 import tracemalloc
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ import torch
 import transformers
 from rich.console import Console
 from seqeval.metrics import f1_score, precision_score, recall_score
+from seqeval.scheme import BILOU
 from sklearn import metrics
 
 from mlray import configuration, languages
@@ -353,6 +356,147 @@ def test_scores_of_spans_are_those_of_seqeval() -> None:
     assert scores["precision"].value == pytest.approx(100 * precision_score(truth, found))
     assert scores["recall"].value == pytest.approx(100 * recall_score(truth, found))
     assert scores["span F1"].n == 4
+
+
+SENTENCES = {
+    "I- after O and after another type": (
+        ["I-PER I-PER O I-LOC", "B-LOC I-PER O O", "O O I-ORG B-ORG"],
+        ["I-PER B-PER O B-LOC", "I-LOC B-PER O O", "O I-ORG I-ORG B-ORG"],
+    ),
+    "BIOES": (
+        ["B-PER I-PER E-PER S-LOC", "S-LOC O B-ORG E-ORG", "O O S-PER O"],
+        ["B-PER E-PER S-PER S-LOC", "S-ORG O B-ORG E-ORG", "O S-LOC S-PER O"],
+    ),
+}
+
+
+@pytest.mark.parametrize("sentences", SENTENCES.values(), ids=SENTENCES)
+def test_spans_of_every_scheme_and_their_intervals_are_those_of_seqeval(
+    sentences: tuple[list[str], list[str]],
+) -> None:
+    truth, found = ([tags.split() for tags in side] for side in sentences)
+    scores = labels.score_words(found, truth, resamples=60)
+    oracles = {
+        "span F1": f1_score,
+        "macro span F1": functools.partial(f1_score, average="macro", zero_division=0),
+        "precision": precision_score,
+        "recall": recall_score,
+    }
+    assert list(scores) == list(oracles)
+    for name, oracle in oracles.items():
+        assert scores[name].value == pytest.approx(100 * oracle(truth, found))
+        assert 0 < scores[name].value < 100
+        spread = [
+            100 * oracle([truth[i] for i in rows], [found[i] for i in rows]) for rows in drawn(len(truth), 60)
+        ]
+        assert (scores[name].low, scores[name].high) == pytest.approx(
+            tuple(np.percentile(spread, [2.5, 97.5]))
+        )
+
+
+def test_bilou_is_scored_as_seqeval_does_by_its_scheme() -> None:
+    truth = [["B-PER", "I-PER", "L-PER", "U-LOC"], ["U-LOC", "U-LOC", "B-ORG", "L-ORG"]]
+    found = [["B-PER", "L-PER", "U-PER", "U-LOC"], ["U-LOC", "O", "B-ORG", "L-ORG"]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # seqeval warns of tags that it does not know
+        scores = labels.score_words(found, truth, resamples=10)
+    for name, average in (("span F1", "micro"), ("macro span F1", "macro")):
+        oracle = f1_score(truth, found, average=average, mode="strict", scheme=BILOU)
+        assert scores[name].value == pytest.approx(100 * oracle)
+
+
+def test_spans_of_two_languages_are_scored_apart(tmp_path: Path) -> None:
+    rows = {
+        "de": [("B-PER I-PER O", "B-PER O O"), ("B-LOC O B-ORG", "B-LOC O B-ORG")],
+        "fr": [("O B-LOC", "O B-PER"), ("B-LOC O", "B-LOC O"), ("O O", "O O")],
+    }
+    lines = [
+        {"task": "tagging", "language": language, "reference": truth, "prediction": found}
+        for language, own in rows.items()
+        for truth, found in own
+    ]
+    scored = predictions.score(write(tmp_path / "p.jsonl", lines[::-1]), Evaluation(resamples=20))
+    for language, own in rows.items():
+        truth, found = ([tags.split() for tags in side] for side in zip(*own, strict=True))
+        cell = scored.cells["tagging"][language]
+        assert cell["span F1"].value == pytest.approx(100 * f1_score(truth, found))
+        macro = f1_score(truth, found, average="macro", zero_division=0)
+        assert cell["macro span F1"].value == pytest.approx(100 * macro)
+        assert next(iter(cell)) == "span F1"
+        assert cell["span F1"].n == len(own)
+
+
+def test_tags_of_words_are_scored_by_the_words(tmp_path: Path) -> None:
+    draw = np.random.default_rng(5)
+    names = ["NOUN", "ORG", "LOC", "O"]
+    truth = [list(draw.choice(names, size=n)) for n in draw.integers(1, 9, size=30)]
+    found = [[tag if draw.random() < 0.7 else "ORG" for tag in tags] for tags in truth]
+    scores = labels.score_words(found, truth, 80, spans=False)
+    oracles = {
+        "accuracy": metrics.accuracy_score,
+        "macro F1": lambda t, p: metrics.f1_score(t, p, average="macro"),
+    }
+    assert list(scores) == list(oracles)
+    for name, oracle in oracles.items():
+        whole = oracle([t for tags in truth for t in tags], [t for tags in found for t in tags])
+        assert scores[name].value == pytest.approx(100 * whole)
+        spread = [
+            100 * oracle([t for i in rows for t in truth[i]], [t for i in rows for t in found[i]])
+            for rows in drawn(30, 80)
+        ]
+        assert (scores[name].low, scores[name].high) == pytest.approx(
+            tuple(np.percentile(spread, [2.5, 97.5]))
+        )
+    lines = [
+        {"task": "tagging pos", "language": language, "reference": t, "prediction": p}
+        for language, sentences in (("de", zip(truth, found, strict=True)), ("fr", [(["O"], ["O"])]))
+        for t, p in sentences
+    ]
+    place = write(tmp_path / "p.jsonl", lines)
+    scored = predictions.score(place, Evaluation(resamples=20)).cells["tagging pos"]
+    assert scored["de"]["accuracy"].value == pytest.approx(scores["accuracy"].value)
+    assert list(scored["fr"]) == list(oracles)  # its one tag alone could be either
+    better = write(tmp_path / "b.jsonl", [{**line, "prediction": line["reference"]} for line in lines])
+    compared = comparison.compare(place, better, trials=200).cells
+    assert set(compared) == {"tagging pos de accuracy", "tagging pos fr accuracy"}
+    cell = compared["tagging pos de accuracy"]
+    assert (cell.first, cell.second) == pytest.approx((scores["accuracy"].value, 100))
+    assert cell.p < 0.05
+
+
+@pytest.mark.parametrize(
+    ("reference", "prediction", "complaint"),
+    [
+        ([0, 3, 4], [0, 3, 4], r"line 2 has the tag '0', and a number does not say .* label_map="),
+        (
+            "O B-PER NOUN",
+            "O B-PER O",
+            r"line 2 has the tag 'NOUN', which marks no span, and .* line 1 has 'B-LOC'",
+        ),
+        ("O B-PER O", "O PER O", r"line 2 has the tag 'PER', which marks no span"),
+    ],
+)
+def test_tags_that_cannot_be_scored_are_named(
+    tmp_path: Path, reference: object, prediction: object, complaint: str
+) -> None:
+    lines = [
+        {"task": "tagging", "language": "de", "reference": "B-LOC O", "prediction": "B-LOC O"},
+        {"task": "tagging", "language": "fr", "reference": reference, "prediction": prediction},
+    ]
+    place = write(tmp_path / "p.jsonl", lines)
+    with pytest.raises(ConfigError, match=rf"p\.jsonl: {complaint}"):
+        predictions.score(place, Evaluation(resamples=20))
+    with pytest.raises(ConfigError, match=rf"p\.jsonl: {complaint}"):
+        comparison.compare(place, place, trials=20)
+
+
+def test_a_test_set_of_mixed_tags_is_refused_before_the_model_is_opened(tmp_path: Path) -> None:
+    settings = tagged(tmp_path, [("der Alltag", "O B-LOC"), ("im Alltag", "O NOUN")])
+    settings[2] = "model.path=runs/nowhere/weights"
+    config = configuration.load(None, settings)
+    rows, left_out = testsets.read(config)
+    with pytest.raises(ConfigError, match=r"de\.jsonl: row 1 has the tag 'NOUN', which marks no span"):
+        evaluate.evaluate(config, (rows, left_out))
 
 
 def test_a_model_is_judged_on_every_row_in_its_order(tmp_path: Path) -> None:
@@ -738,7 +882,7 @@ def test_an_empty_cell_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert found.summary("tagging")["span F1"]["worst"] == "de"
     body = json.loads(found.to_json())
     assert body["empty"] == {"tagging": {"cs": reason, "fr": reason}}
-    assert f'<td>fr</td><td class="empty" colspan="3">{reason}</td><td>0</td>' in output.page(found)
+    assert f'<td>fr</td><td class="empty" colspan="4">{reason}</td><td>0</td>' in output.page(found)
     output.tell(found, rows, str(tmp_path / "out"), Storage(), as_json=False)
     printed = capsys.readouterr().out
     assert "tagging, cs, fr: no test rows" in printed

@@ -95,6 +95,12 @@ def test_each_task_is_judged_by_its_own_metric() -> None:
     assert len(found.refusals) == 2  # the language, and the mean of its task
 
 
+def test_tags_of_words_are_judged_by_their_accuracy() -> None:
+    old, new = (report({"de": value}, "tagging pos", "accuracy") for value in (80.0, 70.0))
+    found = gate.judge(old, new, {}, Release())
+    assert [(line.metric, line.language) for line in found.lines if line.refused] == [("accuracy", "de")]
+
+
 def test_a_report_without_a_metric_that_decides_passes_nothing() -> None:
     empty = report({"de": 1.0}, "mixed pool", "language bias")
     found = gate.judge(empty, empty, {}, Release())

@@ -23,10 +23,12 @@ from mlray.objectives import labels
 from mlray.objectives.checks import check_family, check_places, check_sources
 from mlray.objectives.table import HEADS, Task
 from mlray.schema import NO_TARGET, PackedBatch
-from mlray.training import loop
+from mlray.training import contents, loop
 from mlray.training.engine import Engine
+from mlray.training.folders import Folders
 from tests.cluster.corpus import sentences
 from tests.unit import tiny
+from tests.unit.test_manifest import BuildManifest
 
 pytestmark = tiny.DEEPSPEED_WARNINGS
 
@@ -123,6 +125,46 @@ def test_a_model_of_iob1_says_what_it_has_learnt() -> None:
     cut = labels.Words(encoder(), labels.numbered(names), LENGTH)
     (piece,) = cut(Window(0, ["im Alltag"], ["O I-PER"], [0], [0]))
     assert [target for target in piece.targets or [] if target != NO_TARGET] == [3, 2]
+
+
+@pytest.mark.parametrize(
+    ("tags", "complaint"),
+    [
+        ([0, 3], r"row 1 has the tag '0', and a number does not say whether it marks a span; .* label_map="),
+        (
+            "O NOUN",
+            r"row 1 has the tag 'NOUN', which marks no span, and .*de\.jsonl: row 0 has 'B-LOC', which does",
+        ),
+        ("O I-LOC", ""),
+    ],
+)
+@pytest.mark.parametrize("several", [False, True])
+def test_tags_that_cannot_be_scored_are_not_learnt(
+    tmp_path: Path, build_manifest: BuildManifest, tags: object, complaint: str, *, several: bool
+) -> None:
+    rows = [{"text": ["im", "Wald"], "y": ["O", "B-LOC"]}, {"text": ["der", "Alltag"], "y": tags}]
+    if isinstance(tags, str):
+        rows[1] = {"text": "der Alltag", "y": tags}
+    (tmp_path / "de.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (tmp_path / "fr.jsonl").write_text('{"text": "froid", "y": "7"}\n', encoding="utf-8")  # a label of a text
+    named = [{"uri": f"{tmp_path}/de.jsonl", "pair": "y", "task": "ner"}]
+    task = {"name": "tagging"}
+    if several:
+        named.append({"uri": f"{tmp_path}/fr.jsonl", "pair": "y", "task": "mood"})
+        heads = [("ner", "tagging"), ("mood", "classification")]
+        tasks = [{"name": name, "objective": objective} for name, objective in heads]
+        task = {"name": "multitask", "tasks": tasks}
+    config = RunConfig.model_validate(
+        {"corpus": {"sources": named}, "objective": task, "run": {"storage_uri": f"{tmp_path}/runs"}}
+    )
+    manifest = build_manifest(config.corpus.sources, config.corpus)
+    if complaint:
+        with pytest.raises(ConfigError, match=rf"de\.jsonl: {complaint}"):
+            contents.keep_labels(config, manifest, resumes=False)
+        return
+    contents.keep_labels(config, manifest, resumes=False)
+    found = json.loads(Path(Folders.of(config).labels).read_text(encoding="utf-8"))
+    assert found == (["mood:7", "ner:B-LOC", "ner:O"] if several else ["B-LOC", "O"])
 
 
 def test_what_does_not_fit_is_named() -> None:

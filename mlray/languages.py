@@ -105,15 +105,19 @@ def nearest(tag: str, known: Iterable[str]) -> str | None:
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words for scores: runs of letters, marks and digits; in scripts without spaces each letter is one."""
+    """Lower-case words for scores: runs of letters, marks and digits.
+
+    In scripts without spaces each letter or mark is one, and a number is one as everywhere.
+    """
     found: list[str] = []
     inside = False
     for character in unicodedata.normalize("NFC", text).casefold():
-        if is_unspaced(character):
+        kind = unicodedata.category(character)[0]
+        if is_unspaced(character) and kind != "N":
             inside = False
-            if unicodedata.category(character)[0] in "LM":
+            if kind in "LM":
                 found.append(character)
-        elif unicodedata.category(character)[0] in "LMN":
+        elif kind in "LMN":
             if inside:
                 found[-1] += character
             else:

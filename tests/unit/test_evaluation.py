@@ -546,6 +546,11 @@ def test_a_model_is_judged_on_every_row_in_its_order(tmp_path: Path) -> None:
         ("Чайник кипит", ["чайник", "кипит"]),
         ("这款水壶很安静。", list("这款水壶很安静")),
         ("हिन्दी भाषा", ["हिन्दी", "भाषा"]),
+        ("กา๑๐๐ ๕", ["ก", "า", "๑๐๐", "๕"]),
+        ("ລ໑໐", ["ລ", "໑໐"]),
+        ("၁၀၀က", ["၁၀၀", "က"]),
+        ("១០០ ក", ["១០០", "ក"]),
+        ("第10课", ["第", "10", "课"]),
     ],
 )
 def test_words_of_any_script(text: str, expected: list[str]) -> None:
@@ -574,6 +579,12 @@ def test_rouge_and_meteor_by_hand_and_in_every_script() -> None:
         stems["METEOR"].value
         > texts.score(["die Wasserkochern waren"], ["der Wasserkocher war"], "xx", 10)["METEOR"].value
     )
+
+
+def test_another_number_costs_in_every_script() -> None:
+    found = texts.score(["ราคา ๑๐๐ บาท"], ["ราคา ๙๙๙ บาท"], "th", 10)
+    assert found["ROUGE-1"].value == pytest.approx(100 * 2 * 7 / (8 + 8))  # the number is one of eight words
+    assert found["METEOR"].value < 90
 
 
 def test_equal_texts_without_words_are_right() -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import langcodes
+import regex
 
 UNKNOWN = "und"
 _RELATED = 25
@@ -22,6 +23,10 @@ _BY_CHARACTER = {
     *("ko", "kor"),
 }
 """Languages whose words are not written apart; and Korean, where much hangs on a word."""
+_UNBROKEN = regex.compile(
+    r"[\p{L}&&[\p{lb=ID}\p{lb=CJ}\p{lb=SA}\p{lb=AK}\p{lb=AS}\p{Tibetan}]]", flags=regex.VERSION1
+)
+"""Letters of every script in which a line may end without a space (Unicode's UAX #14), and of Tibetan."""
 _REGIONAL = {
     *("zh-cn", "zh-tw", "zh-hk", "zh-sg", "zh-mo", "ja-jp", "ko-kr"),
     *("pt-br", "en-us", "en-gb", "en-au", "en-nz", "es-mx", "de-at"),
@@ -56,13 +61,21 @@ def _is_region(parts: list[str], part: str) -> bool:
     return f"{before}-{part}" in _REGIONAL
 
 
-def metric_tokenizer(language: str) -> str:
-    """sacreBLEU's tokenizer for a language: words where they are written apart, else characters.
+def metric_tokenizer(language: str, references: Sequence[str]) -> str:
+    """sacreBLEU's tokenizer for texts: words where they are written apart, else characters.
 
-    With the default `13a` a perfect Chinese sentence that differs in one character would score 0.
+    With the default `13a` a perfect Chinese sentence that differs in one character would score 0. The large languages
+    have theirs whatever their texts hold; of all others most letters of the references decide, as one language may
+    have several scripts (Hakka) and no list has every language.
     """
     base = language.split("-")[0]
-    return "zh" if base in _CHINESE else "char" if base in _BY_CHARACTER else "13a"
+    if base in _CHINESE:
+        return "zh"
+    if base in _BY_CHARACTER:
+        return "char"
+    unbroken = sum(len(_UNBROKEN.findall(text)) for text in references)
+    letters = sum(sum(map(str.isalpha, text)) for text in references)
+    return "char" if 2 * unbroken > letters else "13a"
 
 
 def is_direction(tag: str) -> bool:

@@ -152,9 +152,8 @@ def _bleu(language: str, first: Sequence[Row], second: Sequence[Row], trials: in
 
     Its own paired test counts only trials that are beyond the real difference: it calls two equal systems different.
     """
-    metric: Any = BLEU(
-        tokenize=languages.metric_tokenizer(language), references=[[row.truth for row in first]]
-    )
+    references = [row.truth for row in first]
+    metric: Any = BLEU(tokenize=languages.metric_tokenizer(language, references), references=[references])
     a, b = (
         np.array(metric._extract_corpus_statistics([row.prediction for row in side], None), dtype=np.float64)
         for side in (first, second)

@@ -1,7 +1,8 @@
 """Scores of translations: sacreBLEU's BLEU (Papineni et al. 2002), chrF (Popovic 2015) and TER (Snover et al. 2006).
 
-The tokenizer follows the target language; TER gets its tokens where words are not written apart, as TER's own know
-spaces only and a sentence would be one word. Every figure carries sacreBLEU's signature and a bootstrap interval.
+The tokenizer follows the target language and the script of the references; TER gets its tokens where words are not
+written apart, as TER's own know spaces only and a sentence would be one word. Every figure carries sacreBLEU's
+signature and a bootstrap interval.
 """
 
 from __future__ import annotations
@@ -60,19 +61,16 @@ def score(
     for row, reference in enumerate(references):
         if not reference.strip():
             raise ConfigError(f"the reference of row {row} in {language!r} is empty")
-    metrics: dict[str, Any] = {
-        "BLEU": _Bleu(tokenize=languages.metric_tokenizer(language)),
-        "chrF": _Chrf(),
-    }
+    tokenizer = languages.metric_tokenizer(language, references)
+    metrics: dict[str, Any] = {"BLEU": _Bleu(tokenize=tokenizer), "chrF": _Chrf()}
     sides = list(hypotheses), list(references)
     found = {name: _figure(metric, *sides, resamples) for name, metric in metrics.items()}
-    if languages.metric_tokenizer(language) == "13a":
+    if tokenizer == "13a":
         return {**found, "TER": _figure(_Ter(), *sides, resamples)}
     cut = metrics["BLEU"].tokenizer
     words = tuple([cut(text) for text in side] for side in sides)
     ter = _figure(_Ter(), words[0], words[1], resamples)
-    signature = f"{ter.signature}|words:{languages.metric_tokenizer(language)}"
-    return {**found, "TER": dataclasses.replace(ter, signature=signature)}
+    return {**found, "TER": dataclasses.replace(ter, signature=f"{ter.signature}|words:{tokenizer}")}
 
 
 def _figure(metric: Any, hypotheses: list[str], references: list[str], resamples: int) -> Figure:

@@ -71,6 +71,10 @@ def test_scores_are_those_of_sacrebleu() -> None:
         ("zh", "这款水壶加热很快，而且非常安静。", "这款水壶加热很快，而且十分安静。"),
         ("ja", "このケトルはお湯がすぐに沸きます。", "このケトルはお湯がすぐ沸きます。"),
         ("th", "กาต้มน้ำนี้เดือดเร็วมากและเงียบ", "กาต้มน้ำนี้เดือดเร็วและเงียบ"),
+        ("bo", "བོད་ཀྱི་སྐད་ཡིག་ནི་གལ་ཆེན་པོ་ཡིན།", "བོད་ཀྱི་སྐད་ཡིག་ནི་གལ་ཆེན་པོ་རེད།"),
+        ("shn", "ၵႂၢမ်းတႆးပဵၼ်ၵႂၢမ်းၸိူဝ်ႉၶိူဝ်း", "ၵႂၢမ်းတႆးပဵၼ်ၵႂၢမ်းၸိူဝ်ႉၶိူင်း"),
+        ("cdo", "這款水壺加熱很快而且非常安靜", "這款水壺加熱很快而且十分安靜"),
+        ("ryu", "くぬケトルやゆーふちゅん", "くぬケトルやゆーふちゅさ"),
     ],
 )
 def test_one_changed_word_does_not_cost_everything(language: str, reference: str, hypothesis: str) -> None:
@@ -81,7 +85,9 @@ def test_one_changed_word_does_not_cost_everything(language: str, reference: str
     assert translation.score([reference], [reference], language, 10)["BLEU"].value == pytest.approx(100)
     ter = translation.score([hypothesis], [reference], language, 10)["TER"]
     assert 0 < ter.value < 30  # of one word it would be 100
-    assert ter.signature.endswith(f"|words:{languages.metric_tokenizer(language)}")
+    tokenizer = "zh" if language == "zh" else "char"
+    assert ter.signature.endswith(f"|words:{tokenizer}")
+    assert f"|tok:{tokenizer}|" in translation.score([reference], [reference], language, 10)["BLEU"].signature
     assert translation.score([reference], [reference], language, 10)["TER"].value == 0
 
 
@@ -172,22 +178,31 @@ def test_ter_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tag", "tokenizer"),
+    ("tag", "text", "tokenizer"),
     [
-        ("zh", "zh"),
-        ("zh-Hant", "zh"),
-        ("zho", "zh"),
-        ("eng-zho", "zh"),
-        ("en-zh-Hans", "zh"),
-        ("zh-Hans-en", "13a"),
-        ("jpn", "char"),
-        ("de-ja", "char"),
-        ("pt-BR", "13a"),
-        ("de", "13a"),
+        ("zh", "", "zh"),
+        ("zh-Hant", "", "zh"),
+        ("zho", "", "zh"),
+        ("eng-zho", "", "zh"),
+        ("en-zh-Hans", "", "zh"),
+        ("zh-Hans-en", "a kettle", "13a"),
+        ("jpn", "USB", "char"),
+        ("de-ja", "USB", "char"),
+        ("ko", "물이 끓어요", "char"),
+        ("pt-BR", "a chaleira", "13a"),
+        ("de", "der Kessel heißt 水壶", "13a"),
+        ("hak", "這款水壺很安靜 USB", "char"),
+        ("hak", "Liá-chak súi-fù", "13a"),
+        ("dz", "རྫོང་ཁ", "char"),
+        ("nod", "ᨣᩤᩴᨾᩮᩬᩥᨦ", "char"),
+        ("ii", "ꆈꌠꉙ", "char"),
+        ("und", "กาต้มน้ำ", "char"),
+        ("hi", "हिन्दी भाषा", "13a"),
+        ("de", "100 %", "13a"),
     ],
 )
-def test_the_tokenizer_is_that_of_the_language_that_is_written(tag: str, tokenizer: str) -> None:
-    assert languages.metric_tokenizer(languages.target(tag)) == tokenizer
+def test_the_tokenizer_is_that_of_the_language_that_is_written(tag: str, text: str, tokenizer: str) -> None:
+    assert languages.metric_tokenizer(languages.target(tag), [text]) == tokenizer
 
 
 def test_what_cannot_be_scored_is_named() -> None:

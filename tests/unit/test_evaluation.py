@@ -162,6 +162,21 @@ def test_known_answers_keep_their_values_and_signatures(
     assert (found.high - found.value, found.value - found.low) == pytest.approx((half, half), abs=1e-9)
 
 
+def test_intervals_of_many_rows_are_those_of_sacrebleu_in_little_memory() -> None:
+    draw = np.random.default_rng(3)
+    sides = [["".join(draw.choice(list("abcd "), size=9)) + "." for _ in range(1500)] for _ in range(2)]
+    tracemalloc.start()
+    found = translation.score(*sides, "en", resamples=400)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 20e6  # all resamples of chrF's 18 counts would be 43 MB
+    for name, metric in (("BLEU", sacrebleu.BLEU()), ("chrF", sacrebleu.CHRF()), ("TER", sacrebleu.TER())):
+        expected = metric.corpus_score(sides[0], [sides[1]], n_bootstrap=400)
+        assert found[name].value == expected.score
+        assert found[name].high - found[name].value == pytest.approx(float(expected._ci), abs=1e-12)
+        assert found[name].signature == str(metric.get_signature())
+
+
 def test_an_interval_stays_inside_the_scale() -> None:
     good, bad = "we warm the milk slowly today", "nobody knows"
     found = translation.score([good, good, bad], [good, good, "a lamp for every room"], "en", resamples=200)

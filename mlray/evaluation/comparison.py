@@ -13,11 +13,10 @@ import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from sacrebleu.metrics.bleu import BLEU
 
 from mlray import languages
 from mlray.config import ConfigError, Storage
-from mlray.evaluation import labels, significance
+from mlray.evaluation import labels, significance, texts, translation
 from mlray.evaluation.predictions import DEFAULT, Row, by_language, mark_spans, read, tags
 
 _MEANS: dict[str, tuple[str, Callable[[str, str], float]]] = {
@@ -112,10 +111,9 @@ def _differences(
     if kind in _MEANS:
         metric, worth = _MEANS[kind]
         a, b = (
-            np.array([[worth(row.prediction, row.truth), 1.0] for row in side]) for side in (first, second)
+            np.array([float(worth(row.prediction, row.truth)) for row in side]) for side in (first, second)
         )
-        p = significance.paired(a, b, lambda sums: sums[..., 0] / sums[..., 1], trials)
-        yield Difference(metric, 100 * a[:, 0].mean(), 100 * b[:, 0].mean(), p, len(a))
+        yield _means(metric, a, b, trials)
         if kind == "classification":
             yield from _by_label(first, second, trials)
     elif kind == "tagging":
@@ -123,7 +121,14 @@ def _differences(
         p = significance.paired(a, b, _f1, trials)
         yield Difference(_of_tags(spans=spans), 100 * _f1(a.sum(axis=0)), 100 * _f1(b.sum(axis=0)), p, len(a))
     else:
-        yield _bleu(languages.target(language), first, second, trials)
+        yield from _written(languages.target(language), first, second, trials)
+
+
+def _means(metric: str, first_N: np.ndarray, second_N: np.ndarray, trials: int) -> Difference:
+    """A metric that is the mean of what each row is worth."""
+    n = len(first_N)
+    p = significance.paired(first_N[:, None], second_N[:, None], lambda sums: sums[..., 0] / n, trials)
+    return Difference(metric, 100 * float(first_N.mean()), 100 * float(second_N.mean()), p, n)
 
 
 def _by_label(first: Sequence[Row], second: Sequence[Row], trials: int) -> Iterator[Difference]:
@@ -147,16 +152,26 @@ def _f1(sums: np.ndarray) -> Any:
     return 2 * sums[..., 0] / np.maximum(sums[..., 1] + sums[..., 2], 1.0)
 
 
-def _bleu(language: str, first: Sequence[Row], second: Sequence[Row], trials: int) -> Difference:
-    """sacreBLEU's BLEU of swapped sentences.
+def _written(language: str, first: Sequence[Row], second: Sequence[Row], trials: int) -> Iterator[Difference]:
+    """All metrics of texts that were written in a language."""
+    references = [row.truth for row in first]
+    sides = [[row.prediction for row in side] for side in (first, second)]
+    for name, metric in translation.metrics(language, references).items():
+        yield _corpus(name, metric, sides, references, trials)
+    worths = [texts.worth(side, references, language) for side in sides]
+    for i, name in enumerate(texts.METRICS):
+        yield _means(name, worths[0][:, i], worths[1][:, i], trials)
+
+
+def _corpus(
+    name: str, metric: Any, sides: Sequence[Sequence[str]], references: Sequence[str], trials: int
+) -> Difference:
+    """One of sacreBLEU's metrics of swapped sentences.
 
     Its own paired test counts only trials that are beyond the real difference: it calls two equal systems different.
     """
-    references = [row.truth for row in first]
-    metric: Any = BLEU(tokenize=languages.metric_tokenizer(language, references), references=[references])
     a, b = (
-        np.array(metric._extract_corpus_statistics([row.prediction for row in side], None), dtype=np.float64)
-        for side in (first, second)
+        np.array(metric._extract_corpus_statistics(side, [references]), dtype=np.float64) for side in sides
     )
 
     def score(sums: np.ndarray) -> np.ndarray:
@@ -165,7 +180,7 @@ def _bleu(language: str, first: Sequence[Row], second: Sequence[Row], trials: in
         return np.array(scores).reshape(sums.shape[:-1])
 
     p = significance.paired(a, b, score, trials)
-    return Difference("BLEU", float(score(a.sum(axis=0))), float(score(b.sum(axis=0))), p, len(first))
+    return Difference(name, float(score(a.sum(axis=0))), float(score(b.sum(axis=0))), p, len(references))
 
 
 def show(comparison: Comparison, console: Console) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 SEED = 12345
 TRIALS = 10_000
-"""So many that a p-value corrected over a hundred languages can still be below 0.05."""
+"""So many that a p-value corrected over five hundred tests can still be below 0.05."""
 _AT_ONCE = 1 << 22
 """Swaps that are drawn at a time: of large test sets all of them would fill the memory."""
 

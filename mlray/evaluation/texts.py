@@ -20,6 +20,7 @@ from mlray.evaluation import labels
 from mlray.evaluation.report import Figure
 
 ROUGES = {"ROUGE-1": "rouge1", "ROUGE-2": "rouge2", "ROUGE-L": "rougeL"}
+METRICS = (*ROUGES, "METEOR", "exact match")
 _STEMMERS = {
     "arabic": ("ar", "ara", "arb"),
     "danish": ("da", "dan"),
@@ -64,32 +65,36 @@ def score(
     hypotheses: Sequence[str], references: Sequence[str], language: str, resamples: int
 ) -> dict[str, Figure]:
     """Means over the texts in percent, with 95 % intervals: ROUGE-1, 2, L (F1), METEOR, exact match."""
+    values_NM = worth(hypotheses, references, language)
+    means_RM = labels.resampled_means(values_NM, resamples)
+    stages = "exact+stem" if isinstance(_stemmer(language.split("-")[0]), SnowballStemmer) else "exact"
+    return {
+        name: labels.figure(
+            float(values_NM[:, i].mean()),
+            means_RM[:, i],
+            len(values_NM),
+            f"{name}|words:unicode|{labels.drawn(resamples)}"
+            + (f"|stages:{stages}" if name == "METEOR" else ""),
+        )
+        for i, name in enumerate(METRICS)
+    }
+
+
+def worth(hypotheses: Sequence[str], references: Sequence[str], language: str) -> np.ndarray:
+    """What each of N texts is worth by each of `METRICS`, (N, 5) from 0 to 1."""
     rouge = RougeScorer(list(ROUGES.values()), tokenizer=_Words())
     stemmer = _stemmer(language.split("-")[0])
-    names = [*ROUGES, "METEOR", "exact match"]
     rows = []
     for hypothesis, reference in zip(hypotheses, references, strict=True):
         words = (languages.words(reference), languages.words(hypothesis))
         same = hypothesis.strip() == reference.strip()
         if same and not words[0]:  # such as "..." or an emoji: nothing to count, and nothing is wrong
-            rows.append([1.0] * len(names))
+            rows.append([1.0] * len(METRICS))
             continue
         found = rouge.score(reference, hypothesis)
         meteor = single_meteor_score(*words, stemmer=stemmer, wordnet=_NoSynonyms())
         rows.append([*(found[name].fmeasure for name in ROUGES.values()), meteor, float(same)])
-    values = np.array(rows)
-    means = labels.resampled_means(values, resamples)
-    stages = "exact+stem" if isinstance(stemmer, SnowballStemmer) else "exact"
-    return {
-        name: labels.figure(
-            float(values[:, i].mean()),
-            means[:, i],
-            len(values),
-            f"{name}|words:unicode|{labels.drawn(resamples)}"
-            + (f"|stages:{stages}" if name == "METEOR" else ""),
-        )
-        for i, name in enumerate(names)
-    }
+    return np.array(rows)
 
 
 @functools.cache

@@ -5,11 +5,14 @@ from __future__ import annotations
 import functools
 import gzip
 import io
+import itertools
 import json
 import re
 import tracemalloc
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +21,9 @@ import pytest
 import sacrebleu
 import torch
 import transformers
+from nltk.translate.meteor_score import meteor_score
 from rich.console import Console
+from rouge_score.rouge_scorer import RougeScorer
 from seqeval.metrics import f1_score, precision_score, recall_score
 from seqeval.scheme import BILOU
 from sklearn import metrics
@@ -587,6 +592,13 @@ def test_words_of_any_script(text: str, expected: list[str]) -> None:
     assert languages.words(text) == expected
 
 
+def meteor(prediction: str, truth: str) -> float:
+    """NLTK's, of lower-case words with spaces between, without stems and synonyms."""
+    synonyms, stems = SimpleNamespace(synsets=lambda _: []), SimpleNamespace(stem=lambda word: word)
+    found: float = meteor_score([truth.split()], prediction.split(), stemmer=stems, wordnet=synonyms)
+    return found
+
+
 def test_rouge_and_meteor_by_hand_and_in_every_script() -> None:
     found = texts.score(["the cat sat"], ["the cat sat on mats"], "en", 10)
     assert found["ROUGE-1"].value == pytest.approx(100 * 2 * 3 / (3 + 5))
@@ -781,8 +793,6 @@ def test_two_models_are_compared_on_the_same_rows(tmp_path: Path) -> None:
     ).cells["text en BLEU"]
     assert cell.first == pytest.approx(sacrebleu.corpus_bleu(HYPOTHESES, [REFERENCES]).score)
     assert cell.second == pytest.approx(100)
-    # Of the 8 assignments of 3 sentences only all swapped and none swapped are as far apart.
-    assert cell.p == pytest.approx(2 / 8, abs=0.1)
     same = comparison.compare(tmp_path / "a.jsonl", tmp_path / "a.jsonl", trials=100).cells["text en BLEU"]
     assert same.p == 1.0
     one_changed = [texts_b[0], *texts_a[1:]]
@@ -839,6 +849,67 @@ def test_macro_f1_and_correlation_are_compared_by_a_paired_bootstrap(tmp_path: P
         "macro F1",
         "MCC",
     ]
+
+
+def test_every_metric_of_written_texts_is_compared_as_by_counting_all_assignments(tmp_path: Path) -> None:
+    truth = [
+        "the kettle boils water",
+        "a soft blanket keeps you warm",
+        "cold evenings are coming",
+        "the lamp lights the room",
+        "two cups of green tea",
+        "free returns within a month",
+        "wash it at forty degrees",
+        "the cable is two metres long",
+    ]
+    good = [*truth[:4], "two cups of tea", "free returns in a month", "wash at forty", truth[7]]
+    poor = [
+        "the kettle boils",
+        "soft blankets keep warm",
+        "evenings are cold",
+        *truth[3:5],
+        "free",
+        "wash it",
+        "it",
+    ]
+    files = [
+        write(
+            tmp_path / f"{number}.jsonl",
+            [{"language": "xx", "prediction": p, "reference": t} for p, t in zip(side, truth, strict=True)],
+        )
+        for number, side in enumerate((poor, good))
+    ]
+    rouge = RougeScorer(["rouge1", "rouge2", "rougeL"])
+
+    def mean(worth: Callable[[str, str], float]) -> Callable[[list[str]], float]:
+        return lambda side: 100 * sum(map(worth, side, truth)) / len(truth)
+
+    oracles: dict[str, Callable[[list[str]], float]] = {
+        "BLEU": lambda side: sacrebleu.corpus_bleu(side, [truth]).score,
+        "chrF": lambda side: sacrebleu.corpus_chrf(side, [truth]).score,
+        "TER": lambda side: sacrebleu.corpus_ter(side, [truth]).score,
+        "ROUGE-1": mean(lambda p, t: rouge.score(t, p)["rouge1"].fmeasure),
+        "ROUGE-2": mean(lambda p, t: rouge.score(t, p)["rouge2"].fmeasure),
+        "ROUGE-L": mean(lambda p, t: rouge.score(t, p)["rougeL"].fmeasure),
+        "METEOR": mean(meteor),
+        "exact match": mean(lambda p, t: float(p == t)),
+    }
+    cells = comparison.compare(*files, trials=4000).cells
+    assert list(cells) == [f"text xx {metric}" for metric in oracles]
+    exact = {}
+    for metric, oracle in oracles.items():
+        cell = cells[f"text xx {metric}"]
+        assert (cell.first, cell.second, cell.n) == pytest.approx((oracle(poor), oracle(good), 8))
+        apart = []
+        for swaps in itertools.product([False, True], repeat=8):
+            pairs = [(g, p) if swap else (p, g) for p, g, swap in zip(poor, good, swaps, strict=True)]
+            one, other = (list(side) for side in zip(*pairs, strict=True))
+            apart.append(abs(oracle(other) - oracle(one)))
+        exact[metric] = sum(value >= apart[0] - 1e-9 for value in apart) / len(apart)
+    assert len(set(exact.values())) > 3
+    corrected = significance.holm(exact)
+    for metric, p in corrected.items():
+        assert cells[f"text xx {metric}"].p == pytest.approx(p, abs=0.06), metric
 
 
 def tagged(tmp_path: Path, sentences: list[tuple[str, str]]) -> list[str]:

@@ -623,6 +623,22 @@ def test_rouge_and_meteor_by_hand_and_in_every_script() -> None:
     )
 
 
+def test_meteor_is_that_of_nltk_also_of_equal_texts() -> None:
+    pairs = [
+        ("the cat sat on the mat", "on the mat sat the cat"),
+        ("a lamp lights the room", "this lamp lights up the whole room"),
+        ("kettle", "kettle"),
+        ("green tea", "green tea"),
+        ("the kettle boils", "the kettle boils"),
+        ("cold", "warm evenings"),
+    ]
+    found = [texts.score([p], [t], "xx", 2)["METEOR"].value for p, t in pairs]
+    assert found == pytest.approx([100 * meteor(p, t) for p, t in pairs])
+    assert found[2:] == pytest.approx([50, 100 * (1 - 0.5 / 8), 100 * (1 - 0.5 / 27), 0])
+    whole = texts.score(*map(list, zip(*pairs, strict=True)), "xx", 2)["METEOR"]
+    assert whole.value == pytest.approx(sum(found) / 6)
+
+
 def test_another_number_costs_in_every_script() -> None:
     found = texts.score(["ราคา ๑๐๐ บาท"], ["ราคา ๙๙๙ บาท"], "th", 10)
     assert found["ROUGE-1"].value == pytest.approx(100 * 2 * 7 / (8 + 8))  # the number is one of eight words

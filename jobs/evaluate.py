@@ -2,6 +2,7 @@
 
 python jobs/evaluate.py --config jobs/configs/translate_multi30k.yaml model.path=runs/.../weights --output FOLDER
 python jobs/evaluate.py --predictions FOLDER/predictions.jsonl
+python jobs/evaluate.py --trec RUN QRELS
 python jobs/evaluate.py --compare A/predictions.jsonl B/predictions.jsonl
 python jobs/evaluate.py --leakage --config jobs/configs/translate_multi30k.yaml
 """
@@ -18,7 +19,7 @@ def main() -> int:
     modes = parser.add_mutually_exclusive_group()
     modes.add_argument("--predictions", help="score these predictions (also s3://) instead of a model")
     modes.add_argument("--trec", type=Path, nargs=2, help="score a run file by a qrels file of trec_eval")
-    modes.add_argument("--compare", nargs=2, help="compare two files of predictions (also s3://), paired")
+    modes.add_argument("--compare", nargs=2, help="paired test of two predictions.jsonl, no model folders")
     modes.add_argument("--leakage", action="store_true", help="count test rows that the training text holds")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--output", help="folder or s3:// prefix for the result and the predictions")

@@ -110,12 +110,24 @@ def test_a_file_that_is_not_there_fails_and_a_bad_one_is_bad_configuration(
     Path("good.jsonl").write_text(body(RIGHT), encoding="utf-8")
     Path("bad.jsonl").write_text(body(RIGHT) + "{\n", encoding="utf-8")
     Path("latin.jsonl").write_bytes(b"\xe4\n")
+    Path("short.jsonl").write_text("".join(body(RIGHT).splitlines(keepends=True)[:3]), encoding="utf-8")
+    Path("other.jsonl").write_text(body(RIGHT).replace('"label": "a"', '"label": "c"'), encoding="utf-8")
     missing = "failed: cannot read the predictions: "
     for arguments, code, complaint in (
         (("--predictions", "none.jsonl"), 1, missing),
         (("--compare", "good.jsonl", "none.jsonl"), 1, missing),
         (("--predictions", "bad.jsonl"), 2, "configuration: bad.jsonl: line 5 is not JSON: "),
         (("--compare", "good.jsonl", "bad.jsonl"), 2, "configuration: bad.jsonl: line 5 is not JSON: "),
+        (
+            ("--compare", "good.jsonl", "short.jsonl"),
+            2,
+            "configuration: good.jsonl has 4 rows and short.jsonl 3",
+        ),
+        (
+            ("--compare", "good.jsonl", "other.jsonl"),
+            2,
+            "configuration: line 1 of good.jsonl and of other.jsonl",
+        ),
         (("--predictions", "latin.jsonl"), 2, "configuration: cannot read the predictions latin.jsonl: "),
         (("--predictions", "good.jsonl", "evaluation.resample=1"), 2, "configuration: unknown key "),
     ):
@@ -124,6 +136,19 @@ def test_a_file_that_is_not_there_fails_and_a_bad_one_is_bad_configuration(
         assert printed == ""
         assert errors.startswith(complaint)
         assert errors.count("\n") == 1
+
+
+def test_the_help_says_what_is_compared(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run(monkeypatch, "--help")
+    assert stopped.value.code == 0
+    assert "paired test of two predictions.jsonl, no model folders" in " ".join(
+        capfd.readouterr().out.split()
+    )
+    assert job.__doc__ is not None
+    assert {"--predictions", "--trec", "--compare", "--leakage"} <= set(job.__doc__.split())
 
 
 @pytest.mark.parametrize(

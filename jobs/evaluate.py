@@ -1,6 +1,7 @@
 """Judges a model on test sets, per language; scores or compares ready predictions; looks for leaks.
 
 python jobs/evaluate.py --config jobs/configs/translate_multi30k.yaml model.path=runs/.../weights --output FOLDER
+python jobs/evaluate.py --bundle champion release.registry_uri=s3://bucket/registry
 python jobs/evaluate.py --predictions FOLDER/predictions.jsonl
 python jobs/evaluate.py --trec RUN QRELS
 python jobs/evaluate.py --compare A/predictions.jsonl B/predictions.jsonl
@@ -17,6 +18,7 @@ def main() -> int:
     """Parses, runs, and says in one line why it failed: 0 done, 1 failed, 2 bad configuration."""
     parser = configuration.parser("Judge a model on test sets, per language.")
     modes = parser.add_mutually_exclusive_group()
+    modes.add_argument("--bundle", help="judge this bundle of the registry, or champion, or challenger")
     modes.add_argument("--predictions", help="score these predictions (also s3://) instead of a model")
     modes.add_argument("--trec", type=Path, nargs=2, help="score a run file by a qrels file of trec_eval")
     modes.add_argument("--compare", nargs=2, help="paired test of two predictions.jsonl, no model folders")
@@ -29,6 +31,7 @@ def main() -> int:
         config = configuration.load(arguments.config, arguments.overrides)
         # Loads torch: not before the configuration is good.
         from mlray.evaluation import comparison, evaluate, leakage, output, predictions, trec
+        from mlray.release import judging
 
         rows = []
         if arguments.compare:
@@ -40,6 +43,8 @@ def main() -> int:
         elif arguments.leakage:
             found = leakage.check(config, show_progress=not arguments.json)
         else:
+            if arguments.bundle:
+                config = judging.judged(config, arguments.bundle)
             found, rows = evaluate.evaluate(config, show_progress=not arguments.json)
         output.tell(found, rows, arguments.output, config.storage, as_json=arguments.json)
 

@@ -23,7 +23,7 @@ def _serve(path: str | None, overrides: list[str]) -> None:
     # Loads torch and ray: not before the configuration is good.
     from ray import serve
 
-    from mlray.release.promotion import open_registry
+    from mlray.release.registry import open_registry
     from mlray.training import placement
     from serve_app.app import bind
 

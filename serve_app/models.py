@@ -14,8 +14,7 @@ import numpy as np
 
 from mlray.config import ConfigError, RunConfig, RunError
 from mlray.release.changes import Change, Product
-from mlray.release.promotion import open_registry
-from mlray.release.registry import Event
+from mlray.release.registry import Event, open_registry
 from serve_app import recommending, routing, support, translating
 from serve_app.catalogue import Catalogue
 from serve_app.errors import ApiError

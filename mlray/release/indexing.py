@@ -17,8 +17,7 @@ from mlray.models import backbone
 from mlray.release import bundle
 from mlray.release.changes import Changes
 from mlray.release.index import ProductIndex
-from mlray.release.promotion import open_registry
-from mlray.release.registry import Registry
+from mlray.release.registry import Registry, open_registry
 from mlray.training import placement
 
 

@@ -9,13 +9,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mlray import languages, storage
+from mlray import languages
 from mlray.config import ConfigError, RunConfig, RunError
 from mlray.evaluation import comparison
 from mlray.release import bundle, companions, gate
 from mlray.release.bundle import Beside
 from mlray.release.gate import Verdict
-from mlray.release.registry import Event, History, Registry
+from mlray.release.registry import Event, History, Registry, open_registry
 
 _NAMES = {"index": "an index of products", "knowledge": "an index of answers"}
 """What is served with a bundle."""
@@ -60,11 +60,6 @@ def _markets(option: str, told: Sequence[str]) -> dict[str, str]:
             raise ConfigError(f"{option} {one}: say MARKET=RUN, such as de=runs/align-de, each market once")
         found[tag] = uri
     return found
-
-
-def open_registry(config: RunConfig) -> Registry:
-    """The registry of a configuration."""
-    return Registry(storage.absolute(config.release.registry_uri), config.storage)
 
 
 def challenge(config: RunConfig, run_uri: str, why: str, beside: Beside = bundle.ALONE) -> Event:

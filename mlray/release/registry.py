@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlray import seal, storage
-from mlray.config import ConfigError, RunError, Storage
+from mlray.config import ConfigError, RunConfig, RunError, Storage
 
 MARKS = {"bundles": "BUNDLE.json", "indexes": "INDEX.json"}
 """Kind of thing -> the file that seals it."""
@@ -206,6 +206,11 @@ class Registry:
         self.about(kind, name)
         if fault := self.fault(kind, name):
             raise RunError(f"{self.place(kind, name)} is damaged: {fault}; nothing was changed")
+
+
+def open_registry(config: RunConfig) -> Registry:
+    """The registry of a configuration."""
+    return Registry(storage.absolute(config.release.registry_uri), config.storage)
 
 
 def _short(body: bytes) -> str:

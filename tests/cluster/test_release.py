@@ -8,6 +8,7 @@ from mlray import storage
 from mlray.config import ConfigError, RunConfig, RunError, Source
 from mlray.release import bundle, indexing, promotion
 from mlray.release.index import ProductIndex
+from mlray.release.registry import open_registry
 from tests.cluster import corpus as sample
 
 pytestmark = pytest.mark.cluster
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.cluster
 def test_a_champion_finds_products_by_their_titles(aligned: RunConfig, bucket: str) -> None:
     release = aligned.release.model_copy(update={"registry_uri": f"s3://{bucket}/registry"})
     config = aligned.model_copy(update={"release": release})
-    registry = promotion.open_registry(config)
+    registry = open_registry(config)
     source = Source.model_validate({**sample.PRODUCTS, "pair": None, "item": None})
     with pytest.raises(ConfigError, match="has neither challenger nor champion"):
         indexing.build(config, None, source)

@@ -15,6 +15,7 @@ from ray import serve
 
 from mlray.config import RunConfig, Source
 from mlray.release import bundle, indexing, promotion
+from mlray.release.registry import open_registry
 from serve_app.app import bind
 from tests.cluster import corpus as sample
 
@@ -54,7 +55,7 @@ def search(url: str, query: str, market: str) -> dict[str, Any]:
 
 def test_a_champion_answers_over_http_and_is_exchanged_under_load(served: tuple[RunConfig, str]) -> None:
     config, url = served
-    registry = promotion.open_registry(config)
+    registry = open_registry(config)
     first = registry.history().champion
     assert first is not None
     assert requests.get(f"{url}/readyz", timeout=TIMEOUT_S).json()["bundle"] == first.bundle

@@ -12,6 +12,7 @@ from mlray import configuration, storage
 from mlray.config import ConfigError, RunConfig
 from mlray.release import bundle, promotion
 from mlray.release.bundle import Beside
+from mlray.release.registry import open_registry
 from tests.unit import test_registry
 from tests.unit.test_embedder import exported
 from tests.unit.test_mixed import adapter
@@ -45,7 +46,7 @@ def test_a_market_is_served_and_judged_by_its_adapter(tmp_path: Path) -> None:
     config = configured(tmp_path)
     event = promotion.challenge(config, main, "", Beside(promotion._markets("--adapter", [f"de={german}"])))
     assert event.bundle.startswith("main-")
-    registry = promotion.open_registry(config)
+    registry = open_registry(config)
     registry.check("bundles", event.bundle)
     assert registry.about("bundles", event.bundle)["adapters"] == ["de"]
     report, predictions = bundle.report_of(registry, event.bundle)
@@ -87,8 +88,8 @@ def test_an_adapter_that_does_not_belong_is_refused(tmp_path: Path) -> None:
         run = ended(tmp_path, name, write, hits, *lora)
         with pytest.raises(ConfigError, match=sentence):
             promotion.challenge(config, main, "", Beside({"de": run}))
-    assert promotion.open_registry(config).history().events == ()
-    assert promotion.open_registry(config).names("bundles") == []
+    assert open_registry(config).history().events == ()
+    assert open_registry(config).names("bundles") == []
 
 
 def test_an_adapter_whose_backbone_has_changed_is_no_bundle(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from jobs import promote
 from mlray import seal
 from mlray.config import RunConfig
 from mlray.objectives.recommending import NextItem
-from mlray.release import companions, promotion
+from mlray.release import companions
+from mlray.release.registry import open_registry
 from tests.unit import test_recommending, test_registry
 from tests.unit.test_embedder import exported
 from tests.unit.test_markets import configured
@@ -60,7 +61,7 @@ def test_the_sessions_of_a_market_are_read_by_its_adapter(
     assert "--recommender-adapter needs --recommender, the model below it" in capsys.readouterr().err
     beside = ("--recommender", whole, "--recommender-adapter", f"de={own}")
     assert run(monkeypatch, "--run", main, *beside, place) == 0
-    registry = promotion.open_registry(config)
+    registry = open_registry(config)
     made = registry.history().challenger
     assert made is not None
     opened = companions.open_companion(registry, made.bundle, "recommender")

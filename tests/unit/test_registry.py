@@ -21,7 +21,7 @@ from mlray import configuration, seal, storage
 from mlray.config import ConfigError, RunConfig, RunError, Storage
 from mlray.evaluation.predictions import Row, report_of
 from mlray.release import bundle, promotion
-from mlray.release.registry import ConflictError, Registry
+from mlray.release.registry import ConflictError, Registry, open_registry
 
 LOCAL = Storage()
 
@@ -90,7 +90,7 @@ UNFAIR = {"de-en": [1] * 40, "ja-en": [2] * 30 + [0] * 10}
 def test_a_run_becomes_challenger_and_then_champion(tmp_path: Path) -> None:
     config = configured(tmp_path)
     event = promotion.challenge(config, finished(tmp_path, "weak", WEAK), "the first")
-    registry = promotion.open_registry(config)
+    registry = open_registry(config)
     assert registry.history().challenger == event
     assert registry.history().champion is None
     verdict, promoted = promotion.promote(config, None, None, "nothing to lose")
@@ -116,7 +116,7 @@ def test_the_gate_decides_and_a_dry_run_changes_nothing(tmp_path: Path) -> None:
     config = configured(tmp_path)
     for name, hits in (("weak", WEAK), ("unfair", UNFAIR), ("strong", STRONG)):
         promotion.challenge(config, finished(tmp_path, name, hits), name)
-    weak, unfair, strong = (event.bundle for event in promotion.open_registry(config).history().events)
+    weak, unfair, strong = (event.bundle for event in open_registry(config).history().events)
     promotion.promote(config, weak, None, "")
     verdict, event = promotion.promote(config, unfair, None, "")
     assert event is None
@@ -128,7 +128,7 @@ def test_the_gate_decides_and_a_dry_run_changes_nothing(tmp_path: Path) -> None:
     assert verdict.passed
     assert all(line.p is not None and line.p < 0.001 for line in verdict.lines)
     assert event is None
-    assert len(promotion.open_registry(config).history().events) == 4
+    assert len(open_registry(config).history().events) == 4
     _, event = promotion.promote(config, strong, None, "")
     assert event is not None
     assert event.verdict is not None
@@ -143,7 +143,7 @@ def indexed(registry: Registry, name: str, folder: Path) -> str:
 
 def test_a_rollback_restores_model_and_index(tmp_path: Path) -> None:
     config = configured(tmp_path)
-    registry = promotion.open_registry(config)
+    registry = open_registry(config)
     served = []
     for name, hits in (("weak", WEAK), ("strong", STRONG)):
         bundle_name = promotion.challenge(config, finished(tmp_path, name, hits), "").bundle
@@ -165,7 +165,7 @@ def test_a_rollback_restores_model_and_index(tmp_path: Path) -> None:
 
 def test_an_index_of_another_encoder_is_refused(tmp_path: Path) -> None:
     config = configured(tmp_path)
-    registry = promotion.open_registry(config)
+    registry = open_registry(config)
     weak = promotion.challenge(config, finished(tmp_path, "weak", WEAK), "").bundle
     strong = promotion.challenge(config, finished(tmp_path, "strong", STRONG), "").bundle
     index = indexed(registry, weak, tmp_path / "index")
@@ -180,7 +180,7 @@ def test_an_index_of_another_encoder_is_refused(tmp_path: Path) -> None:
 def test_a_bundle_that_is_not_whole_is_not_promoted(tmp_path: Path, fault: str) -> None:
     config = configured(tmp_path)
     name = promotion.challenge(config, finished(tmp_path, "weak", WEAK), "").bundle
-    place = Path(promotion.open_registry(config).place("bundles", name))
+    place = Path(open_registry(config).place("bundles", name))
     weights = place / "weights" / "model.safetensors"
     if fault == "missing":
         weights.unlink()
@@ -190,7 +190,7 @@ def test_a_bundle_that_is_not_whole_is_not_promoted(tmp_path: Path, fault: str) 
         (place / "weights" / "more.py").write_text("import os")
     with pytest.raises(RunError, match="is damaged: weights/"):
         promotion.promote(config, None, None, "")
-    assert promotion.open_registry(config).history().champion is None
+    assert open_registry(config).history().champion is None
 
 
 def test_what_was_never_evaluated_is_no_bundle(tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_what_was_never_evaluated_is_no_bundle(tmp_path: Path) -> None:
     (Path(run) / "evaluation" / "report.json").unlink()
     with pytest.raises(ConfigError, match="was never evaluated"):
         promotion.challenge(config, run, "")
-    assert promotion.open_registry(config).names("bundles") == []
+    assert open_registry(config).names("bundles") == []
 
 
 @pytest.mark.parametrize("name", ["../runs/weak", "..", "", ".hidden", "a/b"])
@@ -217,7 +217,7 @@ def test_of_two_promoters_one_wins_each_time(tmp_path: Path) -> None:
     names = [
         promotion.challenge(config, finished(tmp_path, name, STRONG), "").bundle for name in ("one", "other")
     ]
-    registry = promotion.open_registry(config)
+    registry = open_registry(config)
     for _ in range(100):
         before = registry.history()
 
@@ -257,7 +257,7 @@ def test_a_second_maker_of_the_same_bundle_takes_nothing_away(
     run = finished(tmp_path, "weak", WEAK)
     event = promotion.challenge(config, run, "")
     promotion.promote(config, None, None, "")
-    registry = promotion.open_registry(config)
+    registry = open_registry(config)
     monkeypatch.setattr(Registry, "fault", lambda *_: "unfinished, when it was looked at")
 
     def killed(*_: object) -> None:
@@ -300,7 +300,7 @@ def test_on_s3_one_of_two_promoters_wins(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_hole_in_the_history_is_no_end(tmp_path: Path) -> None:
     config = configured(tmp_path)
-    registry = promotion.open_registry(config)
+    registry = open_registry(config)
     for name in ("one", "other"):
         promotion.challenge(config, finished(tmp_path, name, STRONG), "")
     promotion.promote(config, None, None, "")
@@ -311,7 +311,7 @@ def test_a_hole_in_the_history_is_no_end(tmp_path: Path) -> None:
 
 def test_an_altered_bundle_with_an_altered_seal_does_not_fit_its_name(tmp_path: Path) -> None:
     config = configured(tmp_path)
-    registry = promotion.open_registry(config)
+    registry = open_registry(config)
     name = promotion.challenge(config, finished(tmp_path, "weak", WEAK), "").bundle
     place = Path(registry.place("bundles", name))
     (place / "weights" / "model.safetensors").write_bytes(b"mine")
@@ -326,7 +326,7 @@ def test_an_altered_bundle_with_an_altered_seal_does_not_fit_its_name(tmp_path: 
 
 def test_a_new_index_of_the_champion_needs_no_gate_and_none_is_dropped_in_silence(tmp_path: Path) -> None:
     config = configured(tmp_path, "release.min_gain=1")
-    registry = promotion.open_registry(config)
+    registry = open_registry(config)
     name = promotion.challenge(config, finished(tmp_path, "weak", WEAK), "").bundle
     first = indexed(registry, name, tmp_path / "first")
     promotion.promote(config, None, "auto", "")
@@ -350,7 +350,7 @@ def test_a_bundle_killed_between_any_two_writes_is_none(
 ) -> None:
     """Every write in its turn is the last; the champion stays, and the next attempt is whole."""
     config = configured(tmp_path)
-    registry = promotion.open_registry(config)
+    registry = open_registry(config)
     first = promotion.challenge(config, finished(tmp_path, "weak", WEAK), "").bundle
     promotion.promote(config, first, None, "")
     run = finished(tmp_path, "strong", STRONG)
@@ -402,5 +402,5 @@ def test_report_of_a_bundle_is_that_of_the_run(tmp_path: Path) -> None:
     config = configured(tmp_path)
     run = finished(tmp_path, "weak", WEAK)
     name = promotion.challenge(config, run, "").bundle
-    report, _ = bundle.report_of(promotion.open_registry(config), name)
+    report, _ = bundle.report_of(open_registry(config), name)
     assert report.to_json() == (Path(run) / "evaluation" / "report.json").read_text()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
-from mlray import storage
+from mlray import access, languages, storage
 from mlray.config import ConfigError, RunConfig, Source
 from mlray.corpus import lines, records, sources
 from mlray.corpus.fields import Record, share_of
@@ -107,3 +108,28 @@ def rows_of(file: sources.SourceFile, config: RunConfig) -> Iterator[tuple[int, 
         for batch in records.read(chunk, config.corpus.max_chars, config.storage):
             yield from ((first + record.row, record) for record in batch)
         first += chunk.stop if file.format == "parquet" else 0
+
+
+def without_rows(config: RunConfig, rows: Rows) -> dict[str, str]:
+    """Why a language of the corpus, or of a test set, has no figure."""
+    reason = "no test rows: the corpus has it, and evaluation.sources holds no row in it"
+    told = {*config.corpus.languages, *_languages_of(config)}
+    named = {name: reason for name in sorted(told) if name not in rows}
+    barren = [name for name, group in rows.items() if not group]
+    return {**named, **dict.fromkeys(barren, "no test rows: its files hold none that can be scored")}
+
+
+def _languages_of(config: RunConfig) -> set[str]:
+    """Languages of the corpus by its sources, and by the names of its files where they can be listed from here."""
+    told = {
+        f"{source.task}:{tag}" if source.task else tag
+        for source in config.corpus.sources
+        if (tag := languages.normalize(source.language or ""))
+    }
+    with contextlib.suppress(ConfigError, access.StorageError):
+        told |= {
+            file.fallback
+            for file in sources.list_files(config.corpus.sources, config.storage)
+            if file.language
+        }
+    return told

@@ -64,7 +64,7 @@ def evaluate(
     begin = time.monotonic()
     report = Report(_about(config, left_out))
     predictions: list[dict[str, Any]] = []
-    for name, reason in _without_rows(config, found_rows).items():
+    for name, reason in testsets.without_rows(config, found_rows).items():
         report.empty.setdefault(_kind(config, name), {})[languages.alone(name)] = reason
     with contextlib.ExitStack() as stack:
         places = (config.model.path, config.adapter.path, config.adapter.language_path)
@@ -284,16 +284,3 @@ _PREDICT: dict[str, Callable[[RunConfig, Folders, Rows, Report], Iterator[list[s
     "distillation": _find,
     "next_item": _recommend,
 }
-
-
-def _without_rows(config: RunConfig, rows: Rows) -> dict[str, str]:
-    """Why a language of the corpus, or of a test set, has no figure."""
-    reason = "no test rows: the corpus has it, and evaluation.sources holds no row in it"
-    told = {
-        f"{source.task}:{tag}" if source.task else tag
-        for source in config.corpus.sources
-        if (tag := languages.normalize(source.language or ""))
-    }
-    named = {name: reason for name in sorted({*config.corpus.languages, *told}) if name not in rows}
-    barren = [name for name, group in rows.items() if not group]
-    return {**named, **dict.fromkeys(barren, "no test rows: its files hold none that can be scored")}

@@ -89,7 +89,7 @@ def _overview(result: Report) -> str:
         for task, metric in metrics.items():
             table = result.cells[task]
             if language in table:
-                body += _cell(table[language][metric], metric)
+                body += _cell(table[language][metric], metric, sized=True)
             else:
                 reason = result.empty.get(task, {}).get(language, "not of this task")
                 body += f'<td class="empty">{html.escape(reason)}</td>'
@@ -123,12 +123,15 @@ def _heat_map(result: Report, task: str) -> str:
     )
 
 
-def _cell(figure: Figure, metric: str) -> str:
+def _cell(figure: Figure, metric: str, *, sized: bool = False) -> str:
     """One scale for all cells, so that like figures have like colours: 0 is red and 100 green."""
-    share = min(max(figure.value / 100, 0.0), 1.0)
-    share = 1.0 - share if metric in report.LOWER_IS_BETTER else share
+    lower = metric in report.LOWER_IS_BETTER
+    share = min(max(abs(figure.value) / 100 if lower else figure.value / 100, 0.0), 1.0)
+    share = 1.0 - share if lower else share
     hue = 10 + 110 * share  # red to green; the figures say the same without colour
+    notes = [f"{figure.low:.1f} to {figure.high:.1f}"] if figure.n > 1 else []  # one row has no spread
+    notes += [f"n {figure.n:,}"] if sized else []
     return (
         f'<td style="background:hsl({hue:.0f} 70% 50% / .28)" title="{html.escape(figure.signature)}">'
-        f"{figure.value:.1f}<small>{figure.low:.1f} to {figure.high:.1f}</small></td>"
+        f"{figure.value:.1f}{''.join(f'<small>{note}</small>' for note in notes)}</td>"
     )

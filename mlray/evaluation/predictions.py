@@ -9,6 +9,8 @@ with `"task": "retrieval"` those of candidates, the nearest first, and of all th
 from __future__ import annotations
 
 import json
+import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ from mlray.objectives import labels as tagged
 from mlray.objectives.table import HEADS
 
 DEFAULT = Storage()
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _KINDS = {*HEADS, "translation", "causal", "text", "retrieval", "recommendation"}
 
 
@@ -47,14 +50,14 @@ def read(uri: str | Path, settings: Storage = DEFAULT) -> list[Row]:
         StorageError: it cannot be reached.
     """
     try:
-        content = storage.read_bytes(storage.absolute(str(uri)), settings).decode()
+        content = storage.read_bytes(storage.absolute(str(uri)), settings).decode("utf-8-sig")
     except access.StorageError as error:
         raise access.StorageError(f"cannot read the predictions: {error}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"cannot read the predictions {uri}: {error}") from None
     if not content.strip():
         raise ConfigError(f"{uri} is empty")
-    lines = content.removesuffix("\n").split("\n")  # texts may hold U+2028
+    lines = content.rstrip().split("\n")  # texts may hold U+2028
     rows = []
     for number, line in enumerate(lines, start=1):
         place = f"{uri}: line {number}"
@@ -72,6 +75,8 @@ def read(uri: str | Path, settings: Storage = DEFAULT) -> list[Row]:
 def _row(entry: object, place: str) -> Row:
     if not isinstance(entry, dict) or not ("label" in entry or "reference" in entry):
         raise ValueError("is no object with prediction, language, and reference or label")
+    if _SURROGATE.search(json.dumps(entry, ensure_ascii=False)):
+        raise ValueError("holds half of a surrogate pair, which is no text")
     name = "label" if "label" in entry else "reference"
     task = str(entry.get("task") or ("classification" if name == "label" else "text"))
     if task.partition(" ")[0] not in _KINDS:
@@ -83,7 +88,9 @@ def _row(entry: object, place: str) -> Row:
         raise ValueError(f"has the language {entry.get('language')!r}, which is no tag")
     text = entry.get("text")
     said, truth = (_told(entry.get(key), key, task) for key in ("prediction", name))
-    if not truth.strip():
+    if not any(
+        unicodedata.category(letter)[0] not in "ZC" for letter in truth
+    ):  # nor a lone zero-width space
         raise ValueError(f"has an empty {name}")
     return Row(task, language, said, truth, place, text if isinstance(text, str) else "")
 
@@ -132,12 +139,12 @@ def report_of(rows: Sequence[Row], about: dict[str, Any], config: Evaluation) ->
 def fill_gaps(report: Report) -> None:
     """Gives every cell of task and language without a figure its reason, where other tasks have that language."""
     for task, table in report.cells.items():
-        own = _is_direction(task, next(iter(table)))
+        own = {_is_direction(task, language) for language in table}
         others = {
             language
             for other, cells in report.cells.items()
             for language in cells
-            if _is_direction(other, language) == own
+            if _is_direction(other, language) in own
         }
         reasons = report.empty.setdefault(task, {})
         for language in sorted(others - table.keys()):

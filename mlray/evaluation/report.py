@@ -42,8 +42,10 @@ class Report:
         for metric in next(iter(table.values())):
             values = {language: figures[metric].value for language, figures in table.items()}
             macro = sum(values.values()) / len(values)
-            choose = max if metric in LOWER_IS_BETTER else min
-            worst = choose(values, key=lambda language: values[language])
+            if metric in LOWER_IS_BETTER:
+                worst = max(values, key=lambda language: abs(values[language]))  # a bias may go either way
+            else:
+                worst = min(values, key=lambda language: values[language])
             result[metric] = {"macro": macro, "worst": worst, "gap": abs(macro - values[worst])}
         return result
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 import torch
+from ray.exceptions import RayTaskError
 
 from mlray import storage
 from mlray.config import ConfigError, RunConfig
@@ -69,7 +70,12 @@ def judge(config: RunConfig, checked: Checked) -> tuple[Report, list[dict[str, A
     if not gpus or torch.cuda.is_available():
         return evaluate.evaluate(config, checked)
     task = ray.remote(num_gpus=gpus, num_cpus=config.cluster.cpus_per_worker)(evaluate.evaluate)
-    found: tuple[Report, list[dict[str, Any]]] = ray.get(task.remote(config, checked, show_progress=False))
+    try:
+        found: tuple[Report, list[dict[str, Any]]] = ray.get(
+            task.remote(config, checked, show_progress=False)
+        )
+    except RayTaskError as error:
+        raise error.cause from None  # our own error, without the traceback of the other process
     return found
 
 

@@ -236,6 +236,15 @@ def figures(bleu: float, ter: float) -> dict[str, Figure]:
     return {"BLEU": Figure(bleu, bleu - 1, bleu + 1, 10, "x"), "TER": Figure(ter, ter, ter, 10, "x")}
 
 
+def test_a_bias_is_bad_either_way() -> None:
+    signed = {"de": -30.0, "en": 20.0}
+    cells = {name: {"language bias": Figure(value, value, value, 9, "")} for name, value in signed.items()}
+    found = Report({}, {"mixed pool": cells})
+    assert found.summary("mixed pool")["language bias"] == {"macro": -5.0, "worst": "de", "gap": 25.0}
+    hues = re.findall(r"hsl\((\d+)", output.page(found))
+    assert hues == ["87", "98"]
+
+
 def test_summary_tells_the_mean_the_worst_and_the_gap() -> None:
     found = Report(
         {}, {"translation": {"en-de": figures(30, 50), "en-fr": figures(50, 40), "en-cs": figures(22, 45)}}
@@ -689,6 +698,20 @@ def write(path: Path, rows: list[dict[str, str]]) -> Path:
     return path
 
 
+def test_predictions_of_other_editors_are_read_and_what_is_no_text_is_named(tmp_path: Path) -> None:
+    row = {"language": "de", "prediction": "a", "label": "a"}
+    path = tmp_path / "p.jsonl"
+    path.write_text(f"\ufeff{json.dumps(row)}\r\n{json.dumps(row)}\r\n\r\n", encoding="utf-8")
+    assert [found.place.rpartition(": ")[2] for found in predictions.read(path)] == ["line 1", "line 2"]
+    for key, value, complaint in (
+        ("task", "\ud800", "line 1 holds half of a surrogate pair"),
+        ("label", "\u200b", "line 1 has an empty label"),
+    ):
+        path.write_text(json.dumps(row | {key: value}), encoding="utf-8")
+        with pytest.raises(ConfigError, match=complaint):
+            predictions.read(path)
+
+
 def test_ready_predictions_are_scored_without_a_model(tmp_path: Path) -> None:
     rows = [{"language": "en-zh", "prediction": "我很好", "reference": "我很好"}]
     rows += [{"language": "de", "prediction": label, "label": "a"} for label in "aab"]
@@ -700,6 +723,8 @@ def test_ready_predictions_are_scored_without_a_model(tmp_path: Path) -> None:
     assert html.count("<table>") == 3  # all tasks, and each
     overview = html.split("</table>")[0]
     assert "classification<br>accuracy" in overview
+    assert "<small>n 3</small>" in overview
+    assert "0.0<small>n 1</small></td>" in overview  # of one row there is no interval
     assert "text<br>BLEU" in overview
     assert overview.count('<td class="empty">not of this task</td>') == 2
     assert "66.7" in html
@@ -1030,6 +1055,28 @@ def test_an_empty_cell_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[st
         "tagging": ["de-ba", "fr"],
         "text": [],
     }
+
+
+def test_texts_beside_translations_lack_what_those_have(tmp_path: Path) -> None:
+    rows = [{"language": tag, "prediction": "warm", "reference": "warm"} for tag in ("en", "en-de")]
+    rows += [{"task": "translation", "language": "en-fr", "prediction": "chaud", "reference": "chaud"}]
+    found = predictions.score(write(tmp_path / "p.jsonl", rows), Evaluation(resamples=20))
+    reason = "no test rows: only other tasks have some in this language"
+    assert found.empty == {"text": {"en-fr": reason}, "translation": {"en-de": reason}}
+
+
+def test_a_language_that_only_the_names_of_the_corpus_tell_has_a_cell(tmp_path: Path) -> None:
+    settings = tagged(tmp_path, [("der Alltag", "O B-LOC")])
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "he.jsonl").write_text('{"text": "a", "tags": "O"}\n')
+    corpus = (
+        f"corpus.sources=[{{uri: {tmp_path}/corpus, pair: tags}}, {{uri: {tmp_path}/corpus, language: cs}}]"
+    )
+    found, _ = evaluate.evaluate(configuration.load(None, [*settings, corpus]))
+    assert set(found.empty["tagging"]) == {"cs", "he"}
+    gone = corpus.replace("/corpus", "/gone")  # the corpus of a model from elsewhere
+    found, _ = evaluate.evaluate(configuration.load(None, [*settings, gone]))
+    assert set(found.empty["tagging"]) == {"cs"}
 
 
 def test_a_test_set_of_bad_rows_alone_has_an_empty_cell(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import transformers
 
 from mlray import storage
+from mlray.config import ConfigError
 from mlray.evaluation import evaluate
 from mlray.models import adapters
 from mlray.tuning.finetune import finetune, judge
@@ -68,3 +69,8 @@ def test_an_adapter_is_trained_and_judged_in_every_language(undisturbed: dict[st
     )
     again, _ = judge(elsewhere, evaluate.check(elsewhere))
     assert again.cells == report.cells
+    nothing = elsewhere.model_copy(update={"adapter": config.adapter.model_copy(update={"path": None})})
+    with pytest.raises(ConfigError) as told:
+        judge(nothing, evaluate.check(elsewhere))
+    assert str(told.value).startswith("adapter.kind=lora but adapter.path is empty; name the trained adapter")
+    assert "\n" not in str(told.value)

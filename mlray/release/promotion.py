@@ -199,7 +199,7 @@ def _verdict(registry: Registry, history: History, name: str, config: RunConfig)
     (old, old_rows), (new, new_rows) = (
         bundle.report_of(registry, one) for one in (history.champion.bundle, name)
     )
-    found = comparison.compare(old_rows, new_rows, config.storage, shared_only=True)
+    found = comparison.compare(old_rows, new_rows, config.storage, for_gate=True)
     p_values = {key: cell.p for key, cell in found.cells.items()}
     return gate.judge(old, new, p_values, config.release)
 

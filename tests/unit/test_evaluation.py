@@ -820,6 +820,11 @@ def test_two_models_are_compared_on_the_same_rows(tmp_path: Path) -> None:
         assert cell.n == 100
         assert cell.first > cell.second
         assert cell.p < 0.05
+    of_gate = comparison.compare(files[0], files[1], trials=500, for_gate=True).cells
+    # Two tests, not six: the least that 500 trials can say, times two.
+    assert {name: cell.p for name, cell in of_gate.items()} == pytest.approx(
+        {f"classification {language} accuracy": 2 / 501 for language in ("de", "fr")}
+    )
     assert all(cell.p == 1.0 for cell in comparison.compare(files[0], files[2], trials=50).cells.values())
     other = write(tmp_path / "other.jsonl", [{"language": "de", "prediction": "a", "label": "z"}])
     with pytest.raises(ConfigError, match=r"has 200 rows and .* 1; a paired test needs the same"):

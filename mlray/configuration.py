@@ -80,6 +80,7 @@ def build(values: dict[str, Any]) -> RunConfig:
         raise ConfigError(_explain(error)) from None
     _check_training(config)
     _check_model(config)
+    _check_tasks(config)
     return config
 
 
@@ -113,11 +114,6 @@ def _check_model(config: RunConfig) -> None:
         raise ConfigError(
             f"model.hidden_size={model.hidden_size} is no multiple of model.num_heads={model.num_heads}"
         )
-    if (objective.name == "multitask") != bool(objective.tasks):
-        raise ConfigError(
-            "objective.name=multitask and objective.tasks go together; the heads are a list such as "
-            "[{name: ner, objective: tagging}]"
-        )
     if (objective.name == "next_item") != (config.tokenizer.algorithm == "items"):
         raise ConfigError(
             "objective.name=next_item and tokenizer.algorithm=items go together: each item is a token"
@@ -127,8 +123,24 @@ def _check_model(config: RunConfig) -> None:
         raise ConfigError(
             "corpus.sources[].last_is_pair and recommendation.vectors are for objective.name=next_item; leave them out"
         )
+
+
+def _check_tasks(config: RunConfig) -> None:
+    objective = config.objective
+    if (objective.name == "multitask") != bool(objective.tasks):
+        raise ConfigError(
+            "objective.name=multitask and objective.tasks go together; the heads are a list such as "
+            "[{name: ner, objective: tagging}]"
+        )
     if len(objective.heads) < len(objective.tasks):
         raise ConfigError("two of objective.tasks have the same name")
+    for section, sources in (("corpus", config.corpus.sources), ("evaluation", config.evaluation.sources)):
+        for source in sources:
+            if source.task and objective.name != "multitask":
+                raise ConfigError(
+                    f"{section}.sources[].task={source.task} of {source.uri} is for objective.name=multitask, and "
+                    f"objective.name={objective.name} has no tasks; leave it out"
+                )
 
 
 def exit_code(work: Callable[[], object]) -> int:

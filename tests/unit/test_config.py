@@ -138,6 +138,22 @@ def test_sizes_that_do_not_fit_name_every_key(overrides: list[str], keys: list[s
     assert [key for key in keys if key not in str(caught.value)] == []
 
 
+@pytest.mark.parametrize("section", ["corpus", "evaluation"])
+@pytest.mark.parametrize("objective", ["tagging", "classification", "masked", "translation"])
+def test_a_task_without_a_multitask_run_names_the_source_and_the_objective(
+    section: str, objective: str
+) -> None:
+    task = f"{section}.sources=[{{uri: a.tsv}}, {{uri: b.tsv, pair: y, task: ner}}]"
+    with pytest.raises(ConfigError) as caught:
+        configuration.load(overrides=[f"objective.name={objective}", task])
+    assert str(caught.value) == (
+        f"{section}.sources[].task=ner of b.tsv is for objective.name=multitask, and objective.name={objective} "
+        "has no tasks; leave it out"
+    )
+    several = ["objective.name=multitask", "objective.tasks=[{name: ner, objective: tagging}]"]
+    configuration.load(overrides=[*several, task])
+
+
 def test_gradient_accumulation_is_computed_from_the_batch_sizes() -> None:
     loaded = configuration.load(
         overrides=["train.global_batch_size=96", "train.micro_batch_size=4", "cluster.num_workers=3"]

@@ -337,7 +337,7 @@ class Train(_Section):
     keep_checkpoints: int = Field(2, ge=1)
     log_every: int = Field(10, ge=1)
     early_stopping: Annotated[str, Field(pattern=r"^.+\.(loss|accuracy|bits_per_char)$")] | None = None
-    """`<language>.<metric>` or `macro.<metric>`; metric: loss, accuracy, bits_per_char."""
+    """`<language>.<metric>` or `macro.<metric>`; metric: loss, accuracy, or where text is predicted bits_per_char."""
     patience: int = Field(3, ge=1)
     """Validations without improvement before the run stops."""
     resume: bool = True

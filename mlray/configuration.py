@@ -18,6 +18,8 @@ from pydantic import ValidationError
 
 from mlray.config import ConfigError, RunConfig, RunError, Source
 
+_OF_TEXT = {"masked", "causal", "denoising", "translation"}
+"""Objectives whose targets stand for characters; of the others bits per character are 0."""
 _SCIENTIFIC = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 
@@ -97,6 +99,12 @@ def _check_training(config: RunConfig) -> None:
     if adapted and (train.freeze_layers or train.freeze_embeddings):
         raise ConfigError(
             "train.freeze_layers and train.freeze_embeddings do not go with adapter.kind, which freezes the whole model"
+        )
+    of_text = config.objective.name in _OF_TEXT
+    if not of_text and train.early_stopping and train.early_stopping.endswith(".bits_per_char"):
+        raise ConfigError(
+            f"train.early_stopping={train.early_stopping}: objective.name={config.objective.name} predicts no "
+            "characters; take loss or accuracy"
         )
 
 

@@ -214,6 +214,7 @@ def _work(values: dict[str, Any]) -> None:
     batches = stream.batches(shard, config.train.micro_batch_size, progress.position, engine.rank)
     if not progress.validations:
         monitor.validated(progress, loop.validate(engine, held_out, task))
+        resume.watched(progress, config.train)  # what is missing is told before the training
     for step in loop.steps(engine, batches, task, config.train, start=progress.step, seed=config.run.seed):
         _advance(progress, step, task.languages, config.train.log_every)
         progress.peak_bytes = max(progress.peak_bytes, engine.peak_bytes)

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from mlray import storage
-from mlray.config import ConfigError, Contrastive, RunConfig, Train
+from mlray.config import ConfigError, Contrastive, RunConfig, RunError, Train
 from mlray.corpus.manifest import Manifest
 from mlray.models import adapters
 from mlray.models.backbone import Backbone
@@ -95,12 +95,33 @@ def finished(progress: Progress, config: Train) -> bool:
     return stopped or progress.step >= config.steps
 
 
-def should_stop(progress: Progress, config: Train) -> bool:
-    """Early stopping on `<language>.<metric>`; keeps its count in the progress, so that a resume goes on counting."""
+def watched(progress: Progress, config: Train) -> float | None:
+    """The value of `train.early_stopping`, the lower the better, in the last validation; None if the run has none.
+
+    Raises:
+        RunError: the validation made no prediction in the language.
+    """
     if config.early_stopping is None:
-        return False
+        return None
     language, metric = config.early_stopping.rsplit(".", 1)
-    value = progress.validations[-1]["languages"][language][metric] * (-1 if metric == "accuracy" else 1)
+    table = progress.validations[-1]["languages"]
+    if language not in table:
+        raise RunError(
+            f"train.early_stopping={config.early_stopping}: the held-out rows of {language!r} hold nothing to predict; "
+            f"the validation has {', '.join(table) or 'no language'}"
+        )
+    return float(table[language][metric]) * (-1 if metric == "accuracy" else 1)
+
+
+def should_stop(progress: Progress, config: Train) -> bool:
+    """Early stopping on `<language>.<metric>`; keeps its count in the progress, so that a resume goes on counting.
+
+    Raises:
+        RunError: as `watched`.
+    """
+    value = watched(progress, config)
+    if value is None:
+        return False
     if progress.best is None or value < progress.best:
         progress.best, progress.best_step, progress.stale = value, progress.step, 0
         return False

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from mlray import configuration
 from mlray.config import ConfigError, RunConfig, Source
+from mlray.objectives.table import OBJECTIVES
 
 JOB_CONFIGS = sorted((Path(__file__).resolve().parents[2] / "jobs" / "configs").glob("*.yaml"))
 
@@ -152,6 +153,26 @@ def test_a_task_without_a_multitask_run_names_the_source_and_the_objective(
     )
     several = ["objective.name=multitask", "objective.tasks=[{name: ner, objective: tagging}]"]
     configuration.load(overrides=[*several, task])
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_bits_per_character_stop_only_what_predicts_text(name: str) -> None:
+    more = {
+        "multitask": ["objective.tasks=[{name: ner, objective: tagging}]"],
+        "next_item": ["tokenizer.algorithm=items"],
+    }
+    told = [f"objective.name={name}", *more.get(name, [])]
+    for metric in ("loss", "accuracy"):
+        configuration.load(overrides=[*told, f"train.early_stopping=macro.{metric}"])
+    row = OBJECTIVES[name]
+    if row.labels_of is None and row.texts_in_row == 1 and not row.of_items:
+        configuration.load(overrides=[*told, "train.early_stopping=de.bits_per_char"])
+        return
+    with pytest.raises(ConfigError) as caught:
+        configuration.load(overrides=[*told, "train.early_stopping=de.bits_per_char"])
+    assert str(caught.value) == (
+        f"train.early_stopping=de.bits_per_char: objective.name={name} predicts no characters; take loss or accuracy"
+    )
 
 
 def test_gradient_accumulation_is_computed_from_the_batch_sizes() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mlray import configuration
-from mlray.config import RunConfig
+from mlray.config import RunConfig, RunError
 from mlray.corpus import validation
 from mlray.corpus.lines import Chunk
 from mlray.corpus.manifest import ChunkEntry, HeldOut, Manifest, Part
@@ -73,3 +73,17 @@ def test_the_best_validation_is_remembered_with_its_step() -> None:
         stops.append(resume.should_stop(progress, config.train))
     assert stops == [False, False, False, True]
     assert (progress.best, progress.best_step) == (2.0, 20)
+
+
+def test_a_language_that_the_validation_lacks_is_named() -> None:
+    config = configuration.load(None, ["train.early_stopping=sw.loss"])
+    progress = Progress(validations=[{"step": 0, "languages": {"de": {"loss": 1.0}, "macro": {"loss": 1.0}}}])
+    for look in (resume.watched, resume.should_stop):
+        with pytest.raises(RunError) as caught:
+            look(progress, config.train)
+        assert str(caught.value) == (
+            "train.early_stopping=sw.loss: the held-out rows of 'sw' hold nothing to predict; "
+            "the validation has de, macro"
+        )
+    assert resume.watched(progress, configuration.load(None, ["train.early_stopping=de.loss"]).train) == 1.0
+    assert resume.watched(progress, RunConfig().train) is None

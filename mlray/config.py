@@ -96,7 +96,7 @@ class Corpus(_Section):
     task_alpha: Probability = 0.5
     """The same over the tasks of a multi-task run; `alpha` then mixes the languages inside each."""
     curriculum: Literal["none", "length", "language"] = "none"
-    """Order inside the first windows: short documents first, or the languages with the most documents first."""
+    """In the first windows, if `batches=mixed`: short pieces first, or the languages with most pieces in the window."""
     curriculum_windows: int = Field(1, ge=1)
     languages: tuple[str, ...] = ()
     """Languages that must be there, else the job stops before it costs anything; all that are found are used."""

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from mlray.config import ConfigError, RunConfig, RunError, Source
+from mlray.config import ConfigError, Corpus, RunConfig, RunError, Source
 
 _OF_TEXT = {"masked", "causal", "denoising", "translation"}
 """Objectives whose targets stand for characters; of the others bits per character are 0."""
@@ -83,6 +83,7 @@ def build(values: dict[str, Any]) -> RunConfig:
     _check_training(config)
     _check_model(config)
     _check_tasks(config)
+    _check_order(config.corpus)
     return config
 
 
@@ -149,6 +150,14 @@ def _check_tasks(config: RunConfig) -> None:
                     f"{section}.sources[].task={source.task} of {source.uri} is for objective.name=multitask, and "
                     f"objective.name={objective.name} has no tasks; leave it out"
                 )
+
+
+def _check_order(corpus: Corpus) -> None:
+    if corpus.curriculum != "none" and corpus.batches != "mixed":
+        raise ConfigError(
+            f"corpus.curriculum={corpus.curriculum} and corpus.batches={corpus.batches} both order the rows of a "
+            "window; set one of them back"
+        )
 
 
 def exit_code(work: Callable[[], object]) -> int:

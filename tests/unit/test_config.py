@@ -130,10 +130,18 @@ def test_all_errors_come_at_once() -> None:
             ["train.global_batch_size=48", "train.micro_batch_size", "cluster.num_workers", "16 x 2"],
         ),
         (["train.offload=true", "train.zero_stage=0"], ["train.offload", "train.zero_stage"]),
+        (
+            ["corpus.curriculum=length", "corpus.batches=language"],
+            ["corpus.curriculum=length", "corpus.batches=language"],
+        ),
+        (
+            ["corpus.curriculum=language", "corpus.batches=source"],
+            ["corpus.curriculum=language", "corpus.batches=source"],
+        ),
         (["model.hidden_size=100", "model.num_heads=8"], ["model.hidden_size=100", "model.num_heads=8"]),
     ],
 )
-def test_sizes_that_do_not_fit_name_every_key(overrides: list[str], keys: list[str]) -> None:
+def test_settings_that_do_not_fit_name_every_key(overrides: list[str], keys: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
         configuration.load(overrides=overrides)
     assert [key for key in keys if key not in str(caught.value)] == []

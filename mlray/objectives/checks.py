@@ -73,7 +73,7 @@ def check_family(objective: ObjectiveConfig, model: ModelConfig) -> None:
 
 
 def check_sources(objective: ObjectiveConfig, files: Iterable[SourceFile]) -> None:
-    """Refuses a training set with nothing beside its texts where the objective learns that, and a task without one.
+    """Refuses texts alone or pairs, whichever the objective cannot learn from, and a task without a source.
 
     Raises:
         ConfigError: it names the file, or the task.
@@ -85,6 +85,11 @@ def check_sources(objective: ObjectiveConfig, files: Iterable[SourceFile]) -> No
             raise ConfigError(
                 f"objective.name={objective.name} learns what belongs to a text, and {file.uri} is read for texts "
                 "alone; name its column in corpus.sources[].pair, or its file in pair_uri"
+            )
+        if objective.name == "denoising" and (file.pair or file.pair_uri):
+            raise ConfigError(
+                f"objective.name=denoising reads texts alone, and {file.uri} is read for pairs; leave "
+                "corpus.sources[].pair and pair_uri out, and name each half as a source of its own"
             )
     if objective.name == "multitask" and unfed:
         raise ConfigError(

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from mlray.config import ConfigError, Objective, Tokenizer, Train
-from mlray.corpus import packing
+from mlray.config import ConfigError, Objective, Source, Storage, Tokenizer, Train
+from mlray.corpus import packing, sources
 from mlray.corpus.windows import Window
 from mlray.models import tokenizer
 from mlray.objectives import denoising
+from mlray.objectives.checks import check_sources
 from mlray.objectives.denoising import Noised
 from mlray.objectives.table import OBJECTIVES, Task
 from mlray.schema import NO_TARGET
@@ -148,6 +150,31 @@ def test_a_language_without_a_token_is_refused() -> None:
     with pytest.raises(ConfigError, match="no token for the language 'fr', only for de, en; denoise those"):
         denoising.noised(encoder, vocabulary, ["de", "fr"], LENGTH, Objective(name="denoising"), 0)
     assert OBJECTIVES["denoising"].language_tokens(["en", "de"]) == LANGUAGES
+
+
+def test_a_source_of_pairs_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.en.txt").write_text("kettle\n", encoding="utf-8")
+    (tmp_path / "a.de.txt").write_text("Kessel\n", encoding="utf-8")
+    (tmp_path / "squad.json").write_text("{}", encoding="utf-8")
+
+    def files(**values: str) -> list[sources.SourceFile]:
+        source = Source.model_validate({"uri": f"{tmp_path}/a.en.txt", "language": "en-de", **values})
+        return sources.list_files((source,), Storage())
+
+    objective = Objective(name="denoising")
+    check_sources(objective, files())
+    for values in (
+        {"pair": "x"},
+        {"pair_uri": f"{tmp_path}/a.de.txt"},
+        {"uri": f"{tmp_path}/squad.json", "format": "squad"},
+    ):
+        with pytest.raises(ConfigError) as caught:
+            check_sources(objective, [*files(), *files(**values)])
+        assert str(caught.value) == (
+            f"objective.name=denoising reads texts alone, and {values.get('uri', f'{tmp_path}/a.en.txt')} is read for "
+            "pairs; leave corpus.sources[].pair and pair_uri out, and name each half as a source of its own"
+        )
+        check_sources(Objective(name="masked"), files(**values))
 
 
 def test_hidden_words_of_known_sentences_are_learnt() -> None:

@@ -189,10 +189,17 @@ def _rows_per_window(
 
 
 def _work(values: dict[str, Any]) -> None:
-    """What every worker runs, from its first line to the last checkpoint."""
+    """What every worker runs: it trains from the newest checkpoint on, unless others were lost after the last."""
     config = configuration.build(values["config"])
-    folders = Folders.of(config)
-    _prepare_process(config)
+    found, refused = checkpoints.newest(Folders.of(config).checkpoints, config.storage)
+    if not (found and resume.finished(found.progress, config.train)):
+        _prepare_process(config)
+        _train(config, values["backbone"], found, refused)
+
+
+def _train(config: RunConfig, shared: Any, found: checkpoints.Checkpoint | None, refused: list[str]) -> None:
+    """Opens the parts of the run and trains to the last checkpoint."""
+    folders, progress = Folders.of(config), found.progress if found else Progress()
     manifest = parts.open_manifest(config)
     tokens = parts.open_tokenizer(config, folders)
     task = parts.open_task(config, tokens, manifest)
@@ -200,13 +207,11 @@ def _work(values: dict[str, Any]) -> None:
     table = validation.rows(manifest, cutter, config.corpus.sequence_length, config.run.seed)
     held_out = validation.batches(table, config.train.micro_batch_size)
     torch.manual_seed(config.run.seed)
-    model = parts.open_model(config, tokens, values["backbone"])
+    model = parts.open_model(config, tokens, shared)
     precision = probe_precision(config.train.precision)
     settled = settle(config.train, config.cluster.num_workers, precision)
     export = parts.open_export(config, model, tokens)  # what is trained must be known to the engine
     engine = Engine(model, settled, config.gradient_accumulation_steps, task.over_batch)
-    found, refused = checkpoints.newest(folders.checkpoints, config.storage)
-    progress = found.progress if found else Progress()
     if found:
         checkpoints.load(engine, found, config.storage)
     monitor = Monitor(config, folders, engine.rank, progress, refused)

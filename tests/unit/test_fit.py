@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from mlray import configuration
@@ -12,8 +14,10 @@ from mlray.corpus.manifest import ChunkEntry, HeldOut, Manifest, Part
 from mlray.corpus.mixture import Mixture
 from mlray.corpus.sources import SourceFile
 from mlray.models import tokenizer
-from mlray.training import fit, resume
+from mlray.training import checkpoint, fit, resume
 from mlray.training.checkpoint import Progress
+from mlray.training.engine import Engine
+from mlray.training.folders import Folders
 from tests.unit import tiny
 
 
@@ -87,3 +91,18 @@ def test_a_language_that_the_validation_lacks_is_named() -> None:
         )
     assert resume.watched(progress, configuration.load(None, ["train.early_stopping=de.loss"]).train) == 1.0
     assert resume.watched(progress, RunConfig().train) is None
+
+
+def test_workers_that_start_again_after_an_early_stop_train_no_more(tmp_path: Path) -> None:
+    config = configuration.load(
+        None,
+        [f"run.storage_uri={tmp_path}", "train.early_stopping=de.loss", "train.patience=2", "train.steps=9"],
+    )
+    model = tiny.encoder()
+    engine = Engine(model, tiny.train(steps=3), 1)
+    tiny.advance(engine, tiny.deal(tiny.rows(24), 8), tiny.train(steps=3))
+    progress = Progress(step=3, best=1.0, best_step=1, stale=2)
+    folder = Folders.of(config).checkpoints
+    checkpoint.save(engine, progress, config.to_yaml(), tiny.export(model), folder, config.storage)
+    fit._work({"config": config.model_dump(mode="json"), "backbone": None})  # else it would open the corpus
+    assert sorted(path.name for path in (tmp_path / "pretrain").iterdir()) == ["checkpoints"]

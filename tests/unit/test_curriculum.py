@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from mlray.config import Corpus
-from mlray.corpus import curriculum, packing
+from mlray.corpus import curriculum, packing, stream
 from mlray.corpus.packing import Piece
+from mlray.schema import WINDOW_SCHEMA, Position
 from tests.unit import tiny
 
 LENGTH = 32
@@ -64,3 +68,25 @@ def test_later_windows_and_runs_without_one_are_packed_as_ever() -> None:
     assert curriculum.pack(window, cutter, corpus("length"), 0) == plain
     assert curriculum.pack(window, cutter, corpus("none"), 0) == plain
     assert curriculum.pack(window, cutter, corpus("length", windows=2), 0) != plain
+
+
+@pytest.mark.parametrize("kind", ["length", "language"])
+def test_a_stream_that_starts_inside_a_window_gives_the_rows_that_were_left(kind: str) -> None:
+    windows = [
+        pa.table(
+            {name: [vars(one).get(name, one.number)] for name in WINDOW_SCHEMA.names}, schema=WINDOW_SCHEMA
+        )
+        for one in (tiny.window(number, 40) for number in range(3))
+    ]
+
+    def rows(start: Position) -> pa.Table:
+        pack = stream._PackWindows(tiny.cutter(LENGTH), corpus(kind, windows=2), 0, start, 0)
+        return pa.concat_tables(pack(window) for window in windows[start.window :])
+
+    whole = rows(Position())
+    lengths = Counter(whole.column("window").to_pylist())
+    for start in (Position(0, 1), Position(0, lengths[0] // 2), Position(1, lengths[1] - 3), Position(2, 5)):
+        before = sum(lengths[number] for number in range(start.window)) + start.row
+        assert rows(start) == whole.slice(before)
+        first = packing.unpack(rows(start).slice(0, 1))
+        assert (int(first.window_B[0]), int(first.row_B[0])) == (start.window, start.row)

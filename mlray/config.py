@@ -139,7 +139,7 @@ class Model(_Section):
     family: Literal["bert", "xlm-roberta", "modernbert", "m2m_100", "mbart", "gpt2", "llama", "qwen2"] = (
         "xlm-roberta"
     )
-    """Encoders (the first three) for `masked` and labels, encoder-decoders for `translation`, decoders for `causal`."""
+    """`translation`, `denoising`: m2m_100, mbart; `causal`, `next_item`: the last three; all else: the first three."""
     path: str | None = None
     """Folder, `s3://` prefix or hub name of a checkpoint of the family; the sizes below are then its own."""
     hidden_size: int = Field(256, ge=8)
@@ -172,6 +172,7 @@ class ObjectiveTask(_Section):
     name: Annotated[str, Field(pattern=r"^[^:\s]+$")]
     objective: Literal["tagging", "classification", "answer"]
     weight: float = Field(1.0, gt=0)
+    """Of each prediction: a tagged sentence of ten words counts ten times as much as a text with one label."""
 
 
 class Objective(_Section):
@@ -268,9 +269,8 @@ class Adapter(_Section):
 
     kind: Literal["none", "lora", "dora", "ia3"] = "none"
     rank: int = Field(8, ge=1)
-    """Of LoRA (Hu et al. 2021) and DoRA (Liu et al. 2024)."""
+    """Of LoRA (Hu et al. 2021) and DoRA (Liu et al. 2024), scale alpha / rank; IA3 has no rank, alpha or dropout."""
     alpha: float = Field(16.0, gt=0)
-    """LoRA's scale is alpha / rank."""
     dropout: Probability = 0.0
     targets: tuple[str, ...] = ()
     """Names of the linear layers that are adapted; empty means all (of IA3: keys, values, feed-forward)."""

@@ -14,6 +14,7 @@ import torch
 
 from mlray.corpus.packing import Piece, TextEncoder, pieces
 from mlray.corpus.windows import Window
+from mlray.objectives import layout
 from mlray.schema import NO_TARGET, PackedBatch
 
 _Parts = dict[int, list[tuple[list[int], list[int]]]]
@@ -65,13 +66,6 @@ class Continuations:
 
 def collate(batch: PackedBatch) -> tuple[dict[str, torch.Tensor], np.ndarray]:
     """Inputs of `models.decoder.Decoder` and the targets (N,) int64: what stands one column on."""
-    targets_BT = batch.targets_BT
-    assert targets_BT is not None, "rows without targets reached the causal objective"
-    learnt_N = np.flatnonzero(targets_BT != NO_TARGET)  # never a document's first token, so never a row's
-    model = {
-        "tokens_BT": torch.from_numpy(batch.tokens_BT.astype(np.int64)),
-        "segments_BT": torch.from_numpy(batch.segments_BT),
-        "offsets_BT": torch.from_numpy(batch.offsets_BT).long(),
-        "predicted_N": torch.from_numpy(learnt_N - 1),
-    }
-    return model, targets_BT.ravel()[learnt_N].astype(np.int64)
+    model, learnt_N, targets_N = layout.targets(batch)
+    model["predicted_N"] = torch.from_numpy(learnt_N - 1)  # never a document's first token, so never a row's
+    return model, targets_N

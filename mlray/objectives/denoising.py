@@ -1,8 +1,8 @@
 """Denoising: a sequence-to-sequence model reads a damaged text and writes the whole one (mBART, Liu et al. 2020).
 
 The noise is that of BART (Lewis et al. 2020, section 2.2): the sentences of a text in another order, then spans of
-tokens (Poisson lengths), each replaced by one mask token. A piece is laid out as `translation.Pairs` does it, so all
-that follows is that of translation. Shape letter: V vocabulary.
+tokens (Poisson lengths), each replaced by one mask token. A piece is laid out like one of `translation.Pairs`, so
+all that follows is that of translation. Shape letter: V vocabulary.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mlray.config import ConfigError, Objective
+from mlray.config import Objective
 from mlray.corpus.packing import Piece
 from mlray.corpus.windows import Window
 from mlray.models.tokenizer import Encoder, Vocabulary
-from mlray.schema import NO_TARGET
+from mlray.objectives import layout
 
 _MARKS = (".", "!", "?", "。", "！", "？", "।", "؟")
 _WORD_MARKS = "▁Ġ"
@@ -48,17 +48,13 @@ class Noised:
         pieces = []
         for i, tokens in enumerate(self.encoder.encode(window.text)):
             draw = np.random.default_rng([self.seed, 5, window.number, i])
-            number = window.language[i]
-            first = self.languages[number]
+            first = self.languages[window.language[i]]
             parts = max(-(-len(tokens) // room), 1)
             for part in range(parts):
                 whole = tokens[len(tokens) * part // parts : len(tokens) * (part + 1) // parts]
                 left = [first, *self.damage(whole, draw), end]
                 right = [first, *whole, end]
-                columns = max(len(left), len(right))
-                left += [self.encoder.pad_id] * (columns - len(left))
-                right += [NO_TARGET] * (columns - len(right))
-                pieces.append(Piece(left, number, window.document[i], right))
+                pieces.append(layout.two_halves(window, i, left, right, self.encoder.pad_id))
         return pieces
 
     def damage(self, tokens: list[int], draw: np.random.Generator) -> list[int]:
@@ -113,13 +109,7 @@ def noised(
     Raises:
         ConfigError: the tokenizer has no token for one of them.
     """
-    for name in names:
-        if name not in encoder.language_ids:
-            raise ConfigError(
-                f"the tokenizer has no token for the language {name!r}, only for "
-                f"{', '.join(sorted(encoder.language_ids)) or 'none'}; denoise those, or train a tokenizer"
-            )
-    languages = tuple(encoder.language_ids[name] for name in names)
+    languages = tuple(layout.language_ids(encoder, names, "denoise those, or train a tokenizer"))
     ends = _ends_sentence(encoder, vocabulary)
     return Noised(encoder, languages, sequence_length, vocabulary, ends, config, seed)
 

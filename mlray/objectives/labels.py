@@ -19,6 +19,7 @@ from mlray.config import ConfigError
 from mlray.corpus.packing import Piece
 from mlray.corpus.windows import Window
 from mlray.models.tokenizer import Encoder
+from mlray.objectives import layout
 from mlray.schema import NO_TARGET, PackedBatch
 
 _OF_SPAN = re.compile(r"[BIESLU]-.+")
@@ -197,13 +198,6 @@ def numbered(labels: Sequence[str]) -> dict[str, int]:
 
 def collate(batch: PackedBatch) -> tuple[dict[str, torch.Tensor], np.ndarray]:
     """Inputs of `models.labeller.Labeller` and the targets (N,) int64."""
-    targets_BT = batch.targets_BT
-    assert targets_BT is not None, "rows without targets reached an objective of labels"
-    labelled_N = np.flatnonzero(targets_BT != NO_TARGET)
-    model = {
-        "tokens_BT": torch.from_numpy(batch.tokens_BT.astype(np.int64)),
-        "segments_BT": torch.from_numpy(batch.segments_BT),
-        "offsets_BT": torch.from_numpy(batch.offsets_BT).long(),
-        "labelled_N": torch.from_numpy(labelled_N),
-    }
-    return model, targets_BT.ravel()[labelled_N].astype(np.int64)
+    model, labelled_N, targets_N = layout.targets(batch)
+    model["labelled_N"] = torch.from_numpy(labelled_N)
+    return model, targets_N

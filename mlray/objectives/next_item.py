@@ -12,12 +12,11 @@ from typing import Literal
 import numpy as np
 import torch
 
-from mlray.config import ConfigError
 from mlray.corpus import sessions as texts
 from mlray.corpus.packing import Piece
 from mlray.corpus.windows import Window
 from mlray.models.tokenizer import Encoder, Vocabulary
-from mlray.objectives import causal
+from mlray.objectives import causal, layout
 from mlray.schema import NO_TARGET, PackedBatch
 
 
@@ -65,14 +64,8 @@ def markets(encoder: Encoder, names: Sequence[str]) -> tuple[int, ...]:
     Raises:
         ConfigError: the tokenizer has none for one.
     """
-    for name in names:
-        if name not in encoder.language_ids:
-            raise ConfigError(
-                f"the tokenizer has no token for the market {name!r}, only for "
-                f"{', '.join(sorted(encoder.language_ids)) or 'none'}; objective.name=next_item makes one with "
-                "tokenizer.algorithm=items"
-            )
-    return tuple(encoder.language_ids[name] for name in names)
+    remedy = "objective.name=next_item makes one with tokenizer.algorithm=items"
+    return tuple(layout.language_ids(encoder, names, remedy, "market"))
 
 
 def sessions(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,6 +53,11 @@ class Task:
     recommendation: Recommendation = field(default_factory=Recommendation)
     frequencies_V: np.ndarray | None = None
     """How often each token is the right item, of 1, where candidates are drawn."""
+
+    @functools.cached_property
+    def label_weights(self) -> torch.Tensor:
+        """The weight of each label's task (K,), of a multi-task run."""
+        return multitask.weights(self.labels, self.objective)
 
     @property
     def over_batch(self) -> bool:
@@ -226,9 +232,7 @@ OBJECTIVES = {
         cutter=_cut_tasks,
         build=lambda config, tokens, folder, names: labeller.build_words(config.model, tokens, folder, names),
         collate=lambda batch, task: collation.tasks(batch, task.labels),
-        loss=lambda logits_NK, targets_N, task: multitask.loss(
-            logits_NK, targets_N, multitask.weights(task.labels, task.objective)
-        ),
+        loss=lambda logits_NK, targets_N, task: multitask.loss(logits_NK, targets_N, task.label_weights),
         families=labeller.FAMILIES,
         labels_of=_labels_of_task,
         labels_in=labeller.word_labels,

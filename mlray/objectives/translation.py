@@ -18,6 +18,7 @@ from mlray.config import ConfigError, Objective
 from mlray.corpus.packing import Piece
 from mlray.corpus.windows import Window
 from mlray.models.tokenizer import Encoder, Vocabulary
+from mlray.objectives import layout
 from mlray.schema import NO_TARGET, PackedBatch
 
 
@@ -51,15 +52,11 @@ class Pairs:
         room, end = self.sequence_length - 2, self.encoder.end_id
         pieces = []
         for i, (source, target) in enumerate(zip(sources, targets, strict=True)):
-            number = window.language[i]
-            of, into = self.languages[number]
+            of, into = self.languages[window.language[i]]
             left, right = [of, *source[:room], end], [into, *target[:room], end]
             if len(target) > room:
                 right[-1] = NO_TARGET  # the text does not end where it is cut
-            columns = max(len(left), len(right))
-            left += [self.encoder.pad_id] * (columns - len(left))
-            right += [NO_TARGET] * (columns - len(right))
-            pieces.append(Piece(left, number, window.document[i], right))
+            pieces.append(layout.two_halves(window, i, left, right, self.encoder.pad_id))
         return pieces
 
 
@@ -69,13 +66,9 @@ def pairs(encoder: Encoder, names: Sequence[str], sequence_length: int) -> Pairs
     Raises:
         ConfigError: a language is no direction, or the tokenizer has no token for one.
     """
-    for language in sorted({language for both in directions(names) for language in both}):
-        if language not in encoder.language_ids:
-            raise ConfigError(
-                f"the tokenizer has no token for the language {language!r}, only for "
-                f"{', '.join(sorted(encoder.language_ids)) or 'none'}; translate between those, or train a tokenizer"
-            )
-    ids = encoder.language_ids
+    told = sorted({language for both in directions(names) for language in both})
+    remedy = "translate between those, or train a tokenizer"
+    ids = dict(zip(told, layout.language_ids(encoder, told, remedy), strict=True))
     return Pairs(encoder, tuple((ids[of], ids[into]) for of, into in directions(names)), sequence_length)
 
 

@@ -86,6 +86,12 @@ def test_the_loss_is_that_of_separate_heads_with_their_weights() -> None:
     assert float(found) == pytest.approx(float(apart), rel=1e-6)
 
 
+def test_the_weights_of_the_labels_are_made_once_for_a_run() -> None:
+    one = task()
+    assert one.label_weights.tolist() == [1.0, 1.0, 2.0, 2.0]
+    assert one.label_weights is one.label_weights
+
+
 def test_labels_are_named_after_their_task_and_strangers_are_refused() -> None:
     labels_of = OBJECTIVES["multitask"].labels_of
     assert labels_of is not None

@@ -240,7 +240,7 @@ def _recommend(config: RunConfig, folders: Folders, rows: Rows, report: Report) 
 
 
 def _tell_cuts(report: Report, rows: Rows, encoder: tokenizer.Encoder, room: int) -> None:
-    """Counts the texts of which the model does not see the end."""
+    """Counts the texts that the model does not see whole."""
     longer = {
         name: sum(len(ids) > room for ids in encoder.encode([case.text for case in group]))
         for name, group in rows.items()

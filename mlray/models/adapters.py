@@ -137,12 +137,13 @@ def export(
         path.rename(folder / path.name)
     inner.rmdir()
     (folder / "README.md").unlink(missing_ok=True)  # a form for a model card that nobody has filled in
-    names = wrapped.base_model.model.config.id2label
+    settings = wrapped.base_model.model.config
     body = {
         "sha256": backbone_digest,
         "objective": objective,
         "above_language": LANGUAGE in wrapped.peft_config,
-        "labels": [names[number] for number in range(len(names))],
+        "labels": [settings.id2label[number] for number in range(len(settings.id2label))],
+        "prompt_completion": getattr(settings, "prompt_completion", False),
     }
     (folder / _BACKBONE_FILE).write_text(json.dumps(body, ensure_ascii=False) + "\n", encoding="utf-8")
     save_tokenizer(tokenizer, folder)
@@ -174,6 +175,15 @@ def labels_of(folder: Path) -> list[str]:
         ConfigError: there is no adapter.
     """
     return [str(label) for label in _read(folder)["labels"]]
+
+
+def is_paired(folder: Path) -> bool:
+    """Whether an adapter was trained on prompts with what answers them; see `decoder.build`.
+
+    Raises:
+        ConfigError: there is no adapter.
+    """
+    return bool(_read(folder).get("prompt_completion", False))
 
 
 def merge(wrapped: Any) -> Any:

@@ -111,10 +111,28 @@ class Decoder(PackedDecoder):
 
 
 def build(
-    config: ModelConfig, tokenizer: transformers.PreTrainedTokenizerFast, folder: Path | str | None = None
+    config: ModelConfig,
+    tokenizer: transformers.PreTrainedTokenizerFast,
+    folder: Path | str | None = None,
+    *,
+    paired: bool = False,
 ) -> Decoder:
-    """A language model; see `open_model`."""
-    return Decoder(open_model(config, tokenizer, folder))
+    """A language model to train; see `open_model`.
+
+    Args:
+        config: of the model.
+        tokenizer: its tokenizer.
+        folder: of a checkpoint.
+        paired: whether it learns prompts with what answers them; kept in its settings for whoever lets it write.
+    """
+    model = open_model(config, tokenizer, folder)
+    model.config.prompt_completion = paired
+    return Decoder(model)
+
+
+def is_paired(model: transformers.PreTrainedModel) -> bool:
+    """Whether it was trained by `build` on prompts with what answers them: it then writes after `<end>`."""
+    return bool(getattr(model.config, "prompt_completion", False))
 
 
 def open_model(

@@ -149,15 +149,40 @@ class Writer(_Model):
 
 
 class Continuer(_Model):
-    """Continues prompts with a decoder that has learnt `<start> text <end> pair <end>`."""
+    """Continues prompts with a decoder, as it was trained.
+
+    One that has learnt pairs, `<start> text <end> pair <end>`, answers a prompt after its end; any other goes on with
+    the prompt, as text.
+    """
 
     _kind, _families, _packed = transformers.AutoModelForCausalLM, decoder.FAMILIES, decoder.Decoder
     _objective = "causal"
 
+    def __init__(
+        self,
+        folder: Path | str,
+        adapter: Path | None = None,
+        language: Path | None = None,
+        device: str = "cpu",
+        *,
+        paired: bool | None = None,
+    ) -> None:
+        """As `_Model`; `paired`: whether it has learnt pairs, by default as its checkpoint or adapter says."""
+        super().__init__(folder, adapter, language, device)
+        told = adapters.is_paired(adapter) if adapter else decoder.is_paired(self._model)
+        self.paired = told if paired is None else paired
+
     def write(self, prompts: list[str], config: Evaluation, seed: int = 0) -> list[str]:
-        """What follows each prompt up to the end, in order; a prompt's last tokens give way to `max_new_tokens`."""
-        encoder, room = self.encoder, self.room(config)
-        rows = [[encoder.start_id, *ids[:room], encoder.end_id] for ids in encoder.encode(prompts)]
+        """What follows each prompt up to the end, in order.
+
+        To leave room for `max_new_tokens` a prompt that is answered loses its last tokens, as in training, and a text
+        that goes on its first.
+        """
+        start, end, room = self.encoder.start_id, self.encoder.end_id, self.room(config)
+        rows = [
+            [start, *ids[:room], end] if self.paired else [start, *ids[-room:]]
+            for ids in self.encoder.encode(prompts)
+        ]
         return self._write(rows, config, seed, max_new_tokens=self._positions - 2 - room)
 
     def room(self, config: Evaluation) -> int:

@@ -7,11 +7,13 @@ N predicted positions, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from mlray.config import Source
 from mlray.corpus.packing import Piece, TextEncoder, pieces
 from mlray.corpus.windows import Window
 from mlray.objectives import layout
@@ -62,6 +64,11 @@ class Continuations:
             last = end if len(kept) == len(pair) else NO_TARGET
             found[i] = [([*told, *kept, end], [*[NO_TARGET] * len(told), *kept, last])]
         return found
+
+
+def paired(sources: Iterable[Source]) -> bool:
+    """Whether any of the sources has something beside its texts."""
+    return any(one.pair or one.pair_uri or one.last_is_pair or one.format == "squad" for one in sources)
 
 
 def collate(batch: PackedBatch) -> tuple[dict[str, torch.Tensor], np.ndarray]:

@@ -201,7 +201,9 @@ OBJECTIVES = {
     ),
     "causal": Objective(
         cutter=lambda encoder, _, sequence_length: causal.Continuations(encoder, sequence_length),
-        build=lambda config, tokens, folder, _: decoder.build(config.model, tokens, folder),
+        build=lambda config, tokens, folder, _: decoder.build(
+            config.model, tokens, folder, paired=causal.paired(config.corpus.sources)
+        ),
         collate=lambda batch, task: collation.continuations(batch, task.vocabulary),
         families=tuple(decoder.FAMILIES),
         special_tokens=("eos_token",),  # nobody reads padding, and GPT-2 has none

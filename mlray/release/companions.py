@@ -21,6 +21,7 @@ from mlray import configuration, storage
 from mlray.config import ConfigError, Evaluation, RunConfig
 from mlray.evaluation.report import Report
 from mlray.models.generation import Continuer, Writer
+from mlray.objectives import causal
 from mlray.objectives.recommending import NextItem
 from mlray.release import markets
 from mlray.release.registry import Registry
@@ -97,7 +98,10 @@ KINDS = {
     ),
     "writer": Kind(
         "causal",
-        lambda config, folder, device: Composer(Continuer(folder, device=device), config.evaluation),
+        # `add` takes none without pairs, whether or not its checkpoint tells of them.
+        lambda config, folder, device: Composer(
+            Continuer(folder, device=device, paired=True), config.evaluation
+        ),
     ),
 }
 
@@ -122,7 +126,7 @@ def add(stage: Path, name: str, config: RunConfig, weights: str, judged: Path) -
             f"--{name} takes a whole model of objective.name={wanted}, and {config.run.name} is "
             f"{config.objective.name} with adapter.kind={config.adapter.kind}"
         )
-    if name == "writer" and not any(source.pair for source in config.corpus.sources):
+    if name == "writer" and not causal.paired(config.corpus.sources):
         raise ConfigError(
             f"--writer takes a run on pairs (corpus.sources[].pair), and {config.run.name} has none"
         )

@@ -15,7 +15,7 @@ import transformers
 
 import mlray
 from mlray import configuration
-from mlray.config import Adapter, ConfigError, Evaluation, Model, Objective, Tokenizer, Train
+from mlray.config import Adapter, ConfigError, Corpus, Evaluation, Model, Objective, Tokenizer, Train
 from mlray.corpus import packing
 from mlray.corpus.windows import Window
 from mlray.evaluation import evaluate
@@ -43,11 +43,13 @@ def byte_tokens() -> Any:
     return tokenizer.train(corpus, Tokenizer(algorithm="byte_bpe", vocab_size=320))
 
 
-def model(family: str, tokens: Any = None, seed: int = 0, **sizes: Any) -> decoder.Decoder:
+def model(
+    family: str, tokens: Any = None, seed: int = 0, *, paired: bool = False, **sizes: Any
+) -> decoder.Decoder:
     torch.manual_seed(seed)
     common = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "intermediate_size": 24, "dropout": 0.0}
     config = Model.model_validate({"family": family, "max_positions": 64, **common, **sizes})
-    return decoder.build(config, tokens or byte_tokens())
+    return decoder.build(config, tokens or byte_tokens(), paired=paired)
 
 
 def wide(family: str, **sizes: Any) -> decoder.Decoder:
@@ -312,7 +314,7 @@ def learnt(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[loop.Step], P
     """Steps on sentences and their reverse, and the exported model."""
     tokens = test_translation.tokens()
     tables = [packing.pack(reversed_pairs(i, 200), cutter(tokens), LENGTH, seed=0) for i in range(90)]
-    network = model("llama", tokens, hidden_size=64, intermediate_size=128, num_heads=4)
+    network = model("llama", tokens, paired=True, hidden_size=64, intermediate_size=128, num_heads=4)
     steps = run(network, tokens, pa.concat_tables(tables), steps=300, lr=3e-3, warmup_steps=30)
     return steps, exported(network, tokens, tmp_path_factory.mktemp("decoder"))
 
@@ -394,6 +396,80 @@ def test_continuations_are_scored(learnt: tuple[list[loop.Step], Path], tmp_path
         ConfigError, match=r"no reference or label; name its column in evaluation\.sources\[\]\.pair"
     ):
         evaluate.evaluate(config, show_progress=False)
+
+
+# ---- what is known of how a model was trained
+
+BOOK = [
+    "der Wasserkocher ist leise und schnell im Alltag",
+    "die Decke hält warm bei kaltem Wetter",
+    "the kettle boils water quickly while cold",
+    "a soft blanket keeps you warm on evenings",
+]
+
+
+def known_by_heart(network: decoder.Decoder, tokens: Any) -> list[loop.Step]:
+    """Steps on four sentences and nothing else."""
+    window = Window(0, BOOK, [""] * 4, [0] * 4, list(range(4)))
+    table = pa.concat_tables([packing.pack(window, cutter(tokens), LENGTH, seed=i) for i in range(8)])
+    return run(network, tokens, table, steps=80, lr=1e-2, warmup_steps=5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_of_texts_goes_on_with_a_prompt(family: str, tmp_path: Path) -> None:
+    tokens = byte_tokens()
+    network = model(family, tokens, hidden_size=64, intermediate_size=128)
+    assert known_by_heart(network, tokens)[-1].loss < 0.5
+    halves = [(" ".join(text.split()[:3]), text.removeprefix(" ".join(text.split()[:3]))) for text in BOOK]
+    rows = [{"text": text, "rest": rest.strip()} for text, rest in halves]
+    (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+    folder = exported(network, tokens, tmp_path / "decoder")
+    config = Evaluation(num_beams=1, max_new_tokens=40)
+    assert Continuer(folder).write([text for text, _ in halves], config) == [rest for _, rest in halves]
+    # Of a prompt that is too long the end goes on.
+    (ids,) = tokenizer.encoder(tokens).encode([" leise" * 64 + " " + halves[1][0]])
+    room = Continuer(folder).room(config)
+    prompts = [tokens.decode(ids), tokens.decode(ids[-room:])]
+    long, short = Continuer(folder).write(prompts, config)
+    assert len(ids) > room
+    assert prompts[0].endswith(prompts[1])
+    assert long == short
+    source = f"uri: {tmp_path}/test.jsonl, language: de, pair: rest"
+    overrides = [f"model.path={folder}", f"model.family={family}", "objective.name=causal"]
+    judged = configuration.load(
+        None, [*overrides, "evaluation.num_beams=1", f"evaluation.sources=[{{{source}}}]"]
+    )
+    report, _ = evaluate.evaluate(judged, show_progress=False)
+    assert report.cells["causal"]["de"]["exact match"].value == 100
+
+
+PAIRED = [
+    ({}, False),
+    ({"pair": "answer"}, True),
+    ({"pair_uri": "answers.txt"}, True),
+    ({"session": "customer", "last_is_pair": True}, True),
+]
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning:transformers")
+@pytest.mark.parametrize(("source", "paired"), PAIRED)
+def test_a_checkpoint_and_an_adapter_tell_whether_they_have_learnt_pairs(
+    source: dict[str, Any], paired: bool, tmp_path: Path
+) -> None:
+    # A run on texts, or on pairs, may start from a checkpoint of the other.
+    base = exported(model("gpt2", paired=not paired), byte_tokens(), tmp_path / "base")
+    sources = [{"uri": "texts"}, {"uri": "corpus", **source}]
+    config = configuration.load(None, ["objective.name=causal", "model.family=gpt2", f"model.path={base}"])
+    config = config.model_copy(update={"corpus": Corpus.model_validate({"sources": sources})})
+    network = OBJECTIVES["causal"].build(config, byte_tokens(), base, [])
+    digest = adapters.digest(network)
+    exported(network, byte_tokens(), tmp_path / "whole")
+    wrapped = adapters.add(network, Adapter(kind="lora"))
+    moving = {name: one.detach() + 0.1 for name, one in network.named_parameters() if one.requires_grad}
+    adapters.export(wrapped, digest, "causal", byte_tokens(), moving, tmp_path / "adapter")
+    assert Continuer(base).paired != paired
+    assert Continuer(tmp_path / "whole").paired == Continuer(base, tmp_path / "adapter").paired == paired
+    assert Continuer(base, tmp_path / "adapter", paired=not paired).paired != paired
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning:transformers")

@@ -17,7 +17,8 @@ from mlray.config import ConfigError, RunConfig
 from mlray.corpus.testsets import Checked
 from mlray.evaluation import evaluate, output
 from mlray.evaluation.report import Report
-from mlray.models import adapters, backbone
+from mlray.models import adapters
+from mlray.objectives.table import OBJECTIVES
 from mlray.training import parts
 from mlray.training.folders import Folders
 from mlray.training.pretrain import complete, prepare
@@ -94,11 +95,11 @@ def merge(config: RunConfig, trained: dict[str, Any]) -> str:
             stack.enter_context(storage.local_copy(uri, config.storage)) if uri else None for uri in places
         )
         assert adapter is not None
-        merged = adapters.merge(adapters.load(model, adapter, language, objective=config.objective.name))
+        model.model = adapters.merge(adapters.load(model, adapter, language, objective=config.objective.name))
         stage = stack.enter_context(storage.staging())
-        merged.save_pretrained(stage, safe_serialization=True)
-        backbone.save_tokenizer(tokens, stage)
+        OBJECTIVES[config.objective.name].export(model, tokens, dict(model.named_parameters()), stage)
         place = storage.join(folders.root, "merged")
+        storage.delete_folder(place, config.storage)  # of an earlier try other files may be left
         storage.upload(stage, place, config.storage)
     return place
 

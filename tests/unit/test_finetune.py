@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from sentence_transformers import SentenceTransformer
 
 from mlray.config import ConfigError, RunConfig, RunError
 from mlray.evaluation import evaluate
 from mlray.evaluation.labelling import Judge
-from mlray.models import backbone
+from mlray.models import backbone, embedder
+from mlray.objectives.embedding import TextEmbedder
+from mlray.training import parts
 from mlray.tuning import finetune
-from tests.unit import test_labels, tiny
+from tests.unit import test_embedder, test_labels, tiny
 
 TRAINED = {"weights": "run/weights", "documents": {"de": 9.0}}
 
@@ -38,6 +43,42 @@ def test_an_adapter_is_judged_on_its_backbone_and_language_adapter() -> None:
 def test_only_an_adapter_can_be_merged() -> None:
     with pytest.raises(ConfigError, match=r"adapter\.kind=none leaves no adapter to merge"):
         finetune.finetune(config(), merged=True)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning:transformers")
+@pytest.mark.parametrize("objective", ["contrastive", "distillation"])
+def test_a_merged_encoder_makes_the_vectors_of_its_adapter(objective: str, tmp_path: Path) -> None:
+    base = test_embedder.exported(tmp_path / "base", pooling="mean")
+    merging = config(
+        run={"name": "aligned", "storage_uri": str(tmp_path)},
+        model={"family": "xlm-roberta", "path": str(base), "dropout": 0.0},
+        objective={"name": objective},
+        contrastive={"pooling": "cls"},
+        distillation={"teacher": str(base)},
+        adapter={"kind": "lora"},
+        corpus={"sequence_length": 60},
+    )
+    tiny.tokens().save_pretrained(tmp_path / "aligned" / "tokenizer")
+    trained = parts.open_model(merging, tiny.tokens())
+    export = parts.open_export(merging, trained, tiny.tokens())
+    moving = {name: one.detach() for name, one in trained.named_parameters() if one.requires_grad}
+    for parameter in moving.values():
+        parameter += 0.1 * torch.randn_like(parameter)
+    export(moving, tmp_path / "adapter")
+    (tmp_path / "aligned" / "merged").mkdir()
+    (tmp_path / "aligned" / "merged" / "model-00002-of-00002.safetensors").write_bytes(b"of an earlier try")
+    place = Path(finetune.merge(merging, {"weights": str(tmp_path / "adapter")}))
+    assert embedder.pooling_of(place) == "cls"  # as `distillation.teacher` reads it
+    assert [path.name for path in place.glob("*.safetensors")] == ["model.safetensors"]
+    (
+        base / "1_Pooling" / "config.json"
+    ).unlink()  # the backbone says mean, and the adapter learnt the first token
+    expected = TextEmbedder(merging, base, tmp_path / "adapter").embed(test_embedder.TEXTS)
+    peer = SentenceTransformer(str(place), device="cpu", local_files_only=True)
+    peer.max_seq_length = 60
+    found = np.stack([peer.encode([text], show_progress_bar=False)[0] for text in test_embedder.TEXTS])
+    assert np.abs(found - expected).max() < 5e-6
+    assert np.abs(TextEmbedder(merging, place).embed(test_embedder.TEXTS) - expected).max() < 5e-6
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,8 @@ def rows(text: str) -> Iterator[dict[str, object] | BadRecord]:
     """Of each question its `question`, `id`, number of its `paragraph`, `sentences`, `answer` and `others`.
 
     `sentences` are the number of the right one, then they, a line each; `answer` is that one, `others` have no answer.
+    Where answers lie in several sentences, the first answer's is the right one: answer selection takes the rest for
+    wrong, and `others` leaves them out. XQuAD-R has no such question.
 
     Raises:
         BrokenChunk: the text is no JSON in SQuAD's form.

@@ -1,4 +1,4 @@
-"""Fine-tunes a backbone on labels, answers or translations, and judges it on test sets.
+"""Trains any objective on a backbone, whole or by an adapter, and judges the result on test sets.
 
 ray job submit --working-dir . -- python jobs/finetune.py --config jobs/configs/finetune_sample.yaml key=value ...
 """

@@ -6,6 +6,7 @@ batch: the same call writes the same.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -90,7 +91,8 @@ class _Model:
             ids[place, columns] = torch.tensor(row, device=device)
             mask[place, columns] = 1
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(int(np.random.SeedSequence([seed, 6, *rows[0]]).generate_state(1)[0]))
+            read = itertools.chain.from_iterable(rows)
+            torch.manual_seed(int(np.random.SeedSequence([seed, 6, *read]).generate_state(1)[0]))
             written = self._model.generate(
                 input_ids=ids,
                 attention_mask=mask,

@@ -363,6 +363,9 @@ def test_drawn_tokens_are_the_seeds(learnt: tuple[list[loop.Step], Path]) -> Non
     assert continuer.write(TEXTS, config, seed=1) == first
     assert continuer.write(TEXTS, config, seed=2) != first
     assert first != REVERSED
+    # Batches that begin alike are drawn apart.
+    one, other = (continuer.write([TEXTS[0], last], config, seed=1)[0] for last in TEXTS[1:])
+    assert one != other
     # A share of the probability that holds the best token alone leaves nothing to the seed.
     narrow = Evaluation(temperature=3.0, top_p=0.01, max_new_tokens=32)
     assert continuer.write(TEXTS, narrow, seed=1) == continuer.write(TEXTS, narrow, seed=2) == REVERSED

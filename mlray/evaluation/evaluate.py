@@ -209,8 +209,7 @@ def _label(config: RunConfig, folders: Folders, rows: Rows, report: Report) -> I
     model, adapter, language = folders
     judge = Judge(config, list(rows), model, adapter, language, _device())
     judge.cuts.check(rows)  # a bad row is told before the model reads any
-    whole = {name: group for name, group in rows.items() if labelling.kind(config, name) == "classification"}
-    _tell_cuts(report, whole, judge.cuts.encoder, config.corpus.sequence_length - 2)
+    _tell(report, {name: judge.cuts.cut_off(group, name) for name, group in rows.items()})
     for name, group in rows.items():
         for part in _slices(group):
             yield judge.label(part, name)
@@ -245,7 +244,11 @@ def _tell_cuts(report: Report, rows: Rows, encoder: tokenizer.Encoder, room: int
         name: sum(len(ids) > room for ids in encoder.encode([case.text for case in group]))
         for name, group in rows.items()
     }
-    report.about["cut_off"] = {name: number for name, number in longer.items() if number}
+    _tell(report, longer)
+
+
+def _tell(report: Report, cut_off: dict[str, int]) -> None:
+    report.about["cut_off"] = {name: number for name, number in cut_off.items() if number}
 
 
 def _device() -> str:

@@ -38,6 +38,16 @@ class Cuts:
         for name, group in rows.items():
             self.pieces(group, name)
 
+    def cut_off(self, rows: Sequence[Case], name: str) -> int:
+        """How many rows of a language are not read to their end; a long text with tags goes on in another."""
+        length, objective = self._config.corpus.sequence_length, kind(self._config, name)
+        if objective == "classification":
+            return sum(len(ids) > length - 2 for ids in self.encoder.encode([row.text for row in rows]))
+        if objective == "answer":
+            own = answers.Answers(self.encoder, {}, length)
+            return sum(own.is_cut_off(row.text, row.pair) for row in rows)
+        return 0
+
     def pieces(self, rows: Sequence[Case], name: str) -> list[Piece]:
         """The pieces of the rows of a language; each names its row's place as its document.
 

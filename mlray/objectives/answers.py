@@ -47,11 +47,23 @@ class Answers:
                 pieces.append(Piece(tokens, window.language[i], window.document[i], targets))
         return pieces
 
+    def is_cut_off(self, question: str, pair: str) -> bool:
+        """Whether the question, or one of its sentences, loses its end."""
+        asked, *parts = self.encoder.encode([question, *parse(pair, 0)[1]])
+        head = 2 + min(len(asked), self._question_room)
+        return len(asked) > self._question_room or any(
+            len(part) >= self.sequence_length - head for part in parts
+        )
+
+    @property
+    def _question_room(self) -> int:
+        return self.sequence_length // 2 - 2
+
     def _rows(
         self, question: list[int], parts: list[list[int]], numbers: list[int]
     ) -> list[tuple[list[int], list[int]]]:
         start, end = self.encoder.start_id, self.encoder.end_id
-        head = [start, *question[: self.sequence_length // 2 - 2], end]
+        head = [start, *question[: self._question_room], end]
         room = self.sequence_length - len(head)
         rows: list[tuple[list[int], list[int]]] = []
         for part, number in zip(parts, numbers, strict=True):

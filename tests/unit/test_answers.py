@@ -55,6 +55,28 @@ def test_long_questions_and_sentences_are_cut_off_but_none_is_lost() -> None:
     assert [t for piece in pieces for t in piece.targets or [] if t != NO_TARGET] == [0, 1]
 
 
+def test_what_is_cut_off_is_known() -> None:
+    cutter = Answers(encoder(), LABELS, 16)
+
+    def tokens(text: str) -> int:
+        return len(encoder().encode([text])[0])
+
+    def told(question: str, sentence: str) -> bool:
+        pair = f"0\n{sentence}\nwater"
+        kept = cutter(Window(0, [question], [pair], [0], [0]))
+        long = (
+            sum(len(piece.tokens) for piece in kept) - 2 * len(kept) - 2
+        )  # start and end of the question, ends
+        repeated = (len(kept) - 1) * tokens(question)
+        whole = long - repeated == tokens(question) + tokens(sentence) + tokens("water")
+        assert cutter.is_cut_off(question, pair) == (not whole)
+        return not whole
+
+    found = [told("warm " * a, "kettle " * b) for a in (1, 2, 3, 6) for b in (1, 2, 4, 8)]
+    assert True in found
+    assert False in found
+
+
 @pytest.mark.parametrize("pair", ["", "one\ntwo", "2\na\nb", "-1\na"])
 def test_what_is_no_question_with_sentences_is_named(pair: str) -> None:
     with pytest.raises(ConfigError, match=r"document 4: objective\.name=answer needs the number"):

@@ -14,21 +14,18 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 import transformers
-from safetensors import SafetensorError
 
 from mlray.config import ConfigError, Evaluation
+from mlray.config import Model as ModelConfig
 from mlray.models import adapters, decoder, translator
 from mlray.models import tokenizer as tokenizers
+from mlray.models.backbone import Backbone
 
 
 class _Model:
     """A model in plain `transformers` form and its tokenizer."""
 
-    _kind: ClassVar[Any]
-    """Class of `transformers` that opens it."""
     _families: ClassVar[Collection[str]]
-    _packed: ClassVar[Any]
-    """The form of it that adapters fit."""
     _objective: ClassVar[str]
     """That its adapters were trained for."""
     _needed: ClassVar[tuple[str, ...]] = ("eos_token",)
@@ -46,30 +43,29 @@ class _Model:
         Raises:
             ConfigError: it holds no safetensors checkpoint of the kind, or the adapter is none for it.
         """
-        try:
-            settings = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-            if settings.model_type not in self._families:
-                known = ", ".join(self._families)
-                raise ConfigError(f"{folder} is a {settings.model_type} model, not one of {known}")
-            model: Any = self._kind.from_pretrained(
-                folder,
-                attn_implementation="sdpa",
-                trust_remote_code=False,
-                use_safetensors=True,
-                dtype=torch.float32,  # as in training: an adapter knows its backbone by the bytes
-            )
-        except (OSError, ValueError, SafetensorError) as error:
-            raise ConfigError(
-                f"no safetensors checkpoint at {folder}: {str(error).splitlines()[0]}"
-            ) from error
-        # A checkpoint's own habits, such as a penalty or another first token, would write beside `config.evaluation`.
-        model.generation_config = transformers.GenerationConfig()
-        if adapter:
-            adapters.load(self._packed(model), adapter, language, objective=self._objective)
-        self._model = model.to(device).eval()
+        config = ModelConfig.model_validate({"family": self._family(folder), "path": str(folder)})
         self._tokens = tokenizers.load(folder, self._needed)
+        packed = self._open(config, folder)
+        # A checkpoint's own habits, such as a penalty or another first token, would write beside `config.evaluation`.
+        packed.model.generation_config = transformers.GenerationConfig()
+        if adapter:
+            adapters.load(packed, adapter, language, objective=self._objective)
+        self._model = packed.model.to(device).eval()
         self.encoder = tokenizers.encoder(self._tokens)
-        self._positions = int(model.config.max_position_embeddings)
+        self._positions = int(self._model.config.max_position_embeddings)
+
+    def _open(self, config: ModelConfig, folder: Path | str) -> Backbone:
+        """The model as it is trained on, which adapters fit."""
+        raise NotImplementedError
+
+    def _family(self, folder: Path | str) -> str:
+        try:
+            found = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False).model_type
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"no checkpoint at {folder}: {str(error).splitlines()[0]}") from error
+        if found not in self._families:
+            raise ConfigError(f"{folder} is a {found} model, not one of {', '.join(self._families)}")
+        return str(found)
 
     def _write(self, rows: list[list[int]], config: Evaluation, seed: int, **told: Any) -> list[str]:
         """What the model writes to each row of tokens, in order; `told` goes to `generate`."""
@@ -110,9 +106,11 @@ class _Model:
 class Writer(_Model):
     """Translates with an encoder-decoder."""
 
-    _kind, _families, _packed = transformers.AutoModelForSeq2SeqLM, translator.FAMILIES, translator.Translator
-    _objective = "translation"
+    _families, _objective = translator.FAMILIES, "translation"
     _needed = ("pad_token", "eos_token")
+
+    def _open(self, config: ModelConfig, folder: Path | str) -> Backbone:
+        return translator.build(config, self._tokens, folder)
 
     def translate(
         self, texts: list[str], source: str, target: str, config: Evaluation, seed: int = 0
@@ -157,8 +155,7 @@ class Continuer(_Model):
     the prompt, as text.
     """
 
-    _kind, _families, _packed = transformers.AutoModelForCausalLM, decoder.FAMILIES, decoder.Decoder
-    _objective = "causal"
+    _families, _objective = decoder.FAMILIES, "causal"
 
     def __init__(
         self,
@@ -173,6 +170,10 @@ class Continuer(_Model):
         super().__init__(folder, adapter, language, device)
         told = adapters.is_paired(adapter) if adapter else decoder.is_paired(self._model)
         self.paired = told if paired is None else paired
+
+    def _open(self, config: ModelConfig, folder: Path | str) -> Backbone:
+        # `build` would note what a training learns.
+        return decoder.Decoder(decoder.open_model(config, self._tokens, folder))
 
     def write(self, prompts: list[str], config: Evaluation, seed: int = 0) -> list[str]:
         """What follows each prompt up to the end, in order.

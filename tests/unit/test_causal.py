@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 import mlray
 from mlray import configuration
@@ -197,6 +198,15 @@ def test_another_family_is_refused(tmp_path: Path) -> None:
     backbone.export(tiny.encoder(), tiny.tokens(), dict(tiny.encoder().named_parameters()), tmp_path / "bert")
     with pytest.raises(ConfigError, match="is a bert model, not one of gpt2, llama, qwen2"):
         Continuer(tmp_path / "bert")
+    with pytest.raises(ConfigError, match=f"^no checkpoint at {tmp_path}/absent: [^\n]+$"):
+        Continuer(tmp_path / "absent")
+    # What a training refuses to start from does not write either.
+    weights = load_file(tmp_path / "gpt2" / "model.safetensors")
+    lost = weights.pop("transformer.h.1.mlp.c_fc.weight")
+    assert lost.numel()
+    save_file(weights, tmp_path / "gpt2" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ConfigError, match=r"has no tensor .*h\.1\.mlp\.c_fc\.weight, a part of the gpt2"):
+        Continuer(tmp_path / "gpt2")
 
 
 # ---- what is predicted

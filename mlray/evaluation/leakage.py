@@ -23,6 +23,7 @@ from mlray.config import ConfigError, Objective, RunConfig, Source
 from mlray.corpus import lines, sources, testsets
 from mlray.corpus.cleaning import fold
 from mlray.corpus.testsets import Case
+from mlray.objectives.checks import guarded
 from mlray.objectives.table import OBJECTIVES
 
 EXACT, NEAR, TRANSLATED = "exact", "near", "translated"
@@ -197,9 +198,9 @@ def translation_of(language: str, pair: str, objective: Objective) -> str:
 
 
 def check(config: RunConfig, *, show_progress: bool = True) -> Leakage:
-    """What of `evaluation.sources` stands in `corpus.sources`.
+    """What of `evaluation.sources` stands in `corpus.sources` as training reads them.
 
-    Bad training rows are skipped and counted.
+    The rows that training refuses, bad or because of `corpus.without_tests`, are skipped and counted.
 
     Raises:
         ConfigError: there is no training or no test source, or a test row is bad.
@@ -225,12 +226,15 @@ def check(config: RunConfig, *, show_progress: bool = True) -> Leakage:
     counts = {"training_rows": 0, "skipped": 0}
     files = _files(config.corpus.sources, config)
     off = not (show_progress and sys.stderr.isatty())
-    for file in track(files, "training files", console=Console(stderr=True), transient=True, disable=off):
-        for row, text, pair, key in _training(file, config, counts):
-            index.meet(text, file.uri, row)
-            index.meet_id(key, files[file], file.uri, row)
-            if pair:
-                index.meet(pair, file.pair_uri or file.uri, row, is_translation=True)
+    with storage.staging() as stage:
+        read = guarded(list(files), config, str(stage))
+        shown = track(read, "training files", console=Console(stderr=True), transient=True, disable=off)
+        for file, space in zip(shown, files.values(), strict=True):
+            for row, text, pair, key in _training(file, config, counts):
+                index.meet(text, file.uri, row)
+                index.meet_id(key, space, file.uri, row)
+                if pair:
+                    index.meet(pair, file.pair_uri or file.uri, row, is_translation=True)
     about = {
         **counts,
         "left_out": left_out,
@@ -261,7 +265,8 @@ def _data_set(source: str, file: str) -> str:
 def _training(
     file: sources.SourceFile, config: RunConfig, counts: dict[str, int]
 ) -> Iterator[tuple[int, str, str, str]]:
-    """(row, text, translation or nothing, id or nothing) of the good rows; a damaged rest of a file counts as one."""
+    """(row, text, translation or nothing, id or nothing) of the rows that training takes; a damaged rest of a file
+    counts as one that it refuses."""
     try:
         for row, record in testsets.rows_of(file, config):
             counts["skipped" if record.reason else "training_rows"] += 1
@@ -291,4 +296,4 @@ def show(leakage: Leakage, console: Console) -> None:
                 markup=False,
             )
     read, skipped = leakage.about["training_rows"], leakage.about["skipped"]
-    console.print(f"{read:,} training rows were read and {skipped:,} bad ones skipped")
+    console.print(f"{read:,} training rows were read, and {skipped:,} that training refuses were skipped")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from mlray import access, languages, storage
 from mlray.config import ConfigError, RunConfig, Storage
 from mlray.config import Model as ModelConfig
 from mlray.config import Objective as ObjectiveConfig
+from mlray.corpus import records, testsets
 from mlray.corpus.sources import SourceFile
 from mlray.objectives.table import OBJECTIVES
 
@@ -95,6 +97,25 @@ def check_sources(objective: ObjectiveConfig, files: Iterable[SourceFile]) -> No
         raise ConfigError(
             f"the task {min(unfed)!r} of objective.tasks has no source; set corpus.sources[].task of one to it"
         )
+
+
+def guarded(files: list[SourceFile], config: RunConfig, place: str) -> list[SourceFile]:
+    """The files of a corpus that refuses what the objective cannot learn from, and what it is judged on.
+
+    With `corpus.without_tests` the hashes of the test sets' texts are written into the folder `place`.
+
+    Raises:
+        ConfigError: there is no test set, or a row of one is bad.
+        StorageError: a file cannot be reached.
+    """
+    row, without = OBJECTIVES[config.objective.name], None
+    labelled = row.labels_of is not None
+    if config.corpus.without_tests:
+        groups, _ = testsets.read(config, distinct=row.distinct)
+        cases = (case for group in groups.values() for case in group)
+        texts = (text for case in cases for text in (case.text, *([] if labelled else [case.pair])))
+        without = records.forbid(texts, place, config.storage)
+    return [replace(file, distinct=row.distinct, without=without, labelled=labelled) for file in files]
 
 
 def check_positions(config: RunConfig, positions: int, whose: str = "model") -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,12 @@ from rich.console import Console
 from mlray import storage
 from mlray.config import Adapter, ConfigError, RunConfig, RunError
 from mlray.corpus import manifest as manifests
-from mlray.corpus import records, sources, stream, testsets, validation
+from mlray.corpus import sources, stream, validation
 from mlray.corpus.manifest import Manifest
 from mlray.corpus.windows import WindowReader
 from mlray.models import backbone, embedder, items, tokenizer
 from mlray.models.fertility import measure_fertility
-from mlray.objectives.checks import check_family, check_places, check_positions, check_sources
+from mlray.objectives.checks import check_family, check_places, check_positions, check_sources, guarded
 from mlray.objectives.table import OBJECTIVES
 from mlray.schema import SEPARATOR
 from mlray.training import checkpoint as checkpoints
@@ -70,7 +70,7 @@ def prepare(config: RunConfig) -> Prepared:
     folders = Folders.of(config)
     corpus_sources = sources.import_datasets(config.corpus.sources, folders.imported, config.storage)
     files = sources.list_files(corpus_sources, config.storage)
-    files = guarded(files, config, folders)
+    files = guarded(files, config, folders.corpus)
     check_sources(config.objective, files)
     found = checkpoints.newest(folders.checkpoints, config.storage)[0] if config.train.resume else None
     config = contents.keep_vectors(config, found)
@@ -120,18 +120,6 @@ def _check_adapter(adapter: Adapter) -> None:
         raise ConfigError(
             "adapter.language_path lies below an adapter, and adapter.kind=none trains the whole model; set the kind"
         )
-
-
-def guarded(files: list[sources.SourceFile], config: RunConfig, folders: Folders) -> list[sources.SourceFile]:
-    """The files of a corpus that refuses what the objective cannot learn from, and what it is judged on."""
-    row, without = OBJECTIVES[config.objective.name], None
-    labelled = row.labels_of is not None
-    if config.corpus.without_tests:
-        groups, _ = testsets.read(config, distinct=row.distinct)
-        cases = (case for group in groups.values() for case in group)
-        texts = (text for case in cases for text in (case.text, *([] if labelled else [case.pair])))
-        without = records.forbid(texts, folders.corpus, config.storage)
-    return [replace(file, distinct=row.distinct, without=without, labelled=labelled) for file in files]
 
 
 def complete(prepared: Prepared) -> dict[str, Any]:

@@ -19,9 +19,9 @@ from mlray.corpus import lines, testsets, vectors
 from mlray.corpus.testsets import Case
 from mlray.evaluation import ranking
 from mlray.models import backbone
-from mlray.objectives import contrastive
+from mlray.objectives import checks, contrastive
 from mlray.schema import SEPARATOR
-from mlray.training import placement, pretrain
+from mlray.training import placement
 from mlray.training.folders import Folders
 from mlray.tuning.embed import opener
 
@@ -103,7 +103,7 @@ def _pairs(config: RunConfig) -> tuple[dict[str, list[Case]], int]:
     found: dict[str, list[Case]] = {}
     bad = 0
     files = testsets.files_of(config.corpus.sources, config)
-    for file in pretrain.guarded(files, config, Folders.of(config)):
+    for file in checks.guarded(files, config, Folders.of(config).corpus):
         try:
             for row, record in testsets.rows_of(file, config):
                 pair = record.pair.split(SEPARATOR)[0]

@@ -269,6 +269,31 @@ def test_bad_training_rows_are_counted_and_bad_test_rows_refused(tmp_path: Path)
         leakage.check(configuration.load(None, settings[:2]))
 
 
+def test_rows_that_training_refuses_are_no_leak(tmp_path: Path) -> None:
+    test = [("de-en", "der Kessel ist heiss", "the kettle is hot"), ("de-en", "die Decke", "the blanket")]
+    training = [
+        ("de-en", "Der Kessel ist heiss!", "it boils"),
+        ("de-en", "es ist heiss", "The kettle is hot."),
+        ("de-en", "dasselbe", "dasselbe"),  # nothing to learn from where the halves are told apart
+        ("de-en", "der Kessel ist leer", "the kettle is empty"),
+    ]
+    settings = overrides(tmp_path, test, training)
+    counts = {}
+    for objective in ("translation", "contrastive"):
+        for without_tests in ("false", "true"):
+            own = [*settings, f"objective.name={objective}", f"corpus.without_tests={without_tests}"]
+            found = leakage.check(configuration.load(None, own))
+            about, cell = found.about, found.cells["de-en"]
+            counts[objective, without_tests] = (about["training_rows"], about["skipped"], cell.leaked)
+    assert counts == {
+        ("translation", "false"): (4, 0, 1),
+        ("translation", "true"): (2, 2, 0),
+        ("contrastive", "false"): (3, 1, 1),
+        ("contrastive", "true"): (1, 3, 0),
+    }
+    assert not (tmp_path / "runs").exists()  # it looks, and leaves nothing behind
+
+
 def test_the_job_prints_it_and_keeps_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

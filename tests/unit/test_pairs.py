@@ -17,10 +17,9 @@ from mlray.corpus.fields import Record
 from mlray.corpus.lines import Chunk
 from mlray.corpus.windows import Window
 from mlray.models import tokenizer
+from mlray.objectives import checks
 from mlray.objectives.pairing import Pairs
 from mlray.schema import SEPARATOR
-from mlray.training import pretrain
-from mlray.training.folders import Folders
 from tests.unit import tiny
 
 SETTINGS = Storage()
@@ -102,8 +101,8 @@ def test_a_label_of_the_test_set_may_stand_in_training(tmp_path: Path) -> None:
             "evaluation": {"sources": [{**source, "uri": str(tmp_path / "test.jsonl")}]},
         }
     )
-    (file,) = pretrain.guarded(
-        sources.list_files(config.corpus.sources, SETTINGS), config, Folders.of(config)
+    (file,) = checks.guarded(
+        sources.list_files(config.corpus.sources, SETTINGS), config, str(tmp_path / "corpus")
     )
     (found,) = records.read(Chunk(file, 0, file.size), 1000, SETTINGS)
     assert [record.reason for record in found] == ["", "", "stands in a test set"]

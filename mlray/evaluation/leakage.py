@@ -1,7 +1,7 @@
 """Which test rows stand in the training text: exactly, nearly, or as a translation.
 
-Near duplicates are found by MinHash (Broder 1997) with locality-sensitive hashing, then checked by their true Jaccard
-similarity. The test set is indexed and the training text streams past it once, so memory follows the test set alone.
+What nearly is the same text: `mlray.evaluation.duplicates`. The test set is indexed and the training text streams past
+it once, so memory follows the test set alone.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import asdict, dataclass
-from itertools import chain, islice, zip_longest
+from itertools import islice, zip_longest
 from typing import Any
 
-from datasketch import MinHash, MinHashLSH
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -23,17 +22,12 @@ from mlray.config import ConfigError, Objective, RunConfig, Source
 from mlray.corpus import lines, sources, testsets
 from mlray.corpus.cleaning import fold
 from mlray.corpus.testsets import Case
+from mlray.evaluation import duplicates
+from mlray.evaluation.duplicates import Duplicates
 from mlray.objectives.checks import guarded
 from mlray.objectives.table import OBJECTIVES
 
 EXACT, NEAR, TRANSLATED = "exact", "near", "translated"
-THRESHOLD = 0.8
-"""Jaccard similarity from which two texts are near duplicates."""
-LETTERS, UNSPACED_LETTERS = 5, 2
-"""Of a shingle: one changed word costs a sentence of sixty letters about a fifth of its shingles, and one changed
-character as much of twenty in scripts without spaces, where five would be a phrase."""
-_BANDS, _BAND_ROWS = 25, 5
-"""A pair at the threshold becomes a candidate with probability 1 - (1 - 0.8^5)^25 = 0.99995."""
 _EXAMPLES = 3
 _NO_ID = {"", "nan", "None"}
 """A missing one; a column of numbers writes it as NaN."""
@@ -82,19 +76,6 @@ class Leakage:
         return json.dumps({"about": self.about, "cells": cells}, ensure_ascii=False, indent=1)
 
 
-def shingles(folded: str) -> frozenset[str]:
-    """The runs of `LETTERS` letters; of `UNSPACED_LETTERS` where one begins in a script without spaces."""
-    sizes = [UNSPACED_LETTERS if languages.is_unspaced(letter) else LETTERS for letter in folded]
-    found = (folded[i : i + size] for i, size in enumerate(sizes) if i + size <= len(folded))
-    return frozenset(found) or frozenset([folded])
-
-
-def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
-    """Share of the shingles of either that both have."""
-    both = len(a & b)
-    return both / (len(a) + len(b) - both)
-
-
 class Index:
     """The test rows as training texts are matched with them; the pair of a row is its translation, or empty.
 
@@ -117,12 +98,7 @@ class Index:
             if _is_id(case.key):
                 for space in spaces[case.file]:
                     self._ids.setdefault((space, case.key), []).append(number)
-        self._shingles = {text: shingles(text) for text in self._texts}
-        self._known = frozenset(chain.from_iterable(self._shingles.values()))
-        self._empty = MinHash(_BANDS * _BAND_ROWS)
-        self._lsh = MinHashLSH(num_perm=_BANDS * _BAND_ROWS, params=(_BANDS, _BAND_ROWS))
-        for text, own in self._shingles.items():
-            self._lsh.insert(text, self._sketch(own))
+        self._duplicates = Duplicates(self._texts)
 
     def meet(self, text: str, file: str, row: int, *, is_translation: bool = False) -> None:
         """Matches a training text, or the translation beside one, with every test row."""
@@ -132,22 +108,12 @@ class Index:
         self._note(TRANSLATED, self._pairs.get(folded, []), file, row)
         if is_translation:
             self._note(TRANSLATED, same, file, row)
-        for other in self.near(folded):
+        for other in self._duplicates.of(folded):
             self._note(NEAR, self._texts[other], file, row)
 
     def meet_id(self, key: str, space: Space, file: str, row: int) -> None:
         """Matches the id of a training row with those of the test rows."""
         self._note(TRANSLATED, self._ids.get((space, key), []), file, row)
-
-    def near(self, folded: str) -> list[str]:
-        """The folded texts of the test set that nearly are this one, and not quite."""
-        own = shingles(folded)
-        if len(own & self._known) < THRESHOLD * len(own):
-            return []  # no test row can have as many of them as it takes
-        candidates = self._lsh.query(self._sketch(own))
-        return [
-            text for text in candidates if text != folded and jaccard(own, self._shingles[text]) >= THRESHOLD
-        ]
 
     def cells(self) -> dict[str, Cell]:
         """What was found, by language."""
@@ -180,11 +146,6 @@ class Index:
             if number not in self.found[kind]:
                 case = self.cases[number][1]
                 self.found[kind][number] = Example(kind, case.file, case.row, file, row)
-
-    def _sketch(self, own: frozenset[str]) -> Any:
-        sketch = self._empty.copy()
-        sketch.update_batch([shingle.encode() for shingle in own])
-        return sketch
 
 
 def _is_id(key: str) -> bool:
@@ -240,7 +201,7 @@ def check(config: RunConfig, *, show_progress: bool = True) -> Leakage:
         "left_out": left_out,
         "training": [source.uri for source in config.corpus.sources],
         "test": [source.uri for source in config.evaluation.sources],
-        "near": f"Jaccard >= {THRESHOLD} of {LETTERS} letters ({UNSPACED_LETTERS} in scripts without spaces)",
+        "near": duplicates.CRITERION,
     }
     return Leakage(about, index.cells())
 

@@ -15,7 +15,8 @@ from mlray import configuration
 from mlray.config import ConfigError
 from mlray.corpus import cleaning
 from mlray.corpus.testsets import Case
-from mlray.evaluation import leakage
+from mlray.evaluation import duplicates, leakage
+from mlray.evaluation.duplicates import Duplicates
 from mlray.evaluation.leakage import Index, Leakage
 from tests.unit import tiny
 
@@ -217,33 +218,77 @@ def test_folding_keeps_what_tells_texts_apart() -> None:
     assert cleaning.fold("STRASSE") == cleaning.fold("Straße")
     assert cleaning.fold("पानी गरम") == "पानीगरम"  # vowel signs are no punctuation
     assert cleaning.fold("...") == "..." != cleaning.fold("!!!")
-    assert leakage.shingles("abcdef水很") == {"abcde", "bcdef", "cdef水", "def水很", "水很"}
-    assert leakage.shingles("ab") == {"ab"}
+    assert duplicates.shingles("abcdef水很", 5) == {"abcde", "bcdef", "cdef水", "def水很", "水很"}
+    assert duplicates.shingles("ab", 5) == {"ab"}
 
 
-def test_near_duplicates_are_those_of_brute_force() -> None:
+def by_hand(a: str, b: str) -> bool:
+    """The stated criterion, for scripts with spaces."""
+
+    def similarity(letters: int) -> float:
+        runs = [{text[i : i + letters] for i in range(len(text) - letters + 1)} or {text} for text in (a, b)]
+        return len(runs[0] & runs[1]) / len(runs[0] | runs[1])
+
+    return similarity(5) >= 0.8 or (max(len(a), len(b)) < 60 and similarity(3) >= 0.64)
+
+
+@pytest.mark.parametrize(("shortest", "longest"), [(1, 8), (6, 16), (10, 40)])
+def test_near_duplicates_are_those_of_brute_force(shortest: int, longest: int) -> None:
     draw = np.random.default_rng(1)
     words = [*tiny.WORDS["de"], *tiny.WORDS["en"]]
-    texts = [list(draw.choice(words, size=draw.integers(10, 40))) for _ in range(100)]
-    for text in texts[:100]:  # a neighbour of each, with up to three words changed
+    texts = ["".join(draw.choice(words, size=draw.integers(shortest, longest))) for _ in range(100)]
+    for text in texts[:100]:  # a neighbour of each, with up to four letters changed or left out
         other = list(text)
-        for place in draw.integers(0, len(other), size=draw.integers(0, 4)):
-            other[place] = str(draw.choice(words))
-        texts.append(other)
-    sentences = [" ".join(text) for text in texts]
-    index = Index({"de": [Case(text, "", "test", row) for row, text in enumerate(sentences)]}, {})
+        for place in draw.integers(0, len(other), size=draw.integers(0, 5)):
+            other[place] = str(draw.choice(["", "x", "e"]))
+        texts.append("".join(other) + "s" * int(draw.integers(0, 2)))
+    texts = list({cleaning.fold(text): None for text in [*texts, "a", "aa", "aaa", "ab", "abc", "bcd"]})
+    known = Duplicates(texts)
     near = 0
-    for text in sentences:
-        folded = cleaning.fold(text)
-        own = leakage.shingles(folded)
-        expected = {
-            other
-            for other in map(cleaning.fold, sentences)
-            if other != folded and leakage.jaccard(own, leakage.shingles(other)) >= leakage.THRESHOLD
-        }
-        assert set(index.near(folded)) == expected
+    for text in texts:
+        expected = {other for other in texts if other != text and by_hand(text, other)}
+        assert known.of(text) == expected
         near += bool(expected)
-    assert 30 < near < 150
+    assert 30 < near < len(texts) - 20
+
+
+def test_short_texts_are_near_by_what_is_stated() -> None:
+    near = [
+        ("set an alarm for 7 am", "set an alarm for 8 am"),  # one letter of sixteen
+        ("set an alarm for 7 am tomorrow", "set an alarm for 8 am tomorrow"),
+        ("why has my card been declined", "why was my card been declined"),
+        ("can you tell me about the fees of my account", "can you tell me about the costs of my account"),
+        ("cancel my card", "cancel my cards"),
+        ("明天早上七点叫我起床", "明天早上七点叫我起床吧"),
+        ("请在明天早上七点叫我起床", "请在明天早上八点叫我起床"),
+        ("請你在今天下午三點叫我", "請你在今天下午四點叫我"),  # one character of eleven
+    ]
+    apart = [
+        ("waiting on my card", "waiting on the card"),
+        ("set alarm for 7 am", "set alarm for 8 am"),  # one letter of fourteen
+        ("where is my card", "where is my bank"),
+        ("請在今天下午三點叫我", "請在今天下午四點叫我"),
+    ]
+    for pairs, expected in ((near, True), (apart, False)):
+        for pair in pairs:
+            one, other = map(cleaning.fold, pair)
+            assert (Duplicates([one]).of(other) == {one}) is expected, pair
+            assert (Duplicates([other]).of(one) == {other}) is expected, pair
+
+
+@pytest.mark.parametrize(
+    ("alphabet", "letters"),
+    [("abcdefghijklmnopqrstuvwxyz0123456789", 16), ("水火木金土山川田石竹米虫貝", 11)],
+)
+def test_one_changed_letter_is_found_from_the_stated_length_on(alphabet: str, letters: int) -> None:
+    for length in range(letters, len(alphabet) + 1):
+        for place in range(length):
+            text = alphabet[:length]
+            other = text[:place] + alphabet[0 if place == length - 1 else -1] + text[place + 1 :]
+            assert Duplicates([text]).of(other) == {text}
+    text = alphabet[: letters - 1]
+    middle = len(text) // 2
+    assert not Duplicates([text]).of(text[:middle] + alphabet[-1] + text[middle + 1 :])
 
 
 def test_the_training_text_is_read_once_and_not_kept() -> None:
@@ -253,7 +298,7 @@ def test_the_training_text_is_read_once_and_not_kept() -> None:
         index.meet(text, "training", row)
     assert index.__dict__.keys() == held
     assert sum(map(len, index.found.values())) <= 3
-    assert len(index._texts) == len(index._shingles) == 1
+    assert len(index._texts) == 1
 
 
 def test_bad_training_rows_are_counted_and_bad_test_rows_refused(tmp_path: Path) -> None:

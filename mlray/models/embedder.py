@@ -223,5 +223,18 @@ def pooling_of(folder: Path | str) -> str | None:
     return named[0]
 
 
+def check_pooling(model: Any, folder: Path | str) -> None:
+    """Refuses an adapter of an encoder that would be read otherwise than it is trained: by its backbone's own pooling.
+
+    Raises:
+        ConfigError: the folder of the backbone names another.
+    """
+    if isinstance(model, Embedder) and (own := pooling_of(folder)) not in {None, model.pooling}:
+        raise ConfigError(
+            f"contrastive.pooling={model.pooling}, and an adapter is read as its backbone, whose 1_Pooling says {own}; "
+            f"set contrastive.pooling={own}"
+        )
+
+
 def _told(mode: str) -> str:
     return {"mean": "mean_tokens", "cls": "cls_token", "lasttoken": "lasttoken"}[mode]

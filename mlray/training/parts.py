@@ -18,7 +18,7 @@ from mlray.corpus import manifest as manifests
 from mlray.corpus.mixture import Mixture
 from mlray.corpus.packing import Cutter
 from mlray.corpus.windows import WindowReader
-from mlray.models import adapters, freezing, tokenizer
+from mlray.models import adapters, embedder, freezing, tokenizer
 from mlray.objectives.table import OBJECTIVES, Task
 from mlray.training import contents
 from mlray.training.folders import Folders
@@ -106,7 +106,10 @@ def open_model(config: RunConfig, tokens: Any, shared: Any = None) -> Any:
             for name, content in ray.get(shared).items():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 content.tofile(folder / name)
-        return build(config, tokens, folder, open_labels(config))
+        model = build(config, tokens, folder, open_labels(config))
+        if config.adapter.kind != "none":
+            embedder.check_pooling(model, folder)
+        return model
 
 
 def open_export(

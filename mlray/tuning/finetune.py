@@ -18,7 +18,7 @@ from mlray.corpus.testsets import Checked
 from mlray.evaluation import evaluate, output
 from mlray.evaluation.report import Report
 from mlray.models import adapters
-from mlray.objectives.table import OBJECTIVES
+from mlray.objectives.table import HEADS, OBJECTIVES
 from mlray.training import parts
 from mlray.training.folders import Folders
 from mlray.training.pretrain import complete, prepare
@@ -46,6 +46,11 @@ def finetune(config: RunConfig, *, plan_only: bool = False, merged: bool = False
         )
     if merged and config.adapter.kind == "none":
         raise ConfigError("adapter.kind=none leaves no adapter to merge; the weights of the run are whole")
+    if merged and config.adapter.kind == "ia3" and config.objective.name in HEADS:
+        raise ConfigError(
+            f"adapter.kind=ia3 of objective.name={config.objective.name} cannot be merged: peft takes over no head of "
+            "several layers with it; leave --merge out, or take lora or dora"
+        )
     # A test row that cannot be scored ends the job before it costs anything.
     checked = evaluate.check(config) if config.evaluation.sources else None
     prepared = prepare(config)

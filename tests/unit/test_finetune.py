@@ -9,7 +9,7 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
-from mlray.config import ConfigError, RunConfig, RunError
+from mlray.config import ConfigError, Contrastive, RunConfig, RunError
 from mlray.evaluation import evaluate
 from mlray.evaluation.labelling import Judge
 from mlray.models import backbone, embedder
@@ -43,12 +43,17 @@ def test_an_adapter_is_judged_on_its_backbone_and_language_adapter() -> None:
 def test_only_an_adapter_can_be_merged() -> None:
     with pytest.raises(ConfigError, match=r"adapter\.kind=none leaves no adapter to merge"):
         finetune.finetune(config(), merged=True)
+    labels = config(adapter={"kind": "ia3"}, objective={"name": "classification"}, model={"path": "any"})
+    with pytest.raises(
+        ConfigError, match=r"adapter\.kind=ia3 of objective\.name=classification cannot be merged"
+    ):
+        finetune.finetune(labels, merged=True)
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning:transformers")
 @pytest.mark.parametrize("objective", ["contrastive", "distillation"])
 def test_a_merged_encoder_makes_the_vectors_of_its_adapter(objective: str, tmp_path: Path) -> None:
-    base = test_embedder.exported(tmp_path / "base", pooling="mean")
+    base = test_embedder.exported(tmp_path / "base", pooling="cls")
     merging = config(
         run={"name": "aligned", "storage_uri": str(tmp_path)},
         model={"family": "xlm-roberta", "path": str(base), "dropout": 0.0},
@@ -59,6 +64,11 @@ def test_a_merged_encoder_makes_the_vectors_of_its_adapter(objective: str, tmp_p
         corpus={"sequence_length": 60},
     )
     tiny.tokens().save_pretrained(tmp_path / "aligned" / "tokenizer")
+    other = merging.model_copy(update={"contrastive": Contrastive(pooling="mean")})
+    with pytest.raises(
+        ConfigError, match=r"contrastive\.pooling=mean, .* 1_Pooling says cls; set contrastive\.pooling=cls"
+    ):
+        parts.open_model(other, tiny.tokens())
     trained = parts.open_model(merging, tiny.tokens())
     export = parts.open_export(merging, trained, tiny.tokens())
     moving = {name: one.detach() for name, one in trained.named_parameters() if one.requires_grad}
@@ -70,9 +80,6 @@ def test_a_merged_encoder_makes_the_vectors_of_its_adapter(objective: str, tmp_p
     place = Path(finetune.merge(merging, {"weights": str(tmp_path / "adapter")}))
     assert embedder.pooling_of(place) == "cls"  # as `distillation.teacher` reads it
     assert [path.name for path in place.glob("*.safetensors")] == ["model.safetensors"]
-    (
-        base / "1_Pooling" / "config.json"
-    ).unlink()  # the backbone says mean, and the adapter learnt the first token
     expected = TextEmbedder(merging, base, tmp_path / "adapter").embed(test_embedder.TEXTS)
     peer = SentenceTransformer(str(place), device="cpu", local_files_only=True)
     peer.max_seq_length = 60

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -46,8 +46,7 @@ class Source(_Section):
     query: str | None = None
     """Column with what the customer of a session has searched for; its words are read before the items."""
     pair: str | None = None
-    """Column with what belongs to `text`: its translation, its label, or the tags of its words; in text files any
-    value means tab-separated pairs."""
+    """Column of what belongs to `text`: translation, label, or tags of its words; in text files any: pairs by tabs."""
     negatives: str | None = None
     """Column (a list, or lines of a text) with texts that must not be taken for `pair`; `others` in `squad`."""
     item: str | None = None
@@ -56,6 +55,8 @@ class Source(_Section):
     """`column:<name>`, `partition[:<key>]` (hive), `folder`, `filename` (`de.txt.gz`), or a fixed tag such as `de`."""
     part: tuple[Probability, Probability] = (0.0, 1.0)
     """Only the rows whose text's hash lies in this share: train on (0.1, 1), test on (0, 0.1) of the same files."""
+    rows: tuple[NonNegativeInt, PositiveInt] | None = None
+    """Only these rows of a CSV, TSV or CoNLL file, from 0 on, the second not included: where one holds two sets."""
     part_by: str | None = None
     """Column whose hash decides instead, such as an id that translations share; `id` in `squad`, `pair` in lines."""
     label_map: str | None = None

@@ -60,7 +60,7 @@ def record(row: int, cells: list[object], file: SourceFile, max_chars: int) -> R
             text = sessions.with_query(text, query)
         if key is None:
             share = share_of(text)
-        if not _inside(file, share):
+        if not _inside(file, row, share):
             raise BadRecord(OUTSIDE)
         _known(named)
         pair = clean(_beside(_known(beside), words), max_chars) if file.pair or file.pair_uri else ""
@@ -75,11 +75,12 @@ def record(row: int, cells: list[object], file: SourceFile, max_chars: int) -> R
 
 def bad(row: int, reason: str, file: SourceFile, share: float = _LAST, language: str = "") -> Record:
     """A record that cannot be used; one that tells nothing of its part belongs to the one that ends at 1."""
-    return Record(row, language or file.fallback, "", "", reason if _inside(file, share) else OUTSIDE)
+    return Record(row, language or file.fallback, "", "", reason if _inside(file, row, share) else OUTSIDE)
 
 
-def _inside(file: SourceFile, share: float) -> bool:
-    return file.part[0] <= share < file.part[1]
+def _inside(file: SourceFile, row: int, share: float) -> bool:
+    first, end = file.rows or (0, row + 1)
+    return file.part[0] <= share < file.part[1] and first <= row < end
 
 
 def share_of(key: str) -> float:

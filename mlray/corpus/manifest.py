@@ -124,7 +124,9 @@ def fingerprint(files: list[SourceFile], corpus: Corpus) -> str:
 
 def _told(file: SourceFile) -> dict[str, Any]:
     """A file without what older manifests do not know of it, so that their runs go on."""
-    return {key: value for key, value in asdict(file).items() if key != "query" or value is not None}
+    return {
+        key: value for key, value in asdict(file).items() if key not in {"query", "rows"} or value is not None
+    }
 
 
 def save(manifest: Manifest, folder: str, settings: Storage) -> None:

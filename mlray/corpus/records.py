@@ -68,7 +68,7 @@ def read(chunk: Chunk, max_chars: int, settings: Storage, first_row: int = 0) ->
         batches = _batched(parse(chunk, max_chars, settings), first_row)
     if chunk.file.without:
         batches = (_permitted(batch, chunk.file, settings) for batch in batches)
-    if chunk.file.part == (0.0, 1.0):
+    if chunk.file.part == (0.0, 1.0) and chunk.file.rows is None:
         return batches
     # Records of other parts are left out; the rest keep the rows that they have in the file.
     return ([record for record in batch if record.reason != fields.OUTSIDE] for batch in batches)

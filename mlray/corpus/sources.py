@@ -64,6 +64,8 @@ class SourceFile:
     """Share of the hashes of its texts that belongs to the source."""
     part_by: str | None = None
     """Column whose hash it is, instead of the text's."""
+    rows: tuple[int, int] | None = None
+    """First row that belongs to the source, and the first after them."""
     label_map: LabelMap = ()
     task: str | None = None
     """What stands before the language of every row of a multi-task run."""
@@ -92,7 +94,7 @@ class SourceFile:
         pairs = tuple((label, name) for label, name in values.get("label_map", ()))
         first, last = values.get("part", (0.0, 1.0))  # a manifest of an older version has none
         fields = {"columns": tuple(values["columns"]), "part": (first, last), "label_map": pairs}
-        return cls(**{**values, **fields})
+        return cls(**{**values, **fields, "rows": tuple(values.get("rows") or ()) or None})
 
     @property
     def fallback(self) -> str:
@@ -148,11 +150,11 @@ def _matching(root: str, source: Source, settings: Storage) -> list[storage.File
 
 
 def _check(source: Source) -> None:
-    first, last = source.part
-    if first >= last:
-        raise ConfigError(
-            f"corpus.sources[].part=[{first}, {last}] holds no row; the first must be below the last"
-        )
+    for key, (first, last) in (("part", source.part), ("rows", source.rows or (0, 1))):
+        if first >= last:
+            raise ConfigError(
+                f"corpus.sources[].{key}=[{first}, {last}] holds no row; the first must be below the last"
+            )
     if source.negatives and not source.pair:
         raise ConfigError(
             f"corpus.sources[].negatives={source.negatives!r} needs corpus.sources[].pair, what is to be told from them"
@@ -252,6 +254,10 @@ def _describe(file: storage.File, root: str, source: Source) -> SourceFile:
     language, column = _language(file.uri, root, stem, source)
     if source.negatives and kind in {"text", "file"}:
         raise ConfigError(f"{file.uri}: format={kind} has no column for corpus.sources[].negatives")
+    if source.rows and kind not in {"csv", "tsv", "conll"}:
+        raise ConfigError(
+            f"{file.uri}: corpus.sources[].rows is for csv, tsv and conll, not for format={kind}"
+        )
     if source.session and (kind not in {"csv", "tsv"} or not isinstance(source.text, str)):
         raise ConfigError(
             f"{file.uri}: corpus.sources[].session is for one column of csv and tsv, not for format={kind} and "
@@ -266,11 +272,8 @@ def _describe(file: storage.File, root: str, source: Source) -> SourceFile:
     else:
         pair = source.pair
     described = SourceFile(file.uri, file.size, file.etag, kind, codec, columns, pair, language, column)
-    described = replace(described, part=source.part, part_by=source.part_by, task=source.task)
-    described = replace(described, negatives=source.negatives, item=source.item)
-    described = replace(
-        described, session=source.session, last_is_pair=source.last_is_pair, query=source.query
-    )
+    carried = ("part", "part_by", "rows", "task", "negatives", "item", "session", "last_is_pair", "query")
+    described = replace(described, **{name: getattr(source, name) for name in carried})
     return replace(described, language=described.name(language)) if language else described
 
 

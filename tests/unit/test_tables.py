@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gzip
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from mlray.config import ConfigError, Source, Storage
-from mlray.corpus import sources
+from mlray.corpus import manifest, sources
 from mlray.corpus.fields import Record
 from mlray.corpus.lines import Chunk
 from tests.unit.test_records import bad, good, read_file, read_until_broken
@@ -41,6 +44,29 @@ def test_csv_cells_may_hold_separators_quotes_and_line_breaks(tmp_path: Path) ->
         bad(3, "empty"),
         good(4, "fünf", "d"),
     ]
+
+
+def test_a_file_of_two_sets_is_read_in_part_and_the_shares_stay(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("text\n" + "".join(f"Satz {i}\n" for i in range(300)), encoding="utf-8")
+    whole, half = (0.0, 1.0), (0.0, 0.5)
+    for part in (whole, half):
+        expected = read_file(listed(tmp_path / "x.csv", part=part))
+        cut = [
+            read_file(listed(tmp_path / "x.csv", part=part, rows=rows))
+            for rows in ((0, 120), (120, 121), (121, 999))
+        ]
+        assert [record for records in cut for record in records] == expected
+        assert {record.row for record in cut[0]} <= set(range(120))
+    file = listed(tmp_path / "x.csv")
+    assert "rows" not in manifest._told(file)  # so that runs from before the setting go on
+    file = listed(tmp_path / "x.csv", part=half, rows=(5, 9))
+    assert sources.SourceFile.of(json.loads(json.dumps(asdict(file)))) == file
+    for rows, reason in (((9, 9), "holds no row"), ((-1, 3), "greater than or equal to 0")):
+        with pytest.raises((ConfigError, ValidationError), match=reason):
+            listed(tmp_path / "x.csv", rows=rows)
+    (tmp_path / "x.txt").write_text("Satz\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="rows is for csv, tsv and conll"):
+        listed(tmp_path / "x.txt", rows=(0, 1))
 
 
 def test_tsv_language_column_and_bad_utf8(tmp_path: Path) -> None:

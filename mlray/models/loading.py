@@ -15,6 +15,9 @@ from mlray.config import Model as ModelConfig
 _DROPOUT = ("hidden_dropout_prob", "embedding_dropout", "mlp_dropout", "dropout", "resid_pdrop", "embd_pdrop")
 _ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
 """What the families call it."""
+_SELDOM_DROPOUT = ("activation_dropout", "classifier_dropout")
+"""A fresh model has none there: only what a checkpoint has is replaced."""
+_LAYER_DROP = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop")
 
 
 def load(
@@ -57,13 +60,18 @@ def load(
 
 
 def _set_dropout(settings: Any, config: ModelConfig) -> None:
-    """Puts the configuration's dropout, where it names one, in the place of the checkpoint's own."""
-    for names, rate in ((_DROPOUT, config.dropout), (_ATTENTION_DROPOUT, config.attention_dropout)):
-        wanted = config.dropout if rate is None else rate
-        if wanted is not None:
-            for name in names:
-                if hasattr(settings, name):
-                    setattr(settings, name, wanted)
+    """Puts the configuration's dropout, where it names one, in the place of the checkpoint's own; drops no layers."""
+    seldom = [name for name in _SELDOM_DROPOUT if getattr(settings, name, None)]
+    attention = config.dropout if config.attention_dropout is None else config.attention_dropout
+    rates = {
+        **dict.fromkeys((*_DROPOUT, *seldom), config.dropout),
+        **dict.fromkeys(_ATTENTION_DROPOUT, attention),
+        # Each worker would draw which layers it leaves out, and reduce gradients that the others have not.
+        **dict.fromkeys(_LAYER_DROP, 0.0),
+    }
+    for name, rate in rates.items():
+        if rate is not None and hasattr(settings, name):
+            setattr(settings, name, rate)
 
 
 def check_loaded(

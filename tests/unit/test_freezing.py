@@ -11,7 +11,7 @@ import transformers
 from mlray.config import ConfigError, Model, Train
 from mlray.models import backbone, freezing, translator
 from mlray.training.engine import Engine
-from tests.unit import tiny
+from tests.unit import test_labels, tiny
 
 pytestmark = tiny.DEEPSPEED_WARNINGS
 
@@ -70,3 +70,41 @@ def test_dropout_of_a_loaded_model_is_its_own_unless_named(tmp_path: Path) -> No
     assert rates(dropout=0.2) == (0.2, 0.2)
     assert rates(dropout=0.2, attention_dropout=0.0) == (0.2, 0.0)
     assert rates(attention_dropout=0.1) == (0.3, 0.1)
+
+
+def test_dropout_where_few_checkpoints_have_any_is_replaced_where_it_is(tmp_path: Path) -> None:
+    config = Model(family="m2m_100", hidden_size=16, num_layers=1, num_heads=2, intermediate_size=24)
+    model = translator.build(config, tiny.tokens())
+
+    def rate(own: float, **values: float) -> float:
+        model.model.config.activation_dropout = own
+        backbone.export(model, tiny.tokens(), dict(model.named_parameters()), tmp_path)
+        named = Model.model_validate({"family": "m2m_100", **values})
+        return translator.build(named, tiny.tokens(), tmp_path).model.config.activation_dropout
+
+    assert [rate(0.3), rate(0.3, dropout=0.0), rate(0.3, dropout=0.2)] == [0.3, 0.0, 0.2]
+    assert rate(0.0, dropout=0.2) == 0.0  # as in a fresh model
+    head = test_labels.model("words", ["a", "b"])
+    head.model.config.classifier_dropout = 0.5
+    backbone.export(head, tiny.tokens(), dict(head.named_parameters()), tmp_path / "head")
+    assert test_labels.model("words", ["a", "b"], folder=tmp_path / "head").model.dropout.p == 0.0
+
+
+@pytest.mark.parametrize("family", ["m2m_100", "mbart"])
+def test_no_layer_of_a_loaded_model_is_left_out(family: str, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "num_layers": 4, "num_heads": 2, "intermediate_size": 24, "dropout": 0.0}
+    config = Model.model_validate({"family": family, **sizes})
+    model = translator.build(config, tiny.tokens())
+    model.model.config.update({"encoder_layerdrop": 0.5, "decoder_layerdrop": 0.5})
+    backbone.export(model, tiny.tokens(), dict(model.named_parameters()), tmp_path)
+    loaded = translator.build(config, tiny.tokens(), tmp_path)
+    assert (loaded.model.config.encoder_layerdrop, loaded.model.config.decoder_layerdrop) == (0.0, 0.0)
+    ids = torch.tensor([[2, 9, 11, 30, 3]])
+    ones = torch.ones_like(ids)
+    inputs = (ids, ids, ones, torch.arange(5)[None], torch.arange(5))
+    with torch.no_grad():
+        expected = model.eval()(*inputs)
+        loaded.train()
+        for seed in range(5):
+            torch.manual_seed(seed)
+            assert torch.equal(loaded(*inputs), expected)

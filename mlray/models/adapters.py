@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,28 +17,15 @@ import peft
 import torch
 import transformers
 from safetensors.torch import load_file
-from transformers.pytorch_utils import Conv1D
 
 from mlray.config import Adapter, ConfigError, RunError
+from mlray.models.adapter_settings import settings
 from mlray.models.backbone import Backbone, save_tokenizer
 
 TASK, LANGUAGE = "task", "language"
 _BACKBONE_FILE, _WEIGHTS_FILE = "backbone.json", "adapter_model.safetensors"
-_HEADS = ("classifier", "pooler", "head")
-"""Modules of a task that no backbone brings: they are trained whole and saved beside the adapter."""
-_NOT_BACKBONE = r"(lm_head|cls|classifier|head|decoder)(\..*)?|.*\.pooler(\..*)?"
-"""An adapter of one task or language must fit the backbone under another head."""
-_IA3_TARGETS = {
-    "bert": ("key|value", r"layer\.\d+\.output\.dense"),
-    "xlm-roberta": ("key|value", r"layer\.\d+\.output\.dense"),
-    "modernbert": ("Wqkv", r"mlp\.Wo"),
-    "m2m_100": ("k_proj|v_proj", "fc2"),
-    "mbart": ("k_proj|v_proj", "fc2"),
-    "gpt2": ("c_attn", r"mlp\.c_proj"),
-    "llama": ("k_proj|v_proj", "down_proj"),
-    "qwen2": ("k_proj|v_proj", "down_proj"),
-}
-"""Keys and values, and the second matrix of the feed-forward, whose input is scaled (Liu et al. 2022)."""
+_LANGUAGE_OBJECTIVES = ("masked", "causal", "denoising")
+"""What the adapter of a language is trained for: its text alone."""
 _READ_AS = {"distillation": "contrastive"}
 """Objective of a training -> the one whose models its adapter serves: vectors are vectors, whatever taught them."""
 
@@ -63,15 +49,16 @@ def add(model: Backbone, config: Adapter, language: Path | None = None) -> Any:
         language: folder of a trained language adapter that stays as it is below the new one.
 
     Raises:
-        ConfigError: the targets are none of the model's, the language adapter belongs to another backbone, or the two
-            are not both of LoRA and DoRA.
+        ConfigError: the targets are none of the model's, the language adapter belongs to another backbone or is none of
+            a language, or the two are not both of LoRA and DoRA.
     """
     if language is None:
         with _fitting():
-            return peft.get_peft_model(model.model, _settings(model, config), adapter_name=TASK)
+            return peft.get_peft_model(model.model, settings(model, config), adapter_name=TASK)
+    _check_language(language, digest(model))
     wrapped = _open(model, language, LANGUAGE)
     with _fitting():
-        wrapped.add_adapter(TASK, _settings(model, config))
+        wrapped.add_adapter(TASK, settings(model, config))
         wrapped.base_model.set_adapter([LANGUAGE, TASK])
     for name, parameter in wrapped.named_parameters():
         parameter.requires_grad = f".{TASK}." in name
@@ -82,15 +69,16 @@ def load(model: Backbone, folder: Path, language: Path | None = None, *, objecti
     """Opens a trained adapter on its backbone, for use; `language` may be another one than in training.
 
     Raises:
-        ConfigError: there is no adapter; it belongs to another backbone or another objective; or it was trained above
-            a language adapter and none is given, or the reverse.
+        ConfigError: there is no adapter; it belongs to another backbone or another objective; it was trained above a
+            language adapter and none is given, or the reverse; or `language` is none of a language.
     """
     _check_use(folder, objective, above_language=language is not None)
+    found = digest(model)
+    check_backbone(folder, found)
     if language is None:
         return _open(model, folder, TASK)
-    found = digest(model)
+    _check_language(language, found)
     wrapped = _open(model, language, LANGUAGE)
-    check_backbone(folder, found)
     with _fitting():
         wrapped.load_adapter(str(folder), adapter_name=TASK)
         wrapped.base_model.set_adapter([LANGUAGE, TASK])
@@ -104,6 +92,7 @@ def export(
     tokenizer: transformers.PreTrainedTokenizerFast,
     weights: dict[str, torch.Tensor],
     folder: Path,
+    language_digest: str | None = None,
 ) -> None:
     """Writes the task's adapter so that plain `peft.PeftModel.from_pretrained` opens it.
 
@@ -114,6 +103,7 @@ def export(
         tokenizer: saved beside it.
         weights: whole trained tensors by the name that the packed model gives them.
         folder: where to.
+        language_digest: of the language adapter below, see `language_digest_of`.
 
     Raises:
         RunError: a tensor is missing or empty, as others have seen under ZeRO-3, none has moved, or the file read back
@@ -132,21 +122,26 @@ def export(
         save_embedding_layers=False,
     )
     _verify({name: state[name] for name in wanted}, folder / TASK / _WEIGHTS_FILE)
-    inner = folder / TASK  # peft's place for an adapter that is not called "default"
-    for path in inner.iterdir():
-        path.rename(folder / path.name)
-    inner.rmdir()
-    (folder / "README.md").unlink(missing_ok=True)  # a form for a model card that nobody has filled in
+    _lift(folder)
     settings = wrapped.base_model.model.config
     body = {
         "sha256": backbone_digest,
         "objective": objective,
         "above_language": LANGUAGE in wrapped.peft_config,
+        "language_sha256": language_digest,
         "labels": [settings.id2label[number] for number in range(len(settings.id2label))],
         "prompt_completion": getattr(settings, "prompt_completion", False),
     }
     (folder / _BACKBONE_FILE).write_text(json.dumps(body, ensure_ascii=False) + "\n", encoding="utf-8")
     save_tokenizer(tokenizer, folder)
+
+
+def _lift(folder: Path) -> None:
+    """Out of the place that `peft` has for an adapter that is not called "default"."""
+    for path in (folder / TASK).iterdir():
+        path.rename(folder / path.name)
+    (folder / TASK).rmdir()
+    (folder / "README.md").unlink(missing_ok=True)  # a form for a model card that nobody has filled in
 
 
 def _verify(trained: dict[str, torch.Tensor], path: Path) -> None:
@@ -191,41 +186,7 @@ def merge(wrapped: Any) -> Any:
     return wrapped.merge_and_unload()
 
 
-def _settings(model: Backbone, config: Adapter) -> Any:
-    inner, family = model.model, model.model.config.model_type
-    if not any(isinstance(part, torch.nn.Linear | Conv1D) for part in inner.modules()):
-        raise ConfigError(
-            f"adapter.kind={config.kind} wraps linear layers and the model has none; train it whole, with "
-            "adapter.kind=none"
-        )
-    modules = {part for name, _ in inner.named_modules() for part in name.split(".")}
-    transposed = family == "gpt2"  # its linear layers are `Conv1D`s of inputs x outputs
-    saved = [name for name in _HEADS if name in modules] if "classifier" in modules else None
-    heads = any(re.fullmatch(_NOT_BACKBONE, name) for name, _ in inner.named_modules())
-    excluded = _NOT_BACKBONE if heads else None  # peft complains of what excludes nothing
-    if config.kind == "ia3":
-        targets, feedforward = _IA3_TARGETS[family]
-        return peft.IA3Config(
-            target_modules=list(config.targets) or rf".*\.({targets}|{feedforward})",
-            feedforward_modules=rf".*\.{feedforward}",
-            fan_in_fan_out=transposed,
-            exclude_modules=excluded,
-            modules_to_save=saved,
-        )
-    return peft.LoraConfig(
-        r=config.rank,
-        lora_alpha=config.alpha,
-        lora_dropout=config.dropout,
-        use_dora=config.kind == "dora",
-        fan_in_fan_out=transposed,
-        target_modules=list(config.targets) or "all-linear",
-        exclude_modules=excluded,
-        modules_to_save=saved,
-    )
-
-
 def _open(model: Backbone, folder: Path, name: str) -> Any:
-    check_backbone(folder, digest(model))
     return peft.PeftModel.from_pretrained(model.model, str(folder), adapter_name=name).eval()
 
 
@@ -241,14 +202,42 @@ def check(folder: Path, found: str, objective: str) -> None:
 
 def _check_use(folder: Path, objective: str, *, above_language: bool) -> None:
     told = _read(folder)
-    if not (folder / _WEIGHTS_FILE).is_file():  # peft would look for another format, or on a hub
-        raise ConfigError(f"no adapter at {folder}: {_WEIGHTS_FILE} is missing")
     if objective not in {told["objective"], _READ_AS.get(told["objective"])}:
         raise ConfigError(f"the adapter at {folder} was trained for {told['objective']}, not for {objective}")
     if told["above_language"] != above_language:
         advice = "empty adapter.language_path" if above_language else "name one in adapter.language_path"
         above = "above a language adapter" if told["above_language"] else "without a language adapter below"
         raise ConfigError(f"the adapter at {folder} was trained {above}; {advice}")
+
+
+def _check_language(folder: Path, found: str) -> None:
+    told = _read(folder)
+    if told["objective"] not in _LANGUAGE_OBJECTIVES or told["above_language"]:
+        above = " above a language adapter" if told["above_language"] else ""
+        raise ConfigError(
+            f"the adapter at {folder} was trained for {told['objective']}{above}; adapter.language_path takes one that "
+            f"was trained alone for {', '.join(_LANGUAGE_OBJECTIVES)}"
+        )
+    check_backbone(folder, found)
+
+
+def language_digest_of(folder: Path) -> str:
+    """sha256 of a language adapter's weights."""
+    return hashlib.sha256((folder / _WEIGHTS_FILE).read_bytes()).hexdigest()
+
+
+def check_language_below(folder: Path, language: Path) -> None:
+    """Refuses to train an adapter on above another language adapter than it began above.
+
+    Raises:
+        ConfigError: it names the two.
+    """
+    expected, found = _read(folder).get("language_sha256"), language_digest_of(language)
+    if expected != found:
+        raise ConfigError(
+            f"the adapter at {folder} was trained above the language adapter {str(expected)[:12]} and that at "
+            f"{language} is {found[:12]}; put the former back, or start over with train.resume=false"
+        )
 
 
 def backbone_of(folder: Path) -> str:
@@ -279,6 +268,8 @@ def _read(folder: Path) -> dict[str, Any]:
         body: dict[str, Any] = json.loads((folder / _BACKBONE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"no adapter at {folder}: {error}") from None
+    if not (folder / _WEIGHTS_FILE).is_file():  # peft would look for another format, or on a hub
+        raise ConfigError(f"no adapter at {folder}: {_WEIGHTS_FILE} is missing")
     return body
 
 

@@ -129,4 +129,7 @@ def open_export(
         place = config.adapter.language_path
         language = stack.enter_context(storage.local_copy(place, config.storage)) if place else None
         wrapped = adapters.add(model, config.adapter, language)
-    return functools.partial(adapters.export, wrapped, found, config.objective.name, tokens)
+        below = adapters.language_digest_of(language) if language else None
+    return functools.partial(
+        adapters.export, wrapped, found, config.objective.name, tokens, language_digest=below
+    )

@@ -81,12 +81,19 @@ def vectors(config: RunConfig, found: Checkpoint) -> str | None:
 def check_backbone(config: RunConfig, found: Checkpoint, model: Backbone) -> None:
     """Refuses to go on with an adapter when the weights below it, at the same place, are others by now.
 
+    Those of the backbone, and of the language adapter if there is one.
+
     Raises:
         ConfigError: it names the two.
     """
-    if config.adapter.kind != "none":
-        with storage.local_copy(storage.join(found.uri, "weights"), config.storage) as folder:
-            adapters.check_backbone(folder, adapters.digest(model))
+    if config.adapter.kind == "none":
+        return
+    below = config.adapter.language_path
+    with storage.local_copy(storage.join(found.uri, "weights"), config.storage) as folder:
+        adapters.check_backbone(folder, adapters.digest(model))
+        if below:
+            with storage.local_copy(below, config.storage) as language:
+                adapters.check_language_below(folder, language)
 
 
 def finished(progress: Progress, config: Train) -> bool:

@@ -194,7 +194,7 @@ def test_a_tensor_that_was_lost_is_told(base: Path, tmp_path: Path) -> None:
             adapters.export(wrapped, "", "tagging", tiny.tokens(), broken, tmp_path)
 
 
-def language_adapter(base: Path, folder: Path, seed: int) -> Path:
+def language_adapter(base: Path, folder: Path, seed: int, objective: str = "masked") -> Path:
     """A LoRA on the masked encoder, moved by hand."""
     masked = tiny.encoder()
     loaded = backbone.build(Model(family="bert", max_positions=64), tiny.tokens(), base)
@@ -203,7 +203,7 @@ def language_adapter(base: Path, folder: Path, seed: int) -> Path:
     torch.manual_seed(seed)
     for parameter in trained(loaded).values():
         parameter += 0.05 * torch.randn_like(parameter)
-    adapters.export(wrapped, digest, "masked", tiny.tokens(), trained(loaded), folder)
+    adapters.export(wrapped, digest, objective, tiny.tokens(), trained(loaded), folder)
     assert adapters.digest(masked) == digest
     return folder
 
@@ -244,6 +244,31 @@ def test_a_language_is_swapped_below_a_task_that_stays(base: Path, tmp_path: Pat
     assert 10 < int(found.sum()) < 0.3 * len(found)
     assert int((kept & found).sum()) > 0.8 * int(found.sum())
     assert int((kept & ~found).sum()) < 0.05 * len(found)
+
+
+def test_what_is_no_language_adapter_lies_below_no_task(base: Path, tmp_path: Path) -> None:
+    german = language_adapter(base, tmp_path / "de", 0)
+    model = test_labels.model("words", TAGS, folder=base)
+    digest = adapters.digest(model)
+    wrapped = adapters.add(model, Adapter(kind="lora"), german)
+    moved = {name: tensor + 0.1 for name, tensor in trained(model).items()}
+    for objective, name in (("tagging", "task"), ("masked", "stacked")):
+        adapters.export(wrapped, digest, objective, tiny.tokens(), moved, tmp_path / name)
+    other = language_adapter(base, tmp_path / "other", 0, "contrastive")
+    empty = language_adapter(base, tmp_path / "empty", 0)
+    (empty / "adapter_model.safetensors").unlink()
+    wanted = r"; adapter\.language_path takes one that was trained alone for masked, causal, denoising"
+    for below, reason in (
+        (other, f"was trained for contrastive{wanted}"),
+        (tmp_path / "stacked", f"was trained for masked above a language adapter{wanted}"),
+        (empty, r"adapter_model\.safetensors is missing"),
+    ):
+        fresh = test_labels.model("words", TAGS, folder=base)
+        with pytest.raises(ConfigError, match=reason):
+            adapters.add(fresh, Adapter(kind="lora"), below)
+        with pytest.raises(ConfigError, match=reason):
+            adapters.load(fresh, tmp_path / "task", below, objective="tagging")
+        assert not [name for name, _ in fresh.named_parameters() if "lora" in name]
 
 
 @pytest.mark.parametrize("kind", ["lora", "ia3"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -9,10 +10,10 @@ import pytest
 
 from mlray import configuration
 from mlray.config import ConfigError, RunConfig
-from mlray.models import adapters
-from mlray.training import resume
+from mlray.models import adapters, backbone
+from mlray.training import parts, resume
 from mlray.training.checkpoint import Checkpoint, Progress
-from tests.unit import tiny
+from tests.unit import test_adapters, tiny
 from tests.unit.test_mixture import manifest_of
 
 MANIFEST = manifest_of([{"de": 3}])
@@ -94,12 +95,44 @@ def test_an_adapter_does_not_go_on_above_other_weights(tmp_path: Path) -> None:
     found = Checkpoint(str(tmp_path), Progress(step=5))
     place = tmp_path / "weights" / "backbone.json"
     place.parent.mkdir()
+    (place.parent / "adapter_model.safetensors").touch()
     place.write_text(json.dumps({"sha256": adapters.digest(model)}))
     resume.check_backbone(config, found, model)
     place.write_text(json.dumps({"sha256": "0" * 64}))
     with pytest.raises(ConfigError, match="was trained on the backbone 000000000000 and this one is"):
         resume.check_backbone(config, found, model)
     resume.check_backbone(RunConfig(), found, model)  # no adapter: the checkpoint holds all of the model
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning:transformers")
+def test_an_adapter_does_not_go_on_above_another_language_adapter(tmp_path: Path) -> None:
+    base, german = tmp_path / "base", tmp_path / "de"
+    masked = tiny.encoder()
+    backbone.export(masked, tiny.tokens(), dict(masked.named_parameters()), base)
+    test_adapters.language_adapter(base, german, 0)
+    config = RunConfig.model_validate(
+        {
+            "adapter": {"kind": "lora", "language_path": str(german)},
+            "model": {"family": "bert", "path": str(base)},
+        }
+    )
+    model = parts.open_model(config, tiny.tokens())
+    export = parts.open_export(config, model, tiny.tokens())
+    moved = {name: tensor + 0.1 for name, tensor in test_adapters.trained(model).items()}
+    export(moved, tmp_path / "weights")
+    found = Checkpoint(str(tmp_path), Progress(step=5))
+    fresh = parts.open_model(config, tiny.tokens())
+    resume.check_backbone(config, found, fresh)
+    weights = german / "adapter_model.safetensors"
+    digests = [hashlib.sha256(weights.read_bytes()).hexdigest()[:12]]
+    test_adapters.language_adapter(base, german, 1)
+    digests.append(hashlib.sha256(weights.read_bytes()).hexdigest()[:12])
+    with pytest.raises(
+        ConfigError,
+        match=f"above the language adapter {digests[0]} and that at {german} is {digests[1]}; put",
+    ):
+        resume.check_backbone(config, found, fresh)
+    adapters.load(fresh, tmp_path / "weights", german, objective="masked")  # to judge it, any will do
 
 
 def test_a_run_is_over_after_its_steps_or_when_it_was_stopped() -> None:

@@ -265,12 +265,11 @@ def _connect() -> None:
 
 
 def _optimizer(model: torch.nn.Module, config: Train) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019); biases and norms are the parameters of one dimension."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    """AdamW (Loshchilov and Hutter 2019); biases, norms (one dimension) and IA3's scales (1 at rest) do not decay."""
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    bare = [p for name, p in trained if p.ndim <= 1 or ".ia3_l." in name]
+    others = [p for name, p in trained if p.ndim > 1 and ".ia3_l." not in name]
+    groups = [{"params": others, "weight_decay": config.weight_decay}, {"params": bare, "weight_decay": 0.0}]
     if config.offload:
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from mlray.config import Objective, RunError, Train
+from mlray.config import Adapter, Objective, RunError, Train
 from mlray.corpus import packing, validation
 from mlray.corpus.packing import Piece
+from mlray.models import adapters
 from mlray.objectives import masked
 from mlray.schema import Position
 from mlray.training import checkpoint, loop
@@ -175,6 +176,25 @@ def test_weights_decay_but_biases_and_norms_do_not(stage: int, offload: bool) ->
         kept = 1.0 if name in bare else 0.95
         torch.testing.assert_close(tensors["master"], before[name] * kept, rtol=1e-6, atol=0.0)
     assert 0 < len(bare & before.keys()) < len(before)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning:transformers")
+@pytest.mark.parametrize(("stage", "offload"), [(0, False), (2, False), (3, False), (2, True)])
+@pytest.mark.parametrize("kind", ["ia3", "lora"])
+def test_scales_of_ia3_do_not_decay_and_matrices_of_lora_do(kind: str, stage: int, offload: bool) -> None:
+    config = tiny.train(zero_stage=stage, offload=offload, weight_decay=0.5)
+    model = tiny.encoder()
+    adapters.add(model, Adapter.model_validate({"kind": kind}))
+    engine = Engine(model, config, 1)
+    before = {name: tensors["master"].clone() for name, tensors in engine.state()}
+    assert all(tensor.ndim == 2 for tensor in before.values())
+    inputs = tiny.task().inputs(tiny.deal(tiny.rows(8), 8)[0])
+    engine.backward(engine.forward(inputs.model).sum() * 0.0)
+    engine.step(0.1)
+    for name, tensors in engine.state():
+        kept = {"ia3": 1.0, "lora": 0.95}[kind]
+        torch.testing.assert_close(tensors["master"], before[name] * kept, rtol=1e-6, atol=0.0)
+    assert len(before) > 5
 
 
 @pytest.mark.parametrize(("stage", "offload", "precision"), SETUPS)

@@ -5,6 +5,7 @@ Shape letters: B rows, T tokens, N labelled positions, K labels, H hidden size.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from mlray.config import ConfigError
 from mlray.config import Model as ModelConfig
 from mlray.models import backbone, loading
 from mlray.models.backbone import PackedEncoder
+
+log = logging.getLogger("mlray")
 
 _Head = Callable[[Any, torch.Tensor], torch.Tensor]
 
@@ -93,16 +96,26 @@ def _labels(folder: Path | str, kind: str) -> list[str]:
     Raises:
         ConfigError: there is no checkpoint, or it has another head.
     """
+    found, labels = _head_of(folder)
+    if not found.endswith(kind):  # its head would be random
+        raise ConfigError(
+            f"{folder} holds {found} and not a model {kind}: it was not fine-tuned for these labels"
+        )
+    return labels
+
+
+def _head_of(folder: Path | str) -> tuple[str, list[str]]:
+    """The class of `transformers` that a checkpoint names, and its labels in the order of their numbers.
+
+    Raises:
+        ConfigError: there is no checkpoint.
+    """
     try:
         settings = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ConfigError(f"no checkpoint at {folder}: {str(error).splitlines()[0]}") from error
     found = (settings.architectures or ["a bare model"])[0]
-    if not found.endswith(kind):  # its head would be random
-        raise ConfigError(
-            f"{folder} holds {found} and not a model {kind}: it was not fine-tuned for these labels"
-        )
-    return [str(settings.id2label[number]) for number in range(len(settings.id2label))]
+    return found, [str(settings.id2label[number]) for number in range(len(settings.id2label))]
 
 
 def build_words(
@@ -133,7 +146,7 @@ def _build(
     kind: Any,
     heads: dict[str, _Head],
 ) -> Labeller:
-    """A fresh model, or the encoder at `folder` (also a hub name); a checkpoint's own head stays if it fits.
+    """A fresh model, or the encoder at `folder` (also a hub name); a checkpoint's head stays if its labels are these.
 
     Raises:
         ConfigError: the checkpoint does not fit, or tokens cannot be hidden.
@@ -147,8 +160,35 @@ def _build(
         settings.update(names)
         model = kind.from_config(settings)
     else:
-        model = loading.load(kind, config, tokens, folder, **names)
+        model = _load(config, tokens, folder, kind, names)
     return Labeller(model, heads[config.family], _dropout(config, tokens))
+
+
+def _load(
+    config: ModelConfig, tokens: Any, folder: Path | str, kind: Any, names: dict[str, dict[Any, Any]]
+) -> Any:
+    found, own = _head_of(folder)
+    labels = list(names["id2label"].values())
+    same = own == labels and found.endswith(kind.__name__.removeprefix("AutoModel"))
+    if same or not found.endswith("Classification"):
+        return loading.load(kind, config, tokens, folder, **names)
+    model = loading.load(kind, config, tokens, folder)
+    model.config.update(names)
+    model.num_labels = len(labels)
+    model.classifier = kind.from_config(model.config).classifier
+    log.warning(
+        "%s: its head (%s, %s) is left out, and a fresh one learns %s",
+        config.path,
+        found,
+        _told(own),
+        _told(labels),
+    )
+    return model
+
+
+def _told(labels: list[str]) -> str:
+    first = ", ".join(labels[:3])
+    return f"{len(labels)} labels: {first}{', ...' if len(labels) > 3 else ''}"
 
 
 def _dropout(config: ModelConfig, tokens: Any) -> TokenDropout | None:

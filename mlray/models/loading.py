@@ -45,9 +45,8 @@ def load(
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        wanted = f" for {len(names['id2label'])} labels" if "id2label" in names else ""
         raise ConfigError(
-            f"no safetensors checkpoint{wanted} at {config.path}: {str(error).splitlines()[0]}"
+            f"no safetensors checkpoint at {config.path}: {str(error).splitlines()[0]}"
         ) from error
     check_loaded(model, config, tokenizer)
     inner = f"{model.base_model_prefix}."

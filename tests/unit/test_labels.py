@@ -319,8 +319,48 @@ def test_tags_are_learnt_and_a_checkpoint_goes_on(tmp_path: Path) -> None:
     inputs, _ = labels.collate(batches[0])
     with torch.no_grad():
         assert torch.allclose(again(**inputs), network.eval()(**inputs), atol=1e-6)
-    with pytest.raises(ConfigError, match="no safetensors checkpoint for 3 labels"):
-        model("words", [*TAGS, "B-PER"], folder=tmp_path)
+
+
+@pytest.mark.parametrize("family", ["bert", "xlm-roberta", "modernbert"])
+@pytest.mark.parametrize("names", [["B-PER", "O"], ["O", "B-LOC"], ["B-LOC", "B-PER", "O"]])
+@pytest.mark.parametrize(("before", "kind"), [("words", "words"), ("texts", "texts"), ("words", "texts")])
+def test_a_fine_tuned_encoder_gets_a_fresh_head_for_other_labels(
+    family: str, names: list[str], before: str, kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tuned = model(before, TAGS, family)
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            parameter += 0.1
+    backbone.export(tuned, tiny.tokens(), dict(tuned.named_parameters()), tmp_path)
+    again = model(before, TAGS, family, tmp_path).model
+    old = dict(tuned.model.named_parameters())
+    assert all(torch.equal(tensor, old[name]) for name, tensor in again.named_parameters())
+    assert "mlray" not in {record.name for record in caplog.records}
+    found = model(kind, names, family, tmp_path)
+    (said,) = (record.getMessage() for record in caplog.records if record.name == "mlray")
+    assert "2 labels: B-LOC, O) is left out, and a fresh one learns" in said
+    assert said.endswith(f"{len(names)} labels: {', '.join(names)}")
+    for name, tensor in found.model.base_model.named_parameters():
+        assert name.startswith("pooler.") or torch.equal(
+            tensor, dict(tuned.model.base_model.named_parameters())[name]
+        )
+    head = {name: tensor for name, tensor in found.model.named_parameters() if name.startswith("classifier.")}
+    weights = [tensor for name, tensor in head.items() if name.endswith("weight")]
+    assert len(weights[-1]) == len(names)
+    assert all(0 < float(tensor.detach().std()) < 0.5 for tensor in weights)
+    assert all(
+        name not in old or not torch.equal(tensor, old[name])
+        for name, tensor in head.items()
+        if "weight" in name
+    )
+    assert found.model.config.id2label == dict(enumerate(names))
+    backbone.export(found, tiny.tokens(), dict(found.named_parameters()), tmp_path / "next")
+    read = {"words": labeller.word_labels, "texts": labeller.text_labels}[kind]
+    assert read(tmp_path / "next") == names
+    inputs, _ = labels.collate(labelled_batch())
+    with torch.no_grad():
+        expected = found.eval()(**inputs)
+        assert torch.equal(model(kind, names, family, tmp_path / "next").eval()(**inputs), expected)
 
 
 def test_token_dropout_hides_a_share_of_the_ordinary_tokens_while_it_learns() -> None:

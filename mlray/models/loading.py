@@ -78,7 +78,7 @@ def check_loaded(
     config: ModelConfig,
     tokenizer: transformers.PreTrainedTokenizerFast,
 ) -> None:
-    """Refuses a checkpoint of another family or with a smaller vocabulary.
+    """Refuses a checkpoint of another family, with a smaller vocabulary or with other special tokens.
 
     Raises:
         ConfigError: it names the two things that do not fit.
@@ -90,3 +90,13 @@ def check_loaded(
             f"{config.path} has {model.config.vocab_size} token embeddings and the tokenizer {len(tokenizer)} tokens; "
             "set tokenizer.path to the checkpoint's own"
         )
+    two_stacks = model.config.is_encoder_decoder
+    if model.can_generate() and not two_stacks:
+        return  # nobody reads the padding of a decoder, and many have none
+    for name in ("pad", "eos") if two_stacks else ("pad",):  # rows are padded by one and read by the other
+        own, other = (getattr(one, f"{name}_token_id") for one in (model.config, tokenizer))
+        if None not in (own, other) and own != other:
+            raise ConfigError(
+                f"{config.path} has the {name} token {own} and the tokenizer {other}; set tokenizer.path to the "
+                "checkpoint's own"
+            )

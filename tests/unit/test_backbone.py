@@ -228,6 +228,16 @@ def test_a_vocabulary_smaller_than_the_tokenizer_is_refused(saved: Path) -> None
         build(saved, tokens=tokens)
 
 
+def test_a_tokenizer_that_pads_otherwise_is_refused(saved: Path) -> None:
+    tokens = tokenizer.load(saved)
+    tokens.pad_token = "<unk>"
+    message = (
+        f"has the pad token {tiny.tokens().pad_token_id} and the tokenizer {tokens.unk_token_id}; set tok"
+    )
+    with pytest.raises(ConfigError, match=message):
+        build(saved, tokens=tokens)
+
+
 def test_pickled_weights_are_refused(saved: Path, tmp_path: Path) -> None:
     model = transformers.AutoModelForMaskedLM.from_pretrained(copy(saved, tmp_path))
     (tmp_path / "model.safetensors").unlink()

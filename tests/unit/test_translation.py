@@ -152,6 +152,22 @@ def test_what_is_no_direction_or_has_no_token_is_refused() -> None:
             check_family(Objective.model_validate({"name": name}), Model.model_validate({"family": family}))
 
 
+@pytest.mark.parametrize("name", ["pad", "eos"])
+def test_a_tokenizer_with_other_special_tokens_than_the_checkpoint_is_refused(
+    name: str, tmp_path: Path
+) -> None:
+    network = model()
+    backbone.export(network, tokens(), dict(network.named_parameters()), tmp_path)
+    config = Model(family="m2m_100", path=str(tmp_path))
+    translator.build(config, tokenizer.load(tmp_path), tmp_path)
+    other = tokenizer.load(tmp_path)
+    setattr(other, f"{name}_token", "<unk>")
+    with pytest.raises(
+        ConfigError, match=rf"has the {name} token \d+ and the tokenizer {other.unk_token_id}; set"
+    ):
+        translator.build(config, other, tmp_path)
+
+
 @pytest.fixture(scope="module")
 def learnt(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[loop.Step], Path]:
     """Steps of the copy task, and the exported model."""

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pytest
 import torch
 
-from mlray.config import ConfigError, Evaluation, Model, Objective, Tokenizer, Train
+from mlray.config import Adapter, ConfigError, Evaluation, Model, Objective, Tokenizer, Train
 from mlray.corpus import packing
 from mlray.corpus.windows import Window
-from mlray.models import backbone, tokenizer, translator
+from mlray.models import adapters, backbone, tokenizer, translator
 from mlray.models.generation import Writer, _by_length
 from mlray.objectives import translation
 from mlray.objectives.checks import check_family
@@ -230,3 +230,45 @@ def test_batches_are_of_like_length_and_hold_every_row_once() -> None:
     batches = list(_by_length(rows, 12))
     assert sorted(place for batch in batches for place in batch) == list(range(7))
     assert batches == [[6], [1], [3, 4, 0], [5, 2]]
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning:transformers")
+@pytest.mark.parametrize(("family", "kind"), [("m2m_100", "lora"), ("m2m_100", "ia3"), ("mbart", "dora")])
+def test_adapters_of_both_stacks_are_trained_saved_opened_by_the_writer_and_merged(
+    family: str, kind: str, tmp_path: Path
+) -> None:
+    fresh = model(family)
+    backbone.export(fresh, tokens(), dict(fresh.named_parameters()), tmp_path / "base")
+    config = Model.model_validate({"family": family, "path": str(tmp_path / "base")})
+    network = translator.build(config, tokens(), tmp_path / "base")
+    digest = adapters.digest(network)
+    wrapped = adapters.add(network, Adapter.model_validate({"kind": kind}))
+    moving = {name for name, one in network.named_parameters() if one.requires_grad}
+    assert not [name for name in moving if "lm_head" in name or "shared" in name]
+    for place in (
+        "encoder.layers.0.self_attn",
+        "decoder.layers.1.self_attn",
+        "decoder.layers.1.encoder_attn",
+    ):
+        assert [name for name in moving if place in name], place
+    settings = tiny.train(steps=5, lr=3e-2, warmup_steps=0)
+    table = packing.pack(window(0, 200), cutter(), LENGTH, seed=0).slice(0, 8)
+    task = Task(Objective(name="translation"), tokenizer.vocabulary(tokens()), DIRECTIONS, 0)
+    list(loop.steps(Engine(network, settings, 1), tiny.deal(table, 8) * 5, task, settings, start=0, seed=0))
+    weights = {name: one.detach() for name, one in network.named_parameters() if one.requires_grad}
+    adapters.export(wrapped, digest, "translation", tokens(), weights, tmp_path / "adapter")
+    inputs, _ = translation.collate(packing.unpack(table), tokenizer.vocabulary(tokens()))
+    writer = Writer(tmp_path / "base", tmp_path / "adapter")
+    with torch.no_grad():
+        expected = network.eval()(**inputs)
+        assert float((fresh.eval()(**inputs) - expected).abs().max()) > 1e-2
+        assert torch.equal(translator.Translator(writer._model)(**inputs), expected)
+        network.model = adapters.merge(wrapped)
+        assert not [name for name, _ in network.named_parameters() if "lora" in name or "ia3" in name]
+        assert torch.allclose(network(**inputs), expected, atol=1e-5)
+    plain = {name: one.detach() for name, one in network.named_parameters()}
+    backbone.export(network, tokens(), plain, tmp_path / "merged")
+    asked = Evaluation(num_beams=1, max_new_tokens=8)
+    texts = ["der Wasserkocher ist leise", "und"]
+    merged = Writer(tmp_path / "merged").translate(texts, "de", "en", asked)
+    assert merged == writer.translate(texts, "de", "en", asked)

@@ -151,7 +151,7 @@ def _build(
     Raises:
         ConfigError: the checkpoint does not fit, or tokens cannot be hidden.
     """
-    names = {
+    names: dict[str, dict[Any, Any]] = {
         "id2label": dict(enumerate(labels)),
         "label2id": {label: number for number, label in enumerate(labels)},
     }

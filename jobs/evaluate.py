@@ -1,11 +1,8 @@
 """Judges a model on test sets, per language; scores or compares ready predictions; looks for leaks.
 
-python jobs/evaluate.py --config jobs/configs/translate_multi30k.yaml model.path=runs/.../weights --output FOLDER
+python jobs/evaluate.py --config CONFIG model.path=runs/.../weights --output FOLDER    # or: --leakage --config CONFIG
 python jobs/evaluate.py --bundle champion release.registry_uri=s3://bucket/registry
-python jobs/evaluate.py --predictions FOLDER/predictions.jsonl
-python jobs/evaluate.py --trec RUN QRELS
-python jobs/evaluate.py --compare A/predictions.jsonl B/predictions.jsonl
-python jobs/evaluate.py --leakage --config jobs/configs/translate_multi30k.yaml
+python jobs/evaluate.py --predictions P.jsonl    # or: --compare P.jsonl Q.jsonl, or: --trec RUN QRELS
 """
 
 import sys
@@ -18,7 +15,7 @@ def main() -> int:
     """Parses, runs, and says in one line why it failed: 0 done, 1 failed, 2 bad configuration."""
     parser = configuration.parser("Judge a model on test sets, per language.")
     modes = parser.add_mutually_exclusive_group()
-    modes.add_argument("--bundle", help="judge this bundle of the registry, or champion, or challenger")
+    modes.add_argument("--bundle", help="judge a bundle: its name, champion or challenger")
     modes.add_argument("--predictions", help="score these predictions (also s3://) instead of a model")
     modes.add_argument("--trec", type=Path, nargs=2, help="score a run file by a qrels file of trec_eval")
     modes.add_argument("--compare", nargs=2, help="paired test of two predictions.jsonl, no model folders")
@@ -33,7 +30,7 @@ def main() -> int:
         from mlray.evaluation import comparison, evaluate, leakage, output, predictions, trec
         from mlray.release import judging
 
-        rows = []
+        rows, show = [], not arguments.json
         if arguments.compare:
             found = comparison.compare(*arguments.compare, config.storage)
         elif arguments.predictions:
@@ -41,11 +38,9 @@ def main() -> int:
         elif arguments.trec:
             found = trec.score(*arguments.trec, config.evaluation)
         elif arguments.leakage:
-            found = leakage.check(config, show_progress=not arguments.json)
+            found = leakage.check(config, show_progress=show)
         else:
-            if arguments.bundle:
-                config = judging.judged(config, arguments.bundle)
-            found, rows = evaluate.evaluate(config, show_progress=not arguments.json)
+            found, rows = evaluate.evaluate(judging.judged(config, arguments.bundle), show_progress=show)
         output.tell(found, rows, arguments.output, config.storage, as_json=arguments.json)
 
     return configuration.exit_code(work)

@@ -7,7 +7,7 @@ from mlray.config import RunConfig
 from mlray.release.registry import open_registry
 
 
-def judged(config: RunConfig, name: str) -> RunConfig:
+def judged(config: RunConfig, name: str | None) -> RunConfig:
     """The configuration that evaluates the main model of a bundle, with its adapter.
 
     Of `config` the storage, the registry, and what is set in `evaluation` count: test sets that it names take the place
@@ -15,12 +15,14 @@ def judged(config: RunConfig, name: str) -> RunConfig:
 
     Args:
         config: names `release.registry_uri`.
-        name: of a bundle, or `champion` or `challenger`.
+        name: of a bundle, or `champion` or `challenger`; None leaves the configuration as it is.
 
     Raises:
         ConfigError: there is no such bundle.
         RunError: it is damaged.
     """
+    if name is None:
+        return config
     registry = open_registry(config)
     if name in {"champion", "challenger"}:
         history = registry.history()

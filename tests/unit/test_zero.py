@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from mlray.config import Adapter
+from mlray.models import adapters
 from mlray.training import checkpoint
 from mlray.training.checkpoint import Progress
 from mlray.training.engine import Engine
@@ -15,6 +18,7 @@ from tests.unit import tiny
 
 MICRO, STEPS = 4, 20
 ROWS = 2 * MICRO * STEPS
+KINDS = ("lora", "dora", "ia3")
 
 
 def curve(stage: int, rank: int, world_size: int, **settings: object) -> list[float]:
@@ -45,6 +49,26 @@ def resume(
     return undisturbed, [step.loss for step in tiny.advance(again, batches, whole, start=10)]
 
 
+def adapt(kind: str, folder: Path, rank: int, world_size: int) -> list[str]:
+    """Trains an adapter at stage 3 for five steps and saves it; returns the frozen tensors that have moved.
+
+    The feed-forward matrices are above DeepSpeed's threshold (100,000 elements), so each worker has a half of them.
+    """
+    model = tiny.encoder(hidden_size=64, intermediate_size=1600)
+    digest = adapters.digest(model)
+    wrapped = adapters.add(model, Adapter.model_validate({"kind": kind}))
+    frozen = {name: one.detach().clone() for name, one in model.named_parameters() if not one.requires_grad}
+    assert max(tensor.numel() for tensor in frozen.values()) > 100_000
+    config = tiny.train(zero_stage=3, micro_batch_size=MICRO, steps=5, lr=1e-2)
+    engine = Engine(model, config, 2 // world_size)
+    tiny.advance(engine, tiny.deal(tiny.rows(2 * MICRO * 5), MICRO, rank, world_size), config)
+    weights = {name: tensors["master"] for name, tensors in engine.state()}
+    now = tiny.gathered(model, frozen)
+    if rank == 0:
+        adapters.export(wrapped, digest, "masked", tiny.tokens(), weights, folder / f"{kind}-{world_size}")
+    return [name for name, tensor in frozen.items() if not torch.equal(tensor, now[name])]
+
+
 def work(rank: int, folder: str) -> None:
     """One of two workers: everything that needs two, in one start."""
     torch.set_num_threads(1)
@@ -58,6 +82,8 @@ def work(rank: int, folder: str) -> None:
         results[f"bf16 {stage}"] = curve(stage, rank, 2, precision="bf16")
     results["2 to 3"] = resume(Path(folder) / "two-to-three", 2, 3, rank, 2)
     results["3 to 1"] = resume(Path(folder) / "three-to-one", 3, 1, rank, 2)
+    for kind in KINDS:
+        results[kind] = adapt(kind, Path(folder), rank, 2)
     if rank == 0:
         torch.save(results, f"{folder}/results")
     torch.distributed.barrier()
@@ -107,3 +133,20 @@ def test_two_workers_checkpoint_goes_on_with_one(results: dict[str, list[float]]
     batches = tiny.deal(tiny.rows(ROWS), MICRO)
     losses = [step.loss for step in tiny.advance(engine, batches, config, start=10)]
     assert losses == pytest.approx(results["2 to 3"][0], abs=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning:transformers")
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_workers_save_the_adapter_of_one_and_move_nothing_else(
+    kind: str, results: dict[str, list[float]], tmp_path: Path
+) -> None:
+    assert results[kind] == []
+    assert adapt(kind, tmp_path, 0, 1) == []
+    two, one = (
+        load_file(folder / "adapter_model.safetensors")
+        for folder in (Path(str(results["folder"][0])) / f"{kind}-2", tmp_path / f"{kind}-1")
+    )
+    assert two.keys() == one.keys()
+    assert len(two) > 5
+    for name, tensor in two.items():
+        torch.testing.assert_close(tensor, one[name], rtol=0.0, atol=1e-4)

@@ -1,4 +1,4 @@
-"""Near duplicates: texts that share most of their shingles, all of them found, without comparing each with each.
+"""Near duplicates: texts that share most of their shingles, without comparing each with each.
 
 Two texts are near duplicates if their 5-letter shingles have a Jaccard similarity of at least 0.8 or, where both have
 fewer than 60 letters, their 3-letter shingles one of at least 0.64; in scripts without spaces a shingle has 2 letters.
@@ -9,22 +9,37 @@ and "8 am".
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from itertools import chain
+from typing import Any, NamedTuple
+
+from datasketch import MinHash, MinHashLSH
 
 from mlray import languages
 
 SHORT = 60
 """Letters; in fewer, one changed word breaks too many of the longer shingles."""
-MEASURES = ((5, 0.8), (3, 0.64))
-"""Letters of a shingle and the Jaccard similarity that it takes: of any two texts, and of two short ones."""
 UNSPACED_LETTERS = 2
 """Of a shingle in scripts without spaces, where five would be a phrase."""
-_SHARED = 3
-"""Of the rare shingles, by a candidate; with one, fifteen times as many texts are compared."""
+
+
+class Measure(NamedTuple):
+    """When two texts are near duplicates.
+
+    A pair at the least similarity becomes a candidate with probability 1 - (1 - jaccard^rows)^bands, 0.9999 and more.
+    """
+
+    letters: int
+    """Of a shingle."""
+    jaccard: float
+    bands: int
+    rows: int
+
+
+ANY, OF_SHORT = Measure(5, 0.8, 25, 5), Measure(3, 0.64, 36, 3)
+"""Of any two texts, and of two short ones."""
 CRITERION = (
-    f"Jaccard >= {MEASURES[0][1]} of {MEASURES[0][0]} letters, or >= {MEASURES[1][1]} of {MEASURES[1][0]} where both "
+    f"Jaccard >= {ANY.jaccard} of {ANY.letters} letters, or >= {OF_SHORT.jaccard} of {OF_SHORT.letters} where both "
     f"texts have fewer than {SHORT} ({UNSPACED_LETTERS} in scripts without spaces)"
 )
 
@@ -47,8 +62,8 @@ class Duplicates:
 
     def __init__(self, texts: Iterable[str]) -> None:
         known = list(texts)
-        self._all = _Alike(known, *MEASURES[0])
-        self._short = _Alike([text for text in known if len(text) < SHORT], *MEASURES[1])
+        self._all = _Alike(known, ANY)
+        self._short = _Alike([text for text in known if len(text) < SHORT], OF_SHORT)
 
     def of(self, folded: str) -> set[str]:
         """The near duplicates of a text, itself not among them."""
@@ -59,32 +74,25 @@ class Duplicates:
 
 
 class _Alike:
-    """Texts by their shingles, searched by prefix filtering (Wang, Li & Feng 2012), which misses none.
+    """Texts by their shingles: MinHash names candidates, and the shingles themselves decide."""
 
-    Two sets of m and n shingles with a Jaccard similarity of t or more share at least t * max(m, n) of them. In one
-    order for all sets, the rarest shingles first, they then share s of the first m - t * m + s and n - t * n + s.
-    """
-
-    def __init__(self, texts: Iterable[str], letters: int, threshold: float) -> None:
-        self._letters, self._threshold = letters, threshold
-        self._shingles = {text: shingles(text, letters) for text in texts}
-        self._counts = Counter(chain.from_iterable(self._shingles.values()))
-        self._holders: dict[str, list[str]] = {}
+    def __init__(self, texts: Iterable[str], measure: Measure) -> None:
+        self._measure = measure
+        self._shingles = {text: shingles(text, measure.letters) for text in texts}
+        self._known = frozenset(chain.from_iterable(self._shingles.values()))
+        self._empty = MinHash(measure.bands * measure.rows)
+        self._lsh = MinHashLSH(num_perm=len(self._empty), params=(measure.bands, measure.rows))
         for text, own in self._shingles.items():
-            for shingle in self._rarest(own):
-                self._holders.setdefault(shingle, []).append(text)
+            self._lsh.insert(text, self._sketch(own))
 
     def of(self, folded: str) -> set[str]:
-        own = shingles(folded, self._letters)
-        holders = (self._holders.get(shingle, ()) for shingle in self._rarest(own))
-        shared = Counter(chain.from_iterable(holders))
-        least = min(_SHARED, max(int(self._threshold * len(own)), 1))
-        return {
-            text
-            for text, count in shared.items()
-            if count >= least and jaccard(own, self._shingles[text]) >= self._threshold
-        }
+        own, least = shingles(folded, self._measure.letters), self._measure.jaccard
+        if len(own & self._known) < least * len(own):
+            return set()  # no text can have as many of them as it takes
+        candidates = self._lsh.query(self._sketch(own))
+        return {text for text in candidates if jaccard(own, self._shingles[text]) >= least}
 
-    def _rarest(self, own: frozenset[str]) -> list[str]:
-        ordered = sorted(own, key=lambda shingle: (self._counts[shingle], shingle))
-        return ordered[: len(own) - int(self._threshold * len(own)) + _SHARED]
+    def _sketch(self, own: frozenset[str]) -> Any:
+        sketch = self._empty.copy()
+        sketch.update_batch([shingle.encode() for shingle in own])
+        return sketch

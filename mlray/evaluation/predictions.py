@@ -88,9 +88,7 @@ def _row(entry: object, place: str) -> Row:
         raise ValueError(f"has the language {entry.get('language')!r}, which is no tag")
     text = entry.get("text")
     said, truth = (_told(entry.get(key), key, task) for key in ("prediction", name))
-    if not any(
-        unicodedata.category(letter)[0] not in "ZC" for letter in truth
-    ):  # nor a lone zero-width space
+    if all(unicodedata.category(letter)[0] in "ZC" for letter in truth):  # as a lone zero-width space is
         raise ValueError(f"has an empty {name}")
     return Row(task, language, said, truth, place, text if isinstance(text, str) else "")
 

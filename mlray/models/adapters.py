@@ -123,14 +123,14 @@ def export(
     )
     _verify({name: state[name] for name in wanted}, folder / TASK / _WEIGHTS_FILE)
     _lift(folder)
-    settings = wrapped.base_model.model.config
+    own = wrapped.base_model.model.config
     body = {
         "sha256": backbone_digest,
         "objective": objective,
         "above_language": LANGUAGE in wrapped.peft_config,
         "language_sha256": language_digest,
-        "labels": [settings.id2label[number] for number in range(len(settings.id2label))],
-        "prompt_completion": getattr(settings, "prompt_completion", False),
+        "labels": [own.id2label[number] for number in range(len(own.id2label))],
+        "prompt_completion": getattr(own, "prompt_completion", False),
     }
     (folder / _BACKBONE_FILE).write_text(json.dumps(body, ensure_ascii=False) + "\n", encoding="utf-8")
     save_tokenizer(tokenizer, folder)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
-_SURROGATE = re.compile(r"[\ud800-\udfff]")
+SURROGATE = re.compile(r"[\ud800-\udfff]")
+"""Half of a pair, which no UTF-8 file can hold."""
 _CONTROL = re.compile(r"[\x01-\x08\x0b\x0c\x0e-\x1f\x7f\x80-\x9f\ufeff]")
 
 
@@ -48,7 +49,7 @@ def clean(value: object, max_chars: int) -> str:
 def _without_control(text: str) -> str:
     if "\x00" in text:
         raise BadRecord("NUL character")
-    if _SURROGATE.search(text):
+    if SURROGATE.search(text):
         raise BadRecord("lone surrogate")
     return _CONTROL.sub("", text).strip()
 

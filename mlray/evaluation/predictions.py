@@ -9,7 +9,6 @@ with `"task": "retrieval"` those of candidates, the nearest first, and of all th
 from __future__ import annotations
 
 import json
-import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,13 +17,13 @@ from typing import Any
 
 from mlray import access, languages, storage
 from mlray.config import ConfigError, Evaluation, Storage
+from mlray.corpus.cleaning import SURROGATE
 from mlray.evaluation import labels, ranking, texts, translation
 from mlray.evaluation.report import Figure, Report
 from mlray.objectives import labels as tagged
 from mlray.objectives.table import HEADS
 
 DEFAULT = Storage()
-_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _KINDS = {*HEADS, "translation", "causal", "text", "retrieval", "recommendation"}
 
 
@@ -75,7 +74,7 @@ def read(uri: str | Path, settings: Storage = DEFAULT) -> list[Row]:
 def _row(entry: object, place: str) -> Row:
     if not isinstance(entry, dict) or not ("label" in entry or "reference" in entry):
         raise ValueError("is no object with prediction, language, and reference or label")
-    if _SURROGATE.search(json.dumps(entry, ensure_ascii=False)):
+    if SURROGATE.search(json.dumps(entry, ensure_ascii=False)):
         raise ValueError("holds half of a surrogate pair, which is no text")
     name = "label" if "label" in entry else "reference"
     task = str(entry.get("task") or ("classification" if name == "label" else "text"))

@@ -155,7 +155,9 @@ def check_model(config: RunConfig, rows: Rows, tokens: Any, labels: list[str]) -
     if config.objective.name == "translation":
         translation.pairs(tokenizer.encoder(tokens), asked, config.corpus.sequence_length)
     elif labels:
-        labelling.Cuts(config, asked, tokens, labels).check({name: rows[name] for name in asked})
+        told = {name: rows[name] for name in asked}
+        labelling.mark_spans(config, told)
+        labelling.Cuts(config, asked, tokens, labels).check(told)
 
 
 def _truths(kind: str, group: list[Case]) -> list[str]:

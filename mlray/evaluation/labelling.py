@@ -33,8 +33,7 @@ class Cuts:
         self._cutter = self.task.cutter(self.encoder, config.corpus.sequence_length)
 
     def check(self, rows: Mapping[str, Sequence[Case]]) -> None:
-        """Cuts the rows of every language, for the errors of `pieces` and `mark_spans`."""
-        mark_spans(self._config, rows)
+        """Cuts the rows of every language, for the errors of `pieces`."""
         for name, group in rows.items():
             self.pieces(group, name)
 

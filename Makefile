@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := RAY_AUTH_MODE=token RAY_AUTH_TOKEN=$$($(BIN)/python -c 'import secrets; print(secrets.token_hex(32))')
 
-.PHONY: setup demo serve test check format clean
+.PHONY: setup demo serve test test-long check format clean
 
 setup: .venv/ready
 
@@ -27,8 +27,13 @@ demo: setup
 serve: setup
 	$(RUN) $(BIN)/python -m serve_app release.registry_uri=runs/registry
 
+# Unit tests take a core each; the tests on a cluster share one.
 test: setup
-	$(RUN) $(BIN)/python -m pytest
+	$(RUN) OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --ignore tests/cluster
+	$(RUN) $(BIN)/python -m pytest tests/cluster -m 'not long'
+
+test-long: setup
+	$(RUN) $(BIN)/python -m pytest tests/cluster -m long
 
 check: setup
 	$(BIN)/ruff format --check .

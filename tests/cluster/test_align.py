@@ -20,7 +20,7 @@ from mlray.tuning.finetune import finetune
 from mlray.tuning.mine import mine
 from tests.cluster import corpus as sample
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.long]
 
 
 def test_the_run_leaves_report_and_ranked_lists(aligned: RunConfig, bucket: str) -> None:

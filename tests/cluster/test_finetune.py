@@ -19,6 +19,7 @@ from tests.cluster.conftest import ROOT
 
 pytestmark = [
     pytest.mark.cluster,
+    pytest.mark.long,
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning:transformers"),
 ]
 

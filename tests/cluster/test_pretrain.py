@@ -73,6 +73,7 @@ def test_weights_open_with_plain_transformers(undisturbed: dict[str, Any], bucke
     assert torch.isfinite(logits).all()
 
 
+@pytest.mark.long
 def test_a_killed_worker_changes_nothing(undisturbed: dict[str, Any], bucket: str) -> None:
     config = sample.config(bucket, "killed", tokenizer=same_tokenizer(bucket))
     commit = f"s3://{bucket}/runs/killed/checkpoints/step-00000005/{checkpoints.COMMIT}"

@@ -19,7 +19,7 @@ from mlray.tuning.finetune import finetune
 from tests.cluster import corpus as sample
 from tests.cluster.conftest import ROOT
 
-pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
+pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.usefixtures("cluster")]
 
 SESSIONS = {
     "uri": str(ROOT / "mlray/corpus/sample/sessions.jsonl"),

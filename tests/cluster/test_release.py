@@ -11,7 +11,7 @@ from mlray.release.index import ProductIndex
 from mlray.release.registry import open_registry
 from tests.cluster import corpus as sample
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.long]
 
 
 def test_a_champion_finds_products_by_their_titles(aligned: RunConfig, bucket: str) -> None:

@@ -19,7 +19,7 @@ from mlray.release.registry import open_registry
 from serve_app.app import bind
 from tests.cluster import corpus as sample
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.long]
 TIMEOUT_S = 30
 
 

@@ -103,11 +103,12 @@ def test_a_ready_sweep_varies_what_a_trial_may_vary(path: Path) -> None:
     assert space.build(config).keys() == config.sweep.space.keys()
 
 
-def test_tasks_start_where_the_encoder_ends() -> None:
-    encoder = configuration.load(ROOT / "jobs/configs/pretrain_shop.yaml")
-    last = f"{encoder.run.storage_uri}/{encoder.run.name}/checkpoints/step-{encoder.train.steps:08d}/weights"
+@pytest.mark.parametrize("before", ["pretrain_shop", "align_shop"])
+def test_tasks_start_where_the_encoder_ends(before: str) -> None:
+    run = configuration.load(ROOT / f"jobs/configs/{before}.yaml")
+    last = f"{run.run.storage_uri}/{run.run.name}/checkpoints/step-{run.train.steps:08d}/weights"
     paths = {configuration.load(path).model.path for path in CONFIGS} - {None}
-    assert {path for path in paths if "shop-encoder" in str(path)} == {last}
+    assert {path for path in paths if run.run.name in str(path)} == {last}
 
 
 def test_a_folder_beside_the_job_means_the_same_to_workers(

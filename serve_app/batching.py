@@ -8,6 +8,7 @@ as much as another has its own queue to wait in.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import time
 from collections import deque
@@ -88,7 +89,7 @@ class Batcher(Generic[In, Out]):
             return []
         costs = [self._cost(item) for item in items]
         held = self._tokens.get(queue, 0)
-        waits_s = sum(self._tokens.values()) / self._tokens_per_s if self._tokens_per_s else 0.0
+        waits_s = self._ahead(queue, len(costs)) / self._tokens_per_s if self._tokens_per_s else 0.0
         if (held and held + sum(costs) > self._capacity) or waits_s > self._patience_s:
             raise Overloaded(max(waits_s, 1.0))
         loop = asyncio.get_running_loop()
@@ -105,6 +106,13 @@ class Batcher(Generic[In, Out]):
         finally:
             for one in mine:
                 one.done.cancel()  # of a client that has gone, what still waits is not run
+
+    def _ahead(self, queue: str, items: int) -> int:
+        """Tokens that are read before the last of new items of a queue: of each other queue one item in turn."""
+        turns = len(self._queues.get(queue, ())) + items
+        others = (own for name, own in self._queues.items() if name != queue)
+        before = sum(one.cost for own in others for one in itertools.islice(own, turns))
+        return before + self._tokens.get(queue, 0)
 
     async def _work(self) -> None:
         while batch := self._next():

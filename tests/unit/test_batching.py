@@ -103,8 +103,12 @@ def test_what_would_wait_too_long_is_refused_at_once_and_a_pass_that_loses_some_
         waiting = asyncio.create_task(slow.submit("en", [8, 8, 8]))
         await asyncio.sleep(0)
         with pytest.raises(Overloaded) as refused:
-            await slow.submit("ja", [1])
+            await slow.submit("en", [1])
         assert refused.value.retry_after_s == pytest.approx(2.4)
+        with pytest.raises(Overloaded) as refused:
+            await slow.submit("ja", [1, 1, 1])  # en has three turns before the last of them
+        assert refused.value.retry_after_s == pytest.approx(2.4)
+        assert await slow.submit("ja", [1, 1]) == [1, 1]  # two turns of en: 1.6 s
         await waiting
         short: Batcher[int, int] = Batcher(lambda items: items[1:], abs, budget=8, capacity=1000)
         with pytest.raises(ValueError, match="shorter"):

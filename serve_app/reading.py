@@ -12,7 +12,7 @@ import numpy as np
 
 from mlray.config import ConfigError, RunError, Serving
 from serve_app import routing
-from serve_app.adapters import Adapters
+from serve_app.adapters import Adapters, Unloadable
 from serve_app.batching import Batcher
 from serve_app.champion import Champion, Cut
 from serve_app.recommending import Sessions
@@ -55,7 +55,12 @@ class Reading:
         )
         pinned = [tag for tag in settings.pinned if tag in champion.adapters and _warmed(champion, tag)]
         adapters = Adapters(
-            champion.load, champion.unload, capacity=settings.adapters, pinned=settings.pinned, loaded=pinned
+            champion.load,
+            champion.unload,
+            capacity=settings.adapters,
+            patience_s=settings.timeout_s / 4,
+            pinned=settings.pinned,
+            loaded=pinned,
         )
         queues = frozenset(one.partition("-")[0] for one in champion.languages)
         sessions = Sessions.of(champion.recommender, settings) if champion.recommender else None
@@ -83,7 +88,7 @@ class Reading:
         step = routing.step(wanted, self.champion.adapters) if wanted else routing.BASE
         try:
             found = await self._read(cut, queue, step.adapter)
-        except (ConfigError, RunError) as error:
+        except Unloadable as error:
             log.error("%s without its adapter: %s", step.adapter, error)
             step = routing.BASE
             found = await self._read(cut, queue, None)

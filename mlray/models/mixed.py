@@ -57,10 +57,17 @@ class Mixed:
             raise ConfigError(
                 f"the adapter at {folder} is no LoRA, and no other kind shares a pass with others"
             )
+        config.inference_mode = True
         if self._wrapped is None:
-            self._wrapped = peft.PeftModel.from_pretrained(self._model.model, str(folder), adapter_name=name)
-        else:
+            self._wrapped = peft.PeftModel(self._model.model, config, adapter_name=name)
+        try:
             self._wrapped.load_adapter(str(folder), adapter_name=name)
+        except (
+            Exception
+        ) as error:  # of safetensors, torch or peft, which has added it before it reads its weights
+            if name in self.names:
+                self.unload(name)
+            raise ConfigError(f"the adapter at {folder} cannot be read: {type(error).__name__}") from error
         self._wrapped.eval()
 
     def unload(self, name: str) -> None:

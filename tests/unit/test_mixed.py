@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +121,23 @@ def test_what_does_not_fit_is_refused_and_what_was_loaded_stays(made: Path, tmp_
         with pytest.raises(ConfigError, match=f"there is an adapter {name} already"):
             mixed.load(name, made / "ja")
     assert np.abs(mixed.read(mixed.cut(TEXTS), ["de"] * 32) - before).max() < 1e-6
+
+
+@pytest.mark.parametrize("own", [None, "zh"])
+def test_what_cannot_be_read_leaves_nothing_behind(made: Path, tmp_path: Path, own: str | None) -> None:
+    mixed = opened(made / "base", made / own if own else None)
+    cut = mixed.cut(TEXTS[:4])
+    before = mixed.read(cut)
+    torn = tmp_path / "de"
+    shutil.copytree(made / "de", torn)
+    weights = torn / "adapter_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"cannot be read: SafetensorError"):
+            mixed.load("de", torn)
+    assert (mixed.read(cut) == before).all()
+    weights.write_bytes(whole)
+    mixed.load("de", torn)
+    alone = opened(made / "base", made / "de").read(cut)
+    assert np.abs(mixed.read(cut, ["de"] * 4) - alone).max() < 1e-5

@@ -19,6 +19,7 @@ from mlray.release import bundle
 from mlray.release.changes import Changes, Product
 from mlray.release.index import ProductIndex
 from mlray.release.registry import Registry
+from serve_app import adapters as in_memory
 from serve_app.errors import ApiError
 from serve_app.models import Asked, Models
 from tests.unit import tiny
@@ -190,8 +191,9 @@ def test_what_is_found_in_a_market_is_read_by_its_adapter(
 
 @pytest.mark.parametrize("pinned", [(), ("de",)])
 def test_without_its_adapter_a_market_is_answered_by_the_base(
-    tmp_path: Path, pinned: tuple[str, ...]
+    tmp_path: Path, pinned: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(in_memory, "_AGAIN_S", 0.0)
     registry = promoted(tmp_path, "one", 0, prefix="a", adapters=("de",))
     champion = registry.history().champion
     assert champion is not None
@@ -331,6 +333,18 @@ def test_products_come_and_go_wherever_an_index_is_served(tmp_path: Path) -> Non
     models.look()
     assert f"{place} is no change of products" in asyncio.run(models.about())["fault"]
     assert found(models, "de", "anders") == [("a1", "anders")]
+
+
+def test_a_market_may_have_a_name_that_is_no_language(tmp_path: Path) -> None:
+    promoted(tmp_path, "one", 0, prefix="a", adapters=("de",))
+    models = opened(tmp_path)
+    for market in ("de-b2b", "fr-be-fr"):  # which have the form of tags
+        told = asyncio.run(models.upsert([Product(market, "new", "warm leise Regal")]))
+        assert told["products"] == 1
+    for where in (models, opened(tmp_path)):
+        found = asyncio.run(where.search("warm leise Regal", "de-b2b", 1, Asked()))
+        assert [hit["id"] for hit in found["results"]] == ["new"]
+        assert found["served_by"]["step"] == "base"
 
 
 def test_what_has_changed_holds_after_a_promotion_and_a_rollback(tmp_path: Path) -> None:

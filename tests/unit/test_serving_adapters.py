@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from mlray.config import ConfigError
-from serve_app.adapters import Adapters
+from serve_app import adapters as module
+from serve_app.adapters import Adapters, Unloadable
 
 
 class Model:
@@ -18,6 +19,7 @@ class Model:
 
     def __init__(self) -> None:
         self.done: list[str] = []
+        self.tried: list[str] = []
         self.go = threading.Event()
         self.go.set()
 
@@ -25,6 +27,9 @@ class Model:
         assert self.go.wait(10)
         if name.startswith("bad"):
             raise ConfigError(f"{name} does not fit")
+        if name == "torn" and "+torn" not in self.tried:
+            self.tried.append("+torn")
+            raise OSError("of a library, with a path")
         self.done.append(f"+{name}")
 
     def unload(self, name: str) -> None:
@@ -35,7 +40,9 @@ def run(work: Callable[[Model, Adapters], Coroutine[Any, Any, None]], **settings
     model = Model()
 
     async def inside() -> None:
-        await work(model, Adapters(model.load, model.unload, **{"capacity": 2, **settings}))
+        await work(
+            model, Adapters(model.load, model.unload, **{"capacity": 2, "patience_s": 60.0, **settings})
+        )
 
     asyncio.run(inside())
     return model.done
@@ -90,10 +97,38 @@ def test_a_failed_load_is_told_to_all_who_ask_and_keeps_what_was_there() -> None
         await asyncio.sleep(0.05)
         model.go.set()
         for one in asked:
-            with pytest.raises(ConfigError, match="bad does not fit"):
+            with pytest.raises(Unloadable, match="bad does not fit"):
                 await one
         assert adapters.loaded == ["de", "fr"]
-        with pytest.raises(ConfigError, match="bad does not fit"):  # and it is tried again
-            await use(adapters, "bad")
 
     assert run(work) == ["+de", "+fr"]
+
+
+def test_what_failed_is_tried_again_after_a_while_whatever_the_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def work(_: Model, adapters: Adapters) -> None:
+        with pytest.raises(Unloadable, match=r"^OSError$"):
+            await use(adapters, "torn")
+        with pytest.raises(Unloadable, match=r"^OSError$"):
+            await use(adapters, "torn")
+        now = module.time.monotonic()
+        monkeypatch.setattr(module.time, "monotonic", lambda: now + 11.0)
+        await use(adapters, "torn")
+        assert adapters.loaded == ["torn"]
+
+    assert run(work) == ["+torn"]
+
+
+def test_who_asks_does_not_wait_for_a_storage_that_hangs() -> None:
+    async def work(model: Model, adapters: Adapters) -> None:
+        model.go.clear()
+        for name in ("de", "de", "fr"):
+            with pytest.raises(Unloadable, match="not come in time"):
+                await use(adapters, name)
+        model.go.set()
+        while adapters.loaded != ["de", "fr"]:  # for who asks later
+            await asyncio.sleep(0.01)
+        await use(adapters, "de")
+
+    assert run(work, patience_s=0.02) == ["+de", "+fr"]

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 
 import langcodes
 import regex
+from langcodes.tag_parser import LanguageTagError
 
 UNKNOWN = "und"
 _RELATED = 25
@@ -109,12 +110,24 @@ def nearest(tag: str, known: Iterable[str]) -> str | None:
     """The one of some languages that is the same, else the nearest related one (Danish for Norwegian), else None.
 
     By the distance of Unicode's CLDR: 4 between dialects, 12 between Norwegian and Danish, 24 between Slovak and Czech.
+    What is no tag of BCP 47 (a market may be called `de-b2b`) is related to nothing.
     """
     known = list(known)
     if tag in known:
         return tag
-    found, _ = langcodes.closest_match(tag, known, max_distance=_RELATED)
-    return found if found in known else None
+    if not _is_tag(tag):
+        return None
+    among = [one for one in known if _is_tag(one)]
+    found, _ = langcodes.closest_match(tag, among, max_distance=_RELATED)
+    return found if found in among else None
+
+
+def _is_tag(tag: str) -> bool:
+    try:
+        langcodes.Language.get(tag)
+    except LanguageTagError:
+        return False
+    return True
 
 
 def words(text: str) -> list[str]:

@@ -24,6 +24,10 @@ _MAX_CHARS = 1000
 """Of a text that are looked at."""
 
 
+_KEPT = 10_000
+"""Tags that langcodes may remember: it forgets none by itself, and whoever asks may make up as many as he likes."""
+
+
 class UnknownLanguageError(ValueError):
     """A tag that is none of BCP 47's."""
 
@@ -96,6 +100,9 @@ def known(tag: str) -> str:
     Raises:
         UnknownLanguageError: it is none, or names a language that is in no registry.
     """
+    for cache in (langcodes.Language._INSTANCES, langcodes.Language._PARSE_CACHE):
+        if len(cache) > _KEPT:
+            cache.clear()
     try:
         if tag.isascii() and langcodes.tag_is_valid(tag):
             return langcodes.standardize_tag(tag)

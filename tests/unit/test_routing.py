@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import langcodes
 import pytest
 
 from serve_app import routing
@@ -53,8 +54,18 @@ def test_a_declared_tag_that_is_none_is_refused(tag: str) -> None:
         ("uk", "related", "ru"),  # CLDR: 24
         ("nn", "related", "nb"),
         ("ja", "base", None),
+        ("de-b2b", "base", None),
+        ("fr-b2b", "language", "fr-b2b"),
     ],
 )
 def test_the_nearest_adapter_answers(language: str, step: str, adapter: str | None) -> None:
-    found = routing.step(language, ["de", "ru", "nb"])
+    found = routing.step(language, ["fr-b2b", "de", "ru", "nb"])
     assert (found.step, found.adapter) == (step, adapter)
+
+
+def test_made_up_tags_are_not_remembered_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routing, "_KEPT", 100)
+    for number in range(1000):
+        assert routing.spoken("text", header=f"en-x-a{number}").known_by == "header"
+    assert len(langcodes.Language._INSTANCES) < 300
+    assert len(langcodes.Language._PARSE_CACHE) < 300

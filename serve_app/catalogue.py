@@ -54,8 +54,11 @@ class Catalogue:
             return [(name, score, self._index.title(market, name)) for name, score in found]
 
     def like(self, market: str, names: list[str], k: int) -> list[tuple[str, float, str | None]]:
-        """As `search`, of the products that are nearest to the mean of some that the market holds, without them."""
+        """As `search`, of the products nearest to the mean of some that the market holds, without them."""
         with self._searching:
+            names = [name for name in names if self._index.holds(market, name)]  # one may have gone meanwhile
+            if not names:
+                return []
             mean_H = self._index.vectors(market, names).mean(axis=0)
             unit_H = mean_H / max(float(np.linalg.norm(mean_H)), 1e-12)
             found = self._index.search(market, unit_H[None], k + len(names))[0]

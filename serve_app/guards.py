@@ -153,9 +153,12 @@ def _here(headers: dict[bytes, bytes]) -> bool:
     """Whether a request was meant for this machine: by name, from no other page, and through no proxy."""
     if any(name in headers for name in _PROXIED):
         return False
-    origin = urlsplit(headers.get(b"origin", b"").decode("latin-1")).hostname
-    host = urlsplit("//" + headers.get(b"host", b"").decode("latin-1")).hostname
-    return all(name is None or is_local(name) for name in (origin, host))
+    try:
+        host = urlsplit("//" + headers.get(b"host", b"").decode("latin-1")).hostname
+        origin = urlsplit(headers[b"origin"].decode("latin-1")).hostname if b"origin" in headers else host
+    except ValueError:  # no address
+        return False
+    return (host is None or is_local(host)) and (origin == host or is_local(origin or ""))
 
 
 async def _nothing() -> Message:

@@ -97,7 +97,6 @@ class Models:
             "champion": now.champion.about() if now else None,
             "challenger": asdict(challenger) | {"id": challenger.bundle} | tried if challenger else None,
             "fault": self._fault,
-            "waiting_tokens": now.batcher.waiting if now else {},
         }
 
     async def embed(

@@ -14,6 +14,8 @@ app=$!
 trap 'kill $app 2>/dev/null; wait $app || true' EXIT
 until curl --silent --fail --output /dev/null "$url/readyz"; do
   kill -0 $app 2>/dev/null || { tail -n 3 "$log" >&2; exit 1; }
+  waited=$((${waited:-0} + 1))
+  [ $waited -lt 180 ] || { echo "no answer from $url/readyz: $(tail -n 3 "$log")" >&2; exit 1; }
   sleep 1
 done
 echo "serves      $url (log: $log)"

@@ -343,10 +343,15 @@ def test_without_keys_only_this_machine_is_answered() -> None:
     for name, value in {  # another page in the browser, by a name of its own or not, and a proxy's clients
         "host": "evil.example",
         "origin": "https://evil.example",
+        "x-forwarded-host": "localhost",
+        "via": "1.1 evil.example",
         "x-forwarded-for": "10.1.2.3",
         "forwarded": "for=10.1.2.3",
     }.items():
         refused(asked.get("/v1/models", headers={name: value}), 401, "no_keys")
+    for origin in ("null", "http://[", "http://"):  # a page in a frame without a name; no address
+        refused(asked.get("/v1/models", headers={"origin": origin}), 401, "no_keys")
+    refused(asked.get("/v1/models", headers={"host": "["}), 401, "no_keys")
 
 
 def test_nobody_waits_for_what_does_not_come() -> None:

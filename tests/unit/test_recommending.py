@@ -100,6 +100,16 @@ def test_a_session_that_the_model_knows_nothing_of_is_served_by_texts(
     assert [hit["by"] for hit in found["results"]] == ["texts"] * 4
 
 
+def test_a_product_that_goes_while_it_is_asked_for_is_no_fault(tmp_path: Path) -> None:
+    promoted(tmp_path, "one", 0, prefix="a")
+    now = opened(tmp_path)._slot.now
+    assert now is not None
+    assert now.champion.catalogue is not None
+    like = now.champion.catalogue.like
+    assert like("de", ["gone", "a10"], 4) == like("de", ["a10"], 4) != []
+    assert like("de", ["gone"], 4) == []
+
+
 def test_a_market_is_no_language(tmp_path: Path) -> None:
     config = trained(tmp_path / "sessions")
     sessions = recommending.Sessions.of(NextItem(config, tmp_path / "sessions"), config.serving)

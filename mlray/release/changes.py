@@ -10,6 +10,7 @@ applied to it wherever it is served, also after a promotion or a rollback.
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -19,6 +20,7 @@ from mlray.config import RunError
 from mlray.release.registry import Registry
 
 _FOLDER = "changes"
+_NAME = re.compile(r"\d{8}\.json")
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,10 @@ class Changes:
     @property
     def position(self) -> int:
         """How many there are."""
-        return len(storage.walk(storage.join(self.registry.uri, _FOLDER), self.registry.settings))
+        names = storage.walk(storage.join(self.registry.uri, _FOLDER), self.registry.settings)
+        return sum(
+            _NAME.fullmatch(name) is not None for name in names
+        )  # a killed writer may have left others
 
     def append(self, change: Change, after: int) -> int:
         """Writes a change behind all that there are, and returns its number.

@@ -43,6 +43,8 @@ class Board:
     """Trial -> its settings, the last where it was cloned."""
     states: dict[str, str] = field(default_factory=dict)
     """Trial -> runs, done, stopped or failed."""
+    over: bool = False
+    """Whether no trial will come any more."""
 
     @property
     def keys(self) -> list[str]:

@@ -11,6 +11,8 @@ from mlray.training import placement
 
 DRIVER_CPUS = 0.2
 """Of a trial's driver, which waits for its workers."""
+_MEASURES = ("contrastive.", "distillation.", "objective.")
+"""What the loss itself is made of."""
 _FREE = {"cluster", "storage", "evaluation", "release", "serving"}
 """Sections by which no trial differs from those before a resume."""
 
@@ -30,6 +32,12 @@ def settings(config: RunConfig) -> None:
         raise ConfigError(
             "train.early_stopping ends a trial before its last step, where trials are compared; "
             "sweep.early_stopping stops those that fall behind"
+        )
+    measures = [key for key in config.sweep.space if key.startswith(_MEASURES)]
+    if config.sweep.metric == "loss" and measures:
+        raise ConfigError(
+            f"sweep.metric=loss is another measure with every {measures[0]}; compare trials by accuracy, or leave "
+            "the key out of sweep.space"
         )
     if config.sweep.mlflow_uri is not None and importlib.util.find_spec("mlflow") is None:
         raise ConfigError("sweep.mlflow_uri needs MLflow: pip install 'mlray[mlflow]'")
@@ -60,12 +68,13 @@ def begun(config: RunConfig, root: str, *, resume: bool) -> None:
             )
 
 
-def room(config: RunConfig, count: int) -> None:
+def room(config: RunConfig, count: int, drivers: int) -> None:
     """Refuses trials that would wait for each other for ever.
 
     Args:
         config: of a trial.
         count: trials that are to run side by side.
+        drivers: that are started, each of which waits for its trial's workers.
 
     Raises:
         ConfigError: the cluster cannot place one, or not so many at a time.
@@ -82,15 +91,16 @@ def room(config: RunConfig, count: int) -> None:
             f"sweep.grace_steps={settings.grace_steps} lies behind train.steps={config.train.steps}"
         )
     together = cluster.model_copy(update={"num_workers": cluster.num_workers * count})
-    one = DRIVER_CPUS + placement.wanted_cpus(config)
+    one, needed = placement.wanted_cpus(config), DRIVER_CPUS * drivers + placement.wanted_cpus(config) * count
     try:
         placement.check(config.model_copy(update={"cluster": together}))  # waits for nodes that are to come
-        fits = placement.cpus() + 1e-9 >= one * count
+        fits = placement.cpus() + 1e-9 >= needed
     except ConfigError:
         fits = False
     if not fits:
         raise ConfigError(
-            f"sweep.max_concurrent={count} trials cannot be placed: each needs {one:g} CPU with its driver and input "
-            f"pipeline and {cluster.num_workers * cluster.gpus_per_worker:g} GPU, and the cluster offers "
-            f"{placement.cpus():g} CPU; lower sweep.max_concurrent, cluster.num_workers or cluster.cpus_per_worker"
+            f"sweep.max_concurrent={drivers} trials cannot be placed: each needs {one + DRIVER_CPUS:g} CPU with its "
+            f"driver and input pipeline and {cluster.num_workers * cluster.gpus_per_worker:g} GPU, and the cluster "
+            f"offers {placement.cpus():g} CPU; lower sweep.max_concurrent, cluster.num_workers or "
+            "cluster.cpus_per_worker"
         )

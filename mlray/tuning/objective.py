@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -36,7 +37,7 @@ def score(scores: Mapping[str, Mapping[str, float]], expected: Iterable[str], se
     values = {}
     for language in expected:
         value = scores.get(language, {}).get(settings.metric)
-        if value is None or value != value:
+        if value is None or not math.isfinite(value):
             raise RunError(
                 f"the validation has no {settings.metric} of {language}, so the trial cannot be judged"
             )

@@ -24,8 +24,7 @@ def page(board: Board) -> str:
         for number, plot in enumerate(plots)
     ]
     parts = "".join(f'<div class="part">{body}</div>' for body in bodies)
-    runs = not board.states or "runs" in board.states.values()
-    refresh = '<meta http-equiv="refresh" content="30">' if runs else ""
+    refresh = "" if board.over else '<meta http-equiv="refresh" content="30">'
     title = f"Sweep {html.escape(board.name)}"
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '

@@ -70,9 +70,9 @@ def sweep(config: RunConfig, *, resume: bool = False) -> Outcome:
     prepared = prepare(configuration.change(config, _common(config, root)))
     base = prepared.config
     languages = objective.languages(prepared.manifest, base.sweep)
-    checks.room(
-        base, base.sweep.max_concurrent if not resume else 1
-    )  # what was begun elsewhere goes on with less
+    # What was begun elsewhere goes on with less, but Ray Tune starts all drivers that were there again.
+    drivers = base.sweep.max_concurrent
+    checks.room(base, 1 if resume else drivers, drivers)
     storage.write_bytes(storage.join(root, "config.yaml"), config.to_yaml().encode(), config.storage)
     shared = _share(base, prepared)
     board = Board(config.run.name, base, tuple(languages))
@@ -152,17 +152,23 @@ def tuner(
             name="tune",
             storage_path=place,
             storage_filesystem=filesystem,
-            stop=_below_floor(settings.grace_steps),
+            stop=_over(base),
             callbacks=[dashboard, *_loggers(base)],
             verbose=0,
         ),
     )
 
 
-def _below_floor(grace_steps: int) -> Any:
+def _over(base: RunConfig) -> Any:
     def stop(_: str, result: Mapping[str, Any]) -> bool:
-        """Whether a language is below its floor when the trial had its time."""
-        return result.get("step", 0) >= grace_steps and bool(result.get("below_floor"))
+        """Whether a trial has made its steps, or a language is below its floor when it had its time.
+
+        Without the first a population's scheduler would clone another's last step into it, whose score would then stand
+        beside settings that have made none.
+        """
+        step = result.get("step", 0)
+        late = step >= base.sweep.grace_steps and bool(result.get("below_floor"))
+        return late or step >= base.train.steps
 
     return stop
 
@@ -203,10 +209,29 @@ def _loggers(base: RunConfig) -> list[Any]:
     return [MLflowLoggerCallback(tracking_uri=base.sweep.mlflow_uri, experiment_name=base.run.name)]
 
 
+def _kept(config: RunConfig, board: Board, best: Row) -> float:
+    """The objective of the winner after its last step, which it may have made only now.
+
+    Raises:
+        RunError: a language has fallen below its floor meanwhile.
+    """
+    told = next(trial.last(config), None)
+    if best.step >= config.train.steps or told is None:
+        return best.objective
+    found = objective.score(told["languages"], board.languages, board.config.sweep)
+    if found.below:
+        raise RunError(
+            f"no trial can win: {best.trial} was the best that kept its floors, at step {best.step}, and after "
+            f"{told['step']} steps {found.below[0]} is below its own"
+        )
+    return found.objective
+
+
 def _conclude(results: Any, dashboard: Dashboard) -> Outcome:
     board = dashboard.board
     names = {Path(one.path).name for one in results}
     board.keep(names)  # one that a killed sweep had just begun may have come again under another name
+    board.over = True
     dashboard.write()
     failed = {Path(one.path).name: str(one.error).splitlines()[-1] for one in results if one.error}
     best = board.best()
@@ -220,7 +245,7 @@ def _conclude(results: Any, dashboard: Dashboard) -> Outcome:
         console.print(f"{name} failed: {why}", markup=False, highlight=False)
     config = trial.configured(board.config, board.values[best.trial], best.run)
     finetune(config)
-    winner = {"run": best.run, "values": board.values[best.trial], "objective": best.objective}
+    winner = {"run": best.run, "values": board.values[best.trial], "objective": _kept(config, board, best)}
     place = storage.join(config.run.storage_uri, WINNER)
     storage.write_bytes(place, json.dumps(winner, ensure_ascii=False, indent=1).encode(), config.storage)
     console.print(f"winner      {Folders.of(config).root}", markup=False, highlight=False)

@@ -99,13 +99,17 @@ def configured(base: RunConfig, values: dict[str, Any], name: str) -> RunConfig:
 
 
 def _copy_parts(base: RunConfig, config: RunConfig) -> None:
-    """Gives a trial the manifest, tokenizer and labels that all share, so that its folder is whole by itself."""
+    """Gives a trial what all share (corpus, tokenizer, labels, items), so that its folder is whole by itself."""
     source, target = Folders.of(base), Folders.of(config)
     for place, wanted in ((source.corpus, target.corpus), (source.tokenizer, target.tokenizer)):
         with storage.local_copy(place, config.storage) as folder:
             storage.upload(folder, wanted, config.storage)
-    if storage.exists(source.labels, config.storage):
-        storage.write_bytes(target.labels, storage.read_bytes(source.labels, config.storage), config.storage)
+    files = [(source.labels, target.labels), (source.frequencies, target.frequencies)]
+    if vectors := base.recommendation.vectors:
+        files.append((vectors, storage.join(target.root, vectors.rpartition("/")[2])))
+    for place, wanted in files:
+        if storage.exists(place, config.storage) and not storage.exists(wanted, config.storage):
+            storage.write_bytes(wanted, storage.read_bytes(place, config.storage), config.storage)
     storage.write_bytes(storage.join(target.root, "config.yaml"), config.to_yaml().encode(), config.storage)
 
 
@@ -119,8 +123,8 @@ def _ended(base: RunConfig, name: str) -> dict[str, Any] | None:
     return board.report(name)
 
 
-def _last(config: RunConfig) -> Iterator[dict[str, Any]]:
-    """The last validation of a run that had nothing left to do: its report was lost with who should have heard it."""
+def last(config: RunConfig) -> Iterator[dict[str, Any]]:
+    """The last validation of a run, as its workers told it."""
     found, _ = checkpoints.newest(Folders.of(config).checkpoints, config.storage)
     if found and found.progress.validations:
         last, losses = found.progress.validations[-1], found.progress.losses
@@ -194,5 +198,5 @@ def _reports(config: RunConfig, shared: Shared) -> Generator[dict[str, Any]]:
         queue.shutdown(force=True)
     if faults:
         raise faults[0]
-    if not heard:
-        yield from _last(config)
+    if not heard:  # it had nothing left to do: its report was lost with who should have heard it
+        yield from last(config)

@@ -335,6 +335,13 @@ def test_products_come_and_go_wherever_an_index_is_served(tmp_path: Path) -> Non
     assert found(models, "de", "anders") == [("a1", "anders")]
 
 
+def test_what_a_killed_writer_has_left_is_no_change(tmp_path: Path) -> None:
+    registry = promoted(tmp_path, "one", 0, prefix="a")
+    asyncio.run(opened(tmp_path).upsert([Product("de", "new", "warm leise Regal")]))
+    (Path(registry.uri) / "changes" / ".00000002.json.4f").write_text("{")
+    assert Changes(registry).position == 1
+
+
 def test_a_market_may_have_a_name_that_is_no_language(tmp_path: Path) -> None:
     promoted(tmp_path, "one", 0, prefix="a", adapters=("de",))
     models = opened(tmp_path)

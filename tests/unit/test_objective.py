@@ -53,9 +53,10 @@ def test_a_missing_language_fails_the_trial(scores: dict[str, dict[str, float]])
         objective.score(scores, ["de", "ja"], Sweep())
 
 
-def test_no_number_is_no_score() -> None:
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_no_number_is_no_score(value: str) -> None:
     with pytest.raises(RunError, match="no accuracy of de"):
-        objective.score({"de": {"accuracy": float("nan")}}, ["de"], Sweep())
+        objective.score({"de": {"accuracy": float(value)}}, ["de"], Sweep())
 
 
 def held_out(counts: dict[str, int]) -> Manifest:

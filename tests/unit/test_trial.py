@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from mlray import configuration, seal
 from mlray.config import ConfigError, RunConfig, RunError
 from mlray.training.checkpoint import Progress
 from mlray.tuning import checks, sweep, trial
+from mlray.tuning.board import Board, Row
 from tests.unit.test_board import filled, tell
 
 
@@ -76,6 +78,17 @@ def test_a_clone_gets_a_folder_of_its_own_with_its_donors_checkpoint(tmp_path: P
     assert twice.run.name == "bad-clone2"
     other, told = trial._placed(shared(tmp_path), {}, "good", str(taken))
     assert (other.run.name, told) == ("good-clone1", str(taken))
+
+
+def test_a_trial_of_sessions_has_its_items(tmp_path: Path) -> None:
+    vectors = tmp_path / "shared" / "items-00.parquet"
+    sections = {"objective.name": "next_item", "tokenizer.algorithm": "items", "model.family": "gpt2"}
+    base = configuration.change(shared(tmp_path), {**sections, "recommendation.vectors": str(vectors)})
+    vectors.write_bytes(b"vectors")
+    (tmp_path / "shared" / "frequencies.npy").write_bytes(b"frequencies")
+    trial._placed(base, {}, "one", "")
+    assert (tmp_path / "one" / "items-00.parquet").read_bytes() == b"vectors"
+    assert (tmp_path / "one" / "frequencies.npy").read_bytes() == b"frequencies"
 
 
 def test_a_trial_that_goes_on_stays_in_its_folder(tmp_path: Path) -> None:
@@ -161,6 +174,10 @@ def test_what_would_show_only_after_the_trials_is_refused_before(monkeypatch: py
     checks.settings(good)
     with pytest.raises(ConfigError, match=r"train\.early_stopping ends a trial before its last step"):
         checks.settings(configuration.change(good, {"train.early_stopping": "macro.loss"}))
+    with pytest.raises(
+        ConfigError, match=r"sweep\.metric=loss is another measure with every contrastive\.temp"
+    ):
+        checks.settings(configuration.change(good, {"sweep.metric": "loss"}))
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"sweep\.mlflow_uri needs MLflow"):
         checks.settings(configuration.change(good, {"sweep.mlflow_uri": "sqlite:///x.db"}))
@@ -168,7 +185,7 @@ def test_what_would_show_only_after_the_trials_is_refused_before(monkeypatch: py
 
 def test_a_trial_whose_last_report_was_lost_tells_it_again(tmp_path: Path) -> None:
     config = named(tmp_path, "one")
-    assert list(trial._last(config)) == []
+    assert list(trial.last(config)) == []
     for step in (10, 20):
         place = tmp_path / "one" / "checkpoints" / f"step-{step:08d}"
         place.mkdir(parents=True)
@@ -178,5 +195,33 @@ def test_a_trial_whose_last_report_was_lost_tells_it_again(tmp_path: Path) -> No
         )
         (place / "progress.json").write_text(progress.to_json())
         (place / "COMMIT.json").write_text(json.dumps({"step": step, "files": seal.describe(place)}))
-    (told,) = trial._last(config)
+    (told,) = trial.last(config)
     assert told == {"step": 20, "loss": 1.5, "languages": {"de": {"accuracy": 0.2}}, "checkpoint": str(place)}
+
+
+def test_a_trial_is_over_at_its_last_step_or_below_a_floor() -> None:
+    base = configuration.build({"train": {"steps": 40}, "sweep": {"grace_steps": 10}})
+    over = sweep._over(base)
+    assert not over("a", {"step": 9, "below_floor": ["ja"]})
+    assert over("a", {"step": 10, "below_floor": ["ja"]})
+    assert not over("a", {"step": 39, "below_floor": []})
+    assert over(
+        "a", {"step": 40, "below_floor": []}
+    )  # before a population's scheduler clones another into it
+
+
+def test_a_winner_that_falls_below_its_floor_later_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = configuration.build({"train": {"steps": 40}, "sweep": {"floors": {"ja": 0.4}, "gap_weight": 0.5}})
+    board = Board("swept", base, ("de", "ja"))
+    best = Row("a", 15, 0.5, 0.6, 0.41, "ja", (), {"de": 0.79, "ja": 0.41}, "a")
+    told = {"step": 40, "languages": {"de": {"accuracy": 0.8}, "ja": {"accuracy": 0.5}}}
+    monkeypatch.setattr(trial, "last", lambda _: iter([told]))
+    assert sweep._kept(base, board, best) == pytest.approx(0.65 - 0.5 * 0.15)  # by hand
+    told["languages"]["ja"]["accuracy"] = 0.35
+    with pytest.raises(
+        RunError, match="a was the best that kept its floors, at step 15, and after 40 steps ja"
+    ):
+        sweep._kept(base, board, best)
+    assert sweep._kept(base, board, replace(best, step=40)) == 0.5

@@ -17,15 +17,15 @@ setup: .venv/ready
 	touch .venv/ready
 
 demo: setup
-	rm -rf runs/demo runs/sweep-sample runs/recommend-sample runs/registry
-	$(RUN) PYTHON=$(BIN)/python sh jobs/pipeline.sh runs
-	$(RUN) PYTHON=$(BIN)/python sh serve_app/try.sh runs/registry
+	rm -rf runs/demo runs/sweep-sample runs/recommend-sample runs/demo-registry
+	$(RUN) PYTHON=$(BIN)/python sh jobs/pipeline.sh runs runs/demo-registry
+	$(RUN) PYTHON=$(BIN)/python sh serve_app/try.sh runs/demo-registry
 	@echo "plot        runs/demo/loss.png"
 	@echo "sweep       runs/sweep-sample/dashboard.html"
 	@echo "serve it    make serve"
 
 serve: setup
-	$(RUN) $(BIN)/python -m serve_app release.registry_uri=runs/registry
+	$(RUN) $(BIN)/python -m serve_app release.registry_uri=runs/demo-registry
 
 # Unit tests take a core each; the tests on a cluster share one.
 test: setup

@@ -1,12 +1,12 @@
 #!/bin/sh
 # The whole line on the sample corpus: pre-train, search adapters and losses, learn from sessions, choose, index, promote.
 # Minutes on two cores.
-#   jobs/pipeline.sh [FOLDER]     FOLDER: where runs and registry are kept (runs)
+#   jobs/pipeline.sh [FOLDER [REGISTRY]]     where runs and bundles are kept (runs, FOLDER/registry)
 set -eu
 here=$(dirname "$0")
 folder=${1:-runs}
 python=${PYTHON:-python}
-registry="release.registry_uri=$folder/registry"
+registry="release.registry_uri=${2:-$folder/registry}"
 
 # One cluster for all jobs: otherwise each starts, and stops, its own. It ends with this shell, however that ends.
 if [ -z "${RAY_ADDRESS:-}" ]; then

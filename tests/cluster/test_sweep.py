@@ -30,6 +30,7 @@ from tests.cluster.conftest import ROOT
 
 pytestmark = [
     pytest.mark.cluster,
+    pytest.mark.long,
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning:transformers"),
 ]
 
@@ -48,7 +49,6 @@ def searching(bucket: str, name: str, **sweep_settings: Any) -> RunConfig:
     )
 
 
-@pytest.mark.long
 def test_shared_rows_come_in_the_order_of_the_stream(aligned: RunConfig, bucket: str) -> None:
     """By hand for two workers: the rows of each are those that a run of its own would be dealt."""
     config = prepare(searching(bucket, "rows")).config
@@ -78,7 +78,6 @@ def _documents(shard: Any, steps: int) -> list[Any]:
     return found
 
 
-@pytest.mark.long
 def test_a_killed_sweep_goes_on_and_loses_no_trial_that_has_ended(
     aligned: RunConfig, bucket: str, tmp_path: Path
 ) -> None:
@@ -136,7 +135,6 @@ def _training() -> set[tuple[str, str]]:
     return {(actor.class_name, actor.actor_id) for actor in actors if "Train" in actor.class_name}
 
 
-@pytest.mark.long
 def test_trials_that_cannot_be_placed_are_refused(aligned: RunConfig, bucket: str) -> None:
     with pytest.raises(ConfigError, match=r"sweep\.max_concurrent=9 trials cannot be placed: each needs"):
         sweep(searching(bucket, "many", max_concurrent=9))

@@ -86,9 +86,7 @@ class Adapters:
             self._coming[name] = asyncio.create_task(self._fetch(name)), until
         task, until = self._coming[name]
         try:
-            async with asyncio.timeout_at(
-                until
-            ):  # of all who ask, as it comes no sooner for the last of them
+            async with asyncio.timeout_at(until):  # it comes no sooner for the last who asks
                 await asyncio.shield(task)  # a client that goes takes nobody's adapter along
         except TimeoutError:
             raise Unloadable("it has not come in time") from None

@@ -155,10 +155,12 @@ def _here(headers: dict[bytes, bytes]) -> bool:
         return False
     try:
         host = urlsplit("//" + headers.get(b"host", b"").decode("latin-1")).hostname
-        origin = urlsplit(headers[b"origin"].decode("latin-1")).hostname if b"origin" in headers else host
+        origin = (
+            urlsplit(headers[b"origin"].decode("latin-1")).hostname or "" if b"origin" in headers else None
+        )
     except ValueError:  # no address
         return False
-    return (host is None or is_local(host)) and (origin == host or is_local(origin or ""))
+    return all(name is None or is_local(name) for name in (origin, host))
 
 
 async def _nothing() -> Message:

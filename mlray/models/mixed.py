@@ -62,10 +62,8 @@ class Mixed:
             self._wrapped = peft.PeftModel(self._model.model, config, adapter_name=name)
         try:
             self._wrapped.load_adapter(str(folder), adapter_name=name)
-        except (
-            Exception
-        ) as error:  # of safetensors, torch or peft, which has added it before it reads its weights
-            if name in self.names:
+        except Exception as error:  # of safetensors, torch or peft
+            if name in self.names:  # peft adds it before it reads its weights
                 self.unload(name)
             raise ConfigError(f"the adapter at {folder} cannot be read: {type(error).__name__}") from error
         self._wrapped.eval()

@@ -52,9 +52,7 @@ class Changes:
     def position(self) -> int:
         """How many there are."""
         names = storage.walk(storage.join(self.registry.uri, _FOLDER), self.registry.settings)
-        return sum(
-            _NAME.fullmatch(name) is not None for name in names
-        )  # a killed writer may have left others
+        return sum(_NAME.fullmatch(name) is not None for name in names)  # others a killed writer has left
 
     def append(self, change: Change, after: int) -> int:
         """Writes a change behind all that there are, and returns its number.

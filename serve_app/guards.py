@@ -155,10 +155,10 @@ def _here(headers: dict[bytes, bytes]) -> bool:
         return False
     try:
         host = urlsplit("//" + headers.get(b"host", b"").decode("latin-1")).hostname
-        origin = (
-            urlsplit(headers[b"origin"].decode("latin-1")).hostname or "" if b"origin" in headers else None
-        )
+        origin = urlsplit(headers.get(b"origin", b"").decode("latin-1")).hostname
     except ValueError:  # no address
+        return False
+    if origin is None and b"origin" in headers:  # a page in a frame without a name
         return False
     return all(name is None or is_local(name) for name in (origin, host))
 

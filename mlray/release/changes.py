@@ -10,17 +10,15 @@ applied to it wherever it is served, also after a promotion or a rollback.
 from __future__ import annotations
 
 import json
-import re
 import secrets
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 from mlray import storage
 from mlray.config import RunError
-from mlray.release.registry import Registry
+from mlray.release.registry import NUMBERED, Registry
 
 _FOLDER = "changes"
-_NAME = re.compile(r"\d{8}\.json")
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class Changes:
     def position(self) -> int:
         """How many there are."""
         names = storage.walk(storage.join(self.registry.uri, _FOLDER), self.registry.settings)
-        return sum(_NAME.fullmatch(name) is not None for name in names)  # others a killed writer has left
+        return sum(NUMBERED.fullmatch(name) is not None for name in names)  # others a killed writer has left
 
     def append(self, change: Change, after: int) -> int:
         """Writes a change behind all that there are, and returns its number.

@@ -25,9 +25,8 @@ from mlray.config import ConfigError, RunConfig, RunError, Storage
 
 MARKS = {"bundles": "BUNDLE.json", "indexes": "INDEX.json"}
 """Kind of thing -> the file that seals it."""
-
-
-_EVENT = re.compile(r"\d{8}\.json")
+NUMBERED = re.compile(r"\d{8}\.json")
+"""A file of a row that is written one by one; what a killed writer leaves beside them has another name."""
 
 
 class ConflictError(RunError):
@@ -98,7 +97,7 @@ class Registry:
         """
         folder = storage.join(self.uri, "history")
         events: list[Event] = []
-        found = [name for name in storage.walk(folder, self.settings) if _EVENT.fullmatch(name)]
+        found = [name for name in storage.walk(folder, self.settings) if NUMBERED.fullmatch(name)]
         for number, name in enumerate(found, start=1):
             place = storage.join(folder, f"{number:08d}.json")
             if storage.join(folder, name) != place:

@@ -215,8 +215,10 @@ def _kept(config: RunConfig, board: Board, best: Row) -> float:
     Raises:
         RunError: a language has fallen below its floor meanwhile.
     """
+    if best.step >= config.train.steps:
+        return best.objective
     told = next(trial.last(config), None)
-    if best.step >= config.train.steps or told is None:
+    if told is None:
         return best.objective
     found = objective.score(told["languages"], board.languages, board.config.sweep)
     if found.below:

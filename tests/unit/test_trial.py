@@ -205,14 +205,11 @@ def test_a_trial_is_over_at_its_last_step_or_below_a_floor() -> None:
     assert not over("a", {"step": 9, "below_floor": ["ja"]})
     assert over("a", {"step": 10, "below_floor": ["ja"]})
     assert not over("a", {"step": 39, "below_floor": []})
-    assert over(
-        "a", {"step": 40, "below_floor": []}
-    )  # before a population's scheduler clones another into it
+    # Before a population's scheduler clones another into it.
+    assert over("a", {"step": 40, "below_floor": []})
 
 
-def test_a_winner_that_falls_below_its_floor_later_is_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_winner_that_falls_below_its_floor_later_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     base = configuration.build({"train": {"steps": 40}, "sweep": {"floors": {"ja": 0.4}, "gap_weight": 0.5}})
     board = Board("swept", base, ("de", "ja"))
     best = Row("a", 15, 0.5, 0.6, 0.41, "ja", (), {"de": 0.79, "ja": 0.41}, "a")

@@ -24,6 +24,9 @@ def main() -> int:
     parser.add_argument("--bundle", help="name of a bundle (--to champion); without it the challenger")
     parser.add_argument("--index", help="name of its product index, or auto (--to champion)")
     parser.add_argument("--knowledge", help="name of its index of answers, or auto (--to champion)")
+    parser.add_argument(
+        "--judged", help="jobs/evaluate.py --bundle champion --output, on the newer test sets"
+    )
     parser.add_argument("--why", default="", help="a sentence for the history")
     parser.add_argument("--dry-run", action="store_true", help="print the verdict of the gate, and stop")
     arguments = parser.parse_intermixed_args()
@@ -32,8 +35,8 @@ def main() -> int:
     beside = ("adapter", "recommender", "recommender_adapter", "translator", "writer")
     if arguments.to != "challenger" and any(getattr(arguments, name) for name in beside):
         parser.error("adapters and models beside the run go with --to challenger")
-    if arguments.dry_run and arguments.to != "champion":
-        parser.error("--dry-run asks the gate, and goes with --to champion")
+    if (arguments.dry_run or arguments.judged) and arguments.to != "champion":
+        parser.error("--dry-run and --judged are of the gate, and go with --to champion")
 
     def work() -> None:
         config = configuration.load(arguments.config, arguments.overrides)

@@ -83,16 +83,13 @@ def compare(
         StorageError: as `read`.
     """
     a, b = read(first, settings), read(second, settings)
+    groups_a, groups_b = by_language(a), by_language(b)
     if for_gate:
-        both = by_language(a).keys() & by_language(b).keys()
-        a, b = ([row for row in side if (row.task, row.language) in both] for side in (a, b))
-    if len(a) != len(b):
-        raise ConfigError(f"{first} has {len(a)} rows and {second} {len(b)}; a paired test needs the same")
-    for number, (one, other) in enumerate(zip(a, b, strict=True), start=1):
-        other_text = one.text and other.text and one.text != other.text
-        if other_text or (one.task, one.language, one.truth) != (other.task, other.language, other.truth):
-            raise ConfigError(f"line {number} of {first} and of {second} are different rows")
-    groups_a, groups_b, spans = by_language(a), by_language(b), mark_spans([*a, *b])
+        both = groups_a.keys() & groups_b.keys()
+        groups_a, groups_b = ({key: side[key] for key in sorted(both)} for side in (groups_a, groups_b))
+    for key in groups_a | groups_b:
+        _check_rows(key, (first, groups_a.get(key, [])), (second, groups_b.get(key, [])))
+    spans = mark_spans([row for side in (groups_a, groups_b) for group in side.values() for row in group])
     found = {
         f"{task} {language} {cell.metric}": cell
         for (task, language), group in groups_a.items()
@@ -107,6 +104,18 @@ def compare(
     cells = {name: Difference(**{**asdict(cell), "p": corrected[name]}) for name, cell in found.items()}
     about = {"first": str(first), "second": str(second), "trials": trials, "correction": "Holm"}
     return Comparison(about, cells)
+
+
+def _check_rows(key: tuple[str, str], *sides: tuple[str | Path, Sequence[Row]]) -> None:
+    """Refuses rows of a task and language (`key`) that are not the same in both files (name, rows)."""
+    ((first, a), (second, b)), told = sides, ", ".join(key)
+    if len(a) != len(b):
+        raise ConfigError(
+            f"{told}: {first} has {len(a)} rows and {second} {len(b)}; a paired test needs the same"
+        )
+    for number, (one, other) in enumerate(zip(a, b, strict=True), start=1):
+        if one.truth != other.truth or (one.text and other.text and one.text != other.text):
+            raise ConfigError(f"{told}: row {number} of {first} and of {second} are different")
 
 
 def _differences(

@@ -31,7 +31,7 @@ from mlray.release.registry import Registry
 from mlray.training import checkpoint as checkpoints
 from mlray.training.folders import WINNER, Folders
 
-_JUDGED = ("report.json", "predictions.jsonl")
+JUDGED = ("report.json", "predictions.jsonl")
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def _copy_judged(run: _Run, target: Path, part: Path, settings: Storage) -> None
             f"the evaluation of {run.folders.root} is of other weights than those of {run.step}, which the run has "
             "chosen; evaluate them"
         )
-    for name in _JUDGED:
+    for name in JUDGED:
         place = storage.join(run.folders.root, "evaluation", name)
         (target / name).write_bytes(storage.read_bytes(place, settings))
 
@@ -201,7 +201,7 @@ def _trained(folders: Folders, settings: Storage) -> tuple[str, str]:
 
 def _report(folders: Folders, settings: Storage) -> Report:
     folder = storage.join(folders.root, "evaluation")
-    for name in _JUDGED:
+    for name in JUDGED:
         if not storage.exists(storage.join(folder, name), settings):
             raise ConfigError(
                 f"{folders.root} was never evaluated: {name} is not in {folder}; jobs/evaluate.py --output {folder}"

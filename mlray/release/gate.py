@@ -60,7 +60,8 @@ def judge(champion: Report, challenger: Report, p_values: Mapping[str, float], s
     """Compares task by task and language by language.
 
     A challenger passes if on every task the mean over the languages gains at least `min_gain` and no language loses
-    more than its tolerance. With `confirmed_only` a loss counts only where the paired test tells it from chance.
+    more than its tolerance. A task whose figures are all as they were, such as that of a model beside the main one,
+    need not gain if another does. With `confirmed_only` a loss that was tested counts only where it is none of chance.
 
     Args:
         champion: whose tasks and languages must all be there.
@@ -76,7 +77,7 @@ def judge(champion: Report, challenger: Report, p_values: Mapping[str, float], s
         raise ConfigError(
             f"release.tolerances names {unknown[0]}, and the champion was judged on {', '.join(sorted(known))}"
         )
-    lines, macro, refusals = [], {}, []
+    lines, macro, refusals, short = [], {}, [], {}
     for task, table in champion.cells.items():
         metrics = next(iter(table.values()))
         metric = comparison.metric_of(task, metrics)
@@ -95,10 +96,12 @@ def judge(champion: Report, challenger: Report, p_values: Mapping[str, float], s
         before, after = (sum(side) / len(shared) for side in zip(*shared, strict=True))
         macro[task] = (before, after)
         if after - before < settings.min_gain - _SLACK:
-            refusals.append(
+            short[task] = (
                 f"{task}: the mean {metric} goes from {before:.2f} to {after:.2f}, and release.min_gain asks for "
                 f"{settings.min_gain:+g}"
             )
+    moved = {line.task for line in lines if line.champion != line.challenger}
+    refusals += [sentence for task, sentence in short.items() if task in moved or not moved]
     if not lines:
         refusals.append("the champion's report holds nothing that could be compared")
     return Verdict(tuple(lines), macro, tuple(refusals))
@@ -120,7 +123,7 @@ def _line(
         return Line(task, language, metric, before, None, tolerance, p, why)
     after = float(challenger[language][metric].value)
     lost, refused = before - after, None
-    real = p is not None and p < settings.significance
+    real = p is None or p < settings.significance  # what was not tested may be no chance
     if not math.isfinite(lost):
         refused = f"{task}, {language}: {metric} goes from {before} to {after}, which is no figure"
     elif lost > tolerance + _SLACK and (real or not settings.confirmed_only):

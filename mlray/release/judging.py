@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from mlray import configuration, storage
-from mlray.config import RunConfig
-from mlray.release.registry import open_registry
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from mlray import configuration, languages, seal, storage
+from mlray.config import ConfigError, RunConfig
+from mlray.evaluation.report import Report
+from mlray.release import bundle, markets
+from mlray.release.registry import Registry, open_registry
 
 
 def judged(config: RunConfig, name: str | None) -> RunConfig:
@@ -46,3 +51,44 @@ def judged(config: RunConfig, name: str | None) -> RunConfig:
             paths["language_path"] = storage.join(place, "language_adapter")
         sections["adapter"] = held.adapter.model_copy(update=paths)
     return held.model_copy(update=sections)
+
+
+@contextmanager
+def rejudged(registry: Registry, name: str, uri: str) -> Iterator[tuple[Report, str]]:
+    """The report of a bundle, and where its predictions lie: those at `uri` of the languages there, else its own.
+
+    So a champion is compared with a challenger that was judged on newer test sets. A market that has an adapter keeps
+    its figures, which are the adapter's, and so does every model beside the main one.
+
+    Args:
+        registry: where the bundle is.
+        name: of the bundle.
+        uri: what its evaluation was written to, as `judged` makes it.
+
+    Raises:
+        ConfigError: there is no evaluation at `uri`, or it is of other weights.
+    """
+    place, about = registry.place("bundles", name), registry.about("bundles", name)
+    made = f"jobs/evaluate.py --bundle {name} --output {uri} makes it"
+    with storage.staging() as stage, storage.staging() as other:
+        for folder, source in ((stage, place), (other, storage.absolute(uri))):
+            for file in bundle.JUDGED:
+                one = storage.join(source, file)
+                if not storage.exists(one, registry.settings):
+                    raise ConfigError(f"{one} is not there; {made}")
+                (folder / file).write_bytes(storage.read_bytes(one, registry.settings))
+        found = Report.from_json((other / "report.json").read_text(encoding="utf-8"))
+        part = storage.join(place, "weights" if about["adapter"] == "none" else "adapter")
+        with storage.local_copy(part, registry.settings) as weights:
+            if found.about.get("sha256") != seal.digest(weights):
+                raise ConfigError(f"{uri} is an evaluation of other weights than those of {name}; {made}")
+        known = markets.tags(about)
+        taken = [
+            (task, language)
+            for task, table in found.cells.items()
+            for language in table
+            if languages.target(language) not in known
+        ]
+        markets.replace(stage, other, taken)
+        text = (stage / "report.json").read_text(encoding="utf-8")
+        yield Report.from_json(text), str(stage / "predictions.jsonl")

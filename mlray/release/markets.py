@@ -62,8 +62,22 @@ def take_over(stage: Path, tag: str, judged: Path) -> None:
         raise ConfigError(
             f"the adapter for {tag} was not judged where the bundle was; evaluate it on the same rows"
         )
+    replace(stage, judged, taken)
+
+
+def replace(stage: Path, judged: Path, taken: Sequence[tuple[str, str]]) -> None:
+    """Puts figures of one evaluation, and the rows behind them, into another.
+
+    Args:
+        stage: folder whose `report.json` and `predictions.jsonl` are rewritten.
+        judged: folder with those of the other.
+        taken: task and language of each cell that the other one gives.
+    """
+    ours, theirs = (
+        Report.from_json((one / "report.json").read_text(encoding="utf-8")) for one in (stage, judged)
+    )
     for task, name in taken:
-        ours.cells[task][name] = theirs.cells[task][name]
+        ours.cells.setdefault(task, {})[name] = theirs.cells[task][name]
     (stage / "report.json").write_text(ours.to_json(), encoding="utf-8")
     rows = [
         *(row for row in _rows(stage) if (row["task"], row["language"]) not in taken),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 
 from rich.console import Console
 from rich.markup import escape
@@ -12,7 +13,7 @@ from rich.table import Table
 from mlray import languages
 from mlray.config import ConfigError, RunConfig, RunError
 from mlray.evaluation import comparison
-from mlray.release import bundle, companions, gate
+from mlray.release import bundle, companions, gate, judging
 from mlray.release.bundle import Beside
 from mlray.release.gate import Verdict
 from mlray.release.registry import Event, History, Registry, open_registry
@@ -40,7 +41,13 @@ def decide(config: RunConfig, asked: Namespace) -> None:
         challenge(config, asked.run, asked.why, beside)
     elif asked.to == "champion":
         verdict, _ = promote(
-            config, asked.bundle, asked.index, asked.why, knowledge=asked.knowledge, dry_run=asked.dry_run
+            config,
+            asked.bundle,
+            asked.index,
+            asked.why,
+            knowledge=asked.knowledge,
+            judged=asked.judged,
+            dry_run=asked.dry_run,
         )
         if verdict:
             gate.show(verdict, console)
@@ -82,6 +89,7 @@ def promote(
     why: str,
     *,
     knowledge: str | None = None,
+    judged: str | None = None,
     dry_run: bool = False,
 ) -> tuple[Verdict | None, Event | None]:
     """Asks the gate, and makes a bundle champion if it says yes.
@@ -92,6 +100,7 @@ def promote(
         index: the product index that is served with it, built by its encoder; `auto`: the one that there is.
         why: a sentence for the history.
         knowledge: the index of answers, likewise.
+        judged: an evaluation of the champion on the test sets of the other, where those are not its own.
         dry_run: only ask.
 
     Returns:
@@ -118,7 +127,7 @@ def promote(
         raise ConfigError(f"{name} is champion already")
     registry.check("bundles", name)
     _check_beside(registry, champion, name, beside)
-    verdict = _verdict(registry, before, name, config)
+    verdict = _verdict(registry, before, name, judged, config)
     if dry_run or (verdict and not verdict.passed):
         return verdict, None
     said = verdict.to_dict() if verdict else None
@@ -193,13 +202,22 @@ def _check_index(registry: Registry, name: str, index: str, kind: str) -> None:
         raise ConfigError(f"{index} is {_NAMES[own]}, and --{kind} takes {_NAMES[kind]}")
 
 
-def _verdict(registry: Registry, history: History, name: str, config: RunConfig) -> Verdict | None:
+def _verdict(
+    registry: Registry, history: History, name: str, judged: str | None, config: RunConfig
+) -> Verdict | None:
     if history.champion is None or history.champion.bundle == name:  # only the index is another
         return None
-    (old, old_rows), (new, new_rows) = (
-        bundle.report_of(registry, one) for one in (history.champion.bundle, name)
-    )
-    found = comparison.compare(old_rows, new_rows, config.storage, for_gate=True)
+    champion = history.champion.bundle
+    own = nullcontext(bundle.report_of(registry, champion))
+    new, new_rows = bundle.report_of(registry, name)
+    with judging.rejudged(registry, champion, judged) if judged else own as (old, old_rows):
+        try:
+            found = comparison.compare(old_rows, new_rows, config.storage, for_gate=True)
+        except ConfigError as error:
+            raise ConfigError(
+                f"{error}; if the test sets are others now: jobs/evaluate.py --bundle {champion} --output FOLDER on "
+                "them, and promote with --judged FOLDER"
+            ) from None
     p_values = {key: cell.p for key, cell in found.cells.items()}
     return gate.judge(old, new, p_values, config.release)
 

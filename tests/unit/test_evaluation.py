@@ -827,7 +827,9 @@ def test_two_models_are_compared_on_the_same_rows(tmp_path: Path) -> None:
     )
     assert all(cell.p == 1.0 for cell in comparison.compare(files[0], files[2], trials=50).cells.values())
     other = write(tmp_path / "other.jsonl", [{"language": "de", "prediction": "a", "label": "z"}])
-    with pytest.raises(ConfigError, match=r"has 200 rows and .* 1; a paired test needs the same"):
+    with pytest.raises(
+        ConfigError, match=r"classification, de: .* has 100 rows and .* 1; a paired test needs the same"
+    ):
         comparison.compare(files[0], other, trials=50)
     texts_a = [
         {"language": "en", "prediction": h, "reference": r}
@@ -846,7 +848,7 @@ def test_two_models_are_compared_on_the_same_rows(tmp_path: Path) -> None:
     assert nearly.cells["text en BLEU"].p == 1.0  # every swap gives the same difference, or its negative
     asked = [{**row, "text": f"question {i}"} for i, row in enumerate(texts_a)]
     other = [{**row, "text": f"question {i + 1}"} for i, row in enumerate(texts_a)]
-    with pytest.raises(ConfigError, match=r"line 1 of .*x\.jsonl and of .*y\.jsonl are different rows"):
+    with pytest.raises(ConfigError, match=r"row 1 of .*x\.jsonl and of .*y\.jsonl are different"):
         comparison.compare(write(tmp_path / "x.jsonl", asked), write(tmp_path / "y.jsonl", other), trials=100)
     unlabelled = write(tmp_path / "z.jsonl", [{"language": "en", "prediction": "x", "label": ""}])
     with pytest.raises(ConfigError, match=r"z\.jsonl: line 1 has an empty label"):

@@ -64,7 +64,7 @@ def test_what_is_no_figure_does_not_pass(value: float) -> None:
     assert any("retrieval, ja: MRR goes from 40.0 to" in one for one in found.refusals)
 
 
-@pytest.mark.parametrize(("p", "passed"), [(0.04, False), (0.06, True), (None, True)])
+@pytest.mark.parametrize(("p", "passed"), [(0.04, False), (0.06, True), (None, False)])
 def test_a_loss_may_have_to_be_confirmed(p: float | None, passed: bool) -> None:
     p_values = {} if p is None else {"retrieval ja MRR": p}
     after = {"de": 70.0, "fr": 50.0, "ja": 35.0}
@@ -79,6 +79,18 @@ def test_the_mean_must_gain_what_is_asked_for() -> None:
     assert found.refusals == (
         "retrieval: the mean MRR goes from 50.00 to 50.50, and release.min_gain asks for +0.6",
     )
+
+
+def test_a_task_that_is_as_it_was_need_not_gain_if_another_does() -> None:
+    beside = report({"de-en": 30.0}, "translation", "BLEU").cells
+    old = Report({}, {**report(BEFORE).cells, **beside})
+    better = {language: value + 1 for language, value in BEFORE.items()}
+    assert gate.judge(old, Report({}, {**report(better).cells, **beside}), {}, Release(min_gain=0.5)).passed
+    unchanged = gate.judge(old, old, {}, Release(min_gain=0.5))
+    assert [sentence.split(":")[0] for sentence in unchanged.refusals] == ["retrieval", "translation"]
+    slipped = report({"de-en": 29.9}, "translation", "BLEU").cells
+    found = gate.judge(old, Report({}, {**report(better).cells, **slipped}), {}, Release(min_gain=0.5))
+    assert [sentence.split(":")[0] for sentence in found.refusals] == ["translation"]
 
 
 def test_a_language_that_is_not_judged_any_more_is_refused_and_a_new_one_is_not() -> None:

@@ -135,6 +135,36 @@ def test_the_gate_decides_and_a_dry_run_changes_nothing(tmp_path: Path) -> None:
     assert event.verdict["passed"] is True
 
 
+def test_a_champion_is_judged_again_where_the_test_sets_are_others_now(tmp_path: Path) -> None:
+    config = configured(tmp_path)
+    weak = promotion.challenge(config, finished(tmp_path, "weak", WEAK), "").bundle
+    promotion.promote(config, weak, None, "")
+    newer = {"de-en": [1] * 50, "ja-en": [1] * 40, "ko-en": [2] * 40}  # ten more rows, and a language more
+    strong = promotion.challenge(config, finished(tmp_path, "strong", newer), "").bundle
+    again = tmp_path / "again"
+    again.mkdir()
+    told = f"jobs/evaluate.py --bundle {weak} --output FOLDER"
+    with pytest.raises(ConfigError, match=f"de-en: .* has 40 rows and .* 50; .*{told}.*--judged FOLDER"):
+        promotion.promote(config, None, None, "")
+    with pytest.raises(ConfigError, match=r"again/report\.json is not there"):
+        promotion.promote(config, None, None, "", judged=str(again))
+    weights = str(tmp_path / "runs" / "{}" / "checkpoints" / "step-00000002" / "weights")
+    judge(again.parent, weights.format("strong"), {"de-en": [2] * 50, "ko-en": [1] * 40})
+    with pytest.raises(ConfigError, match=f"an evaluation of other weights than those of {weak}"):
+        promotion.promote(config, None, None, "", judged=str(tmp_path / "evaluation"))
+    judge(again.parent, weights.format("weak"), {"de-en": [2] * 50, "ko-en": [1] * 40})
+    verdict, event = promotion.promote(config, None, None, "", judged=str(tmp_path / "evaluation"))
+    assert verdict is not None
+    assert event is None
+    figures = {line.language: (line.champion, line.challenger) for line in verdict.lines}
+    assert figures == {"de-en": (50.0, 100.0), "ja-en": (50.0, 100.0), "ko-en": (100.0, 50.0)}
+    assert [line.language for line in verdict.lines if line.refused] == ["ko-en"]
+    judge(again.parent, weights.format("weak"), {"de-en": [2] * 50})
+    _, event = promotion.promote(config, None, None, "", judged=str(tmp_path / "evaluation"))
+    assert event is not None
+    assert event.bundle == strong
+
+
 def indexed(registry: Registry, name: str, folder: Path) -> str:
     folder.mkdir()
     (folder / "vectors.bin").write_bytes(name.encode())

@@ -153,11 +153,13 @@ class Models:
         known = recommending.known(catalogue, now.sessions, market, products)
         session = recommending.Session(tuple(known), market, query)
         found = await recommending.recommend(catalogue, now.sessions, session, k)
+        by_sessions = any(one.by == "sessions" for one in found)
+        step = now.sessions.step(market) if now.sessions and by_sessions else routing.BASE
         event = now.champion.event
         return {
             "results": [asdict(one) for one in found],
             "unknown": [one for one in products if one not in known],
-            "served_by": {"bundle": event.bundle, "index": event.index},
+            "served_by": {"bundle": event.bundle, "index": event.index, **asdict(step)},
         }
 
     async def translate(

@@ -1,4 +1,4 @@
-"""What a translation must not touch: order numbers, prices, sizes, addresses, names, and the words of a glossary.
+"""What a translation must not touch: order numbers, prices, sizes, addresses, placeholders, names, and a glossary.
 
 Each is hidden behind a small number, which a translator copies, and put back afterwards: a name as it was, a word of
 the glossary as its translation. A translation in which a number is lost, doubled or new is not used: what lies between
@@ -29,6 +29,10 @@ _CURRENCY = (
 )
 _UNIT = r"(?-i:%|°[CF]|(?:kg|g|mg|ml|l|cm|mm|m|km|W|kW|V|Hz|GB|TB|MB|mAh)(?!\w))"
 _AMOUNT = rf"(?:{_CURRENCY}\s?)?{_NUMBERED}(?:\s?(?:{_CURRENCY}|{_UNIT}))?"
+_SIZE = rf"(?-i:(?<!{_LETTER})(?<![\d_'’])(?:X{{1,4}}[SL]|[SML](?![.'’]))(?!{_LETTER}|[\d_]))"
+"""Of clothes, by letters: XS to XXXXL, and a lone S, M or L; `M. Dupont` and `L'eau` are none."""
+_HOLE = r"\{{1,2}[^{}\n]{1,64}\}{1,2}|%(?:\d{1,2}\$)?[sd@](?!\w)|</?[A-Za-z][^<>\n]{0,200}>"
+"""What is filled in or laid out later: {name}, {{order}}, %s, <b>."""
 _DIGITS = re.compile(r"\d+")
 _SENTENCES = re.compile(r"((?<=[.!?؟])\s+|(?<=[。！？])|\n+)")
 """Ends of sentences."""
@@ -121,7 +125,7 @@ class Protector:
 
     @functools.cached_property
     def _pattern(self) -> re.Pattern[str]:
-        return re.compile("|".join([*self._own, _URL, _MAIL, _AMOUNT]), re.IGNORECASE)
+        return re.compile("|".join([*self._own, _HOLE, _URL, _MAIL, _AMOUNT, _SIZE]), re.IGNORECASE)
 
     def protect(self, text: str) -> Protected:
         """A text apart, in Unicode form C."""

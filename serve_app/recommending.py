@@ -23,6 +23,7 @@ from mlray.objectives.recommending import NextItem
 from serve_app.batching import Batcher
 from serve_app.catalogue import Catalogue
 from serve_app.errors import ApiError
+from serve_app.routing import BASE, Step
 
 _PER_TOKEN = 256
 """Scores that cost as much as reading a token, about."""
@@ -67,6 +68,11 @@ class Sessions:
     def market(self, tag: str) -> str | None:
         """What the model calls a market; None if it does not know it."""
         return next((one for one in (tag, tag.partition("-")[0]) if one in self.model.markets), None)
+
+    def step(self, tag: str) -> Step:
+        """By which adapter the sessions of a market are read."""
+        known = self.market(tag)
+        return Step("language", known) if known in self.model.adapters else BASE
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,11 @@ class Served(BaseModel):
 
     bundle: str
     index: str | None = None
+    step: Literal["language", "related", "base", "pivot"] = Field(
+        description="the own adapter of the language or market, that of a related one, the model without one, or the "
+        "way through a third language"
+    )
+    adapter: str | None = None
 
 
 class ServedBy(Served):
@@ -50,11 +55,6 @@ class ServedBy(Served):
 
     language: str
     known_by: Literal["declared", "header", "detected", "default"]
-    step: Literal["language", "related", "base", "pivot"] = Field(
-        description="the language's own adapter, that of a related language, the model without one, or the way through "
-        "a third language"
-    )
-    adapter: str | None = None
 
 
 class SearchRequest(_Request):

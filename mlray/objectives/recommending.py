@@ -57,6 +57,11 @@ class NextItem:
         """Those that the model knows."""
         return sorted(self._encoder.language_ids)
 
+    @property
+    def adapters(self) -> list[str]:
+        """The markets whose sessions an adapter of their own reads."""
+        return self._mixed.names
+
     def load(self, market: str, folder: Path) -> None:
         """Opens the adapter of a market, which reads its sessions from now on; see `models.mixed.Mixed.load`."""
         self._mixed.load(market, folder, "next_item")
@@ -102,7 +107,7 @@ class NextItem:
             "candidates_M": candidates_V,
             "drawn_M": torch.zeros(len(candidates_V)),
         }
-        own = set(self._mixed.names)
+        own = set(self.adapters)
         with self._mixed.rows([market if market in own else None for market in markets]):
             found_QV = self._model(**{name: one.to(self._device) for name, one in inputs.items()})
         found: np.ndarray = found_QV.cpu().numpy()

@@ -67,7 +67,7 @@ class Known:
     async def recommend(self, market: str, products: list[str], k: int, query: str = "") -> dict[str, Any]:
         self.asked.append((market, products, k, query))
         hit = {"id": "p2", "score": 3.5, "title": "Tasse", "by": "sessions"}
-        by = {"bundle": "b-1", "index": "i-1"}
+        by = {"bundle": "b-1", "index": "i-1", "step": "language", "adapter": "de"}
         return {"results": [hit], "unknown": products[1:], "served_by": by}
 
     async def translate(
@@ -124,7 +124,7 @@ def test_a_recommendation_passes_on_the_session() -> None:
     assert reply.json() == {
         "results": [{"id": "p2", "score": 3.5, "title": "Tasse", "by": "sessions"}],
         "unknown": ["gone"],
-        "served_by": {"bundle": "b-1", "index": "i-1"},
+        "served_by": {"bundle": "b-1", "index": "i-1", "step": "language", "adapter": "de"},
     }
     assert (
         client(backend).post("/v1/recommend", json={"market": "de", "query": " rote Schuhe "}).status_code
@@ -449,7 +449,7 @@ def test_answers_are_counted_by_what_has_served_them() -> None:
     gained = counts(asked, "mlray_answers_total") - before
     assert gained == {
         '{adapter="none",language="de",route="/v1/search",step="base"}': 1.0,
-        '{adapter="none",language="none",route="/v1/recommend",step="none"}': 1.0,
+        '{adapter="de",language="none",route="/v1/recommend",step="language"}': 1.0,
     }
     assert counts(asked, "mlray_answer_seconds_count")['{language="de"}'] >= 1
 

@@ -18,7 +18,7 @@ from mlray.models import recommender, tokenizer
 from mlray.objectives.recommending import NextItem
 from mlray.release import companions
 from mlray.release.registry import Registry
-from serve_app import recommending
+from serve_app import recommending, routing
 from serve_app.errors import ApiError
 from serve_app.models import Models
 from tests.unit.test_mixed import moved
@@ -85,7 +85,8 @@ def test_sessions_rank_what_is_sold_without_what_was_seen(
     assert found["results"][0]["title"] == TITLES["de"][int(best[0][1:])]
     assert {hit["by"] for hit in found["results"]} == {"sessions"}
     assert found["unknown"] == []
-    assert found["served_by"].keys() == {"bundle", "index"}
+    assert found["served_by"].keys() == {"bundle", "index", "step", "adapter"}
+    assert (found["served_by"]["step"], found["served_by"]["adapter"]) == ("base", None)
     everything = ask(models, "de", ["a3"], k=100)["results"]
     # Of the two that nobody has bought texts tell; of twelve one is the customer's.
     assert [hit["by"] for hit in everything] == ["sessions"] * 9 + ["texts"] * 2
@@ -258,6 +259,9 @@ def test_sessions_of_a_market_are_read_by_its_adapter_in_the_same_pass(tmp_path:
     alone_QV = NextItem(config, base, places["mx"]).scores(["a1 a2"], ["mx"])
     np.testing.assert_allclose(found_QV[1], alone_QV[0], atol=1e-5)
     assert np.abs(found_QV[1] - plain_QV[1]).max() > 0.1
+    served = recommending.Sessions.of(model, config.serving)
+    assert served.step("mx-MX") == routing.Step("language", "mx")
+    assert served.step("de") == served.step("gl") == routing.BASE
     model.load("de", places["de"])
     both_QV = model.scores(["a1 a2", "a1 a2"], ["de", "mx"])
     np.testing.assert_allclose(

@@ -13,6 +13,7 @@ import pytest
 import requests
 from ray import serve
 
+from mlray import storage
 from mlray.config import RunConfig, Source
 from mlray.release import bundle, indexing, promotion
 from mlray.release.registry import open_registry
@@ -88,8 +89,12 @@ def test_a_champion_answers_over_http_and_is_exchanged_under_load(served: tuple[
     threads = [threading.Thread(target=ask) for _ in range(4)]
     for thread in threads:
         thread.start()
-    half = indexing.build(config, first.bundle, products((0.0, 0.5)))
-    promotion.promote(config, first.bundle, half, "fewer products")
+    again = f"{config.run.storage_uri}/again"
+    with storage.local_copy(f"{config.run.storage_uri}/aligned", config.storage) as run:
+        storage.upload(run, again, config.storage)
+    second = promotion.challenge(config, again, "another model").bundle
+    half = indexing.build(config, second, products((0.0, 0.5)))
+    promotion.promote(config, None, half, "fewer products")
     end = time.monotonic() + 60
     while not replies or replies[-1]["served_by"]["index"] != half:
         assert time.monotonic() < end, replies[-1:]
@@ -98,6 +103,7 @@ def test_a_champion_answers_over_http_and_is_exchanged_under_load(served: tuple[
     for thread in threads:
         thread.join()
     assert not faults
-    assert {reply["served_by"]["index"] for reply in replies} == {first.index, half}
+    served_by = {(reply["served_by"]["bundle"], reply["served_by"]["index"]) for reply in replies}
+    assert served_by == {(first.bundle, first.index), (second, half)}
     markets = requests.get(f"{url}/v1/models", timeout=TIMEOUT_S).json()["data"][0]["markets"]
     assert 0 < markets["de"] < 64

@@ -19,7 +19,7 @@ from ray.util.state import list_actors
 from mlray import configuration, storage
 from mlray.config import ConfigError, RunConfig
 from mlray.corpus import packing, stream
-from mlray.training import fit
+from mlray.training import checkpoint, fit
 from mlray.training.pretrain import prepare
 from mlray.tuning import space
 from mlray.tuning.board import Board
@@ -127,6 +127,33 @@ def test_a_killed_sweep_goes_on_and_loses_no_trial_that_has_ended(
     assert all(name in page for name in after["states"])
     with pytest.raises(ConfigError, match="holds a sweep; --resume goes on with it"):
         sweep(made)
+
+
+def test_a_population_clones_a_trial_whose_checkpoint_stays(aligned: RunConfig, bucket: str) -> None:
+    made = searching(
+        bucket,
+        "bred",
+        algorithm="pbt",
+        num_trials=2,
+        max_concurrent=2,
+        space={"train.lr": {"loguniform": [1e-9, 1e-2]}},
+    )
+    small = {"cluster.num_workers": 1, "cluster.cpus_per_worker": 0.25, "corpus.tokenize_cpus": 0.25}
+    made = configuration.change(made, small)
+    outcome = sweep(made)
+    assert outcome.failed == {}
+    clones = [row for row in outcome.rows if row.cloned_from]
+    assert clones
+    for row in clones:
+        assert checkpoint.verify(row.cloned_from, made.storage) is None  # whole, though the sweep is over
+        donor = json.loads(storage.read_bytes(f"{row.cloned_from}/progress.json", made.storage))
+        assert 0 < donor["step"] < row.step
+        own, _ = checkpoint.newest(f"s3://{bucket}/runs/bred/{row.run}/checkpoints", made.storage)
+        assert own is not None
+        before = len(donor["losses"])
+        assert [list(one) for one in own.progress.losses[:before]] == donor["losses"]  # it goes on from there
+        assert own.progress.step == made.train.steps
+        assert row.trial not in row.cloned_from
 
 
 def _training() -> set[tuple[str, str]]:

@@ -24,9 +24,7 @@ def main() -> int:
     parser.add_argument("--bundle", help="name of a bundle (--to champion); without it the challenger")
     parser.add_argument("--index", help="name of its product index, or auto (--to champion)")
     parser.add_argument("--knowledge", help="name of its index of answers, or auto (--to champion)")
-    parser.add_argument(
-        "--judged", help="jobs/evaluate.py --bundle champion --output, on the newer test sets"
-    )
+    parser.add_argument("--judged", help="output of jobs/evaluate.py --bundle champion on newer test sets")
     parser.add_argument("--why", default="", help="a sentence for the history")
     parser.add_argument("--dry-run", action="store_true", help="print the verdict of the gate, and stop")
     arguments = parser.parse_intermixed_args()

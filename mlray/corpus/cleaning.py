@@ -54,6 +54,11 @@ def _without_control(text: str) -> str:
     return _CONTROL.sub("", text).strip()
 
 
+def is_unseen(text: str) -> bool:
+    """Whether nothing of a text is to be seen: it is empty, or white space and signs such as a zero-width space."""
+    return all(unicodedata.category(letter)[0] in "ZC" for letter in text)
+
+
 class _Folding(dict[int, int | None]):
     """For `str.translate`: drops punctuation, white space and control characters, and keeps all else."""
 

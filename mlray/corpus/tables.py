@@ -117,10 +117,11 @@ def _table(
 def _sentences(texts: Iterator[str], names: Sequence[str]) -> Iterator[list[object] | BadRecord]:
     notes: dict[str, str] = {}
     words: list[list[str]] = []
+    numbered = "0" not in names  # else the first column holds the words, of which one may be a number
     for text in itertools.chain(texts, [""]):
         line = text.rstrip("\r\n")
         cells = line.split("\t")
-        restarts = bool(words) and cells[0] == words[0][0] in {"0", "1"}
+        restarts = numbered and bool(words) and cells[0] == words[0][0] in {"0", "1"}
         if words and (not line.strip() or restarts):
             yield _sentence(words, notes, names)
             notes, words = {}, []

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from mlray import access, languages, storage
 from mlray.config import ConfigError, RunConfig, Source
 from mlray.corpus import lines, records, sources
+from mlray.corpus.cleaning import is_unseen
 from mlray.corpus.fields import Record, share_of
 from mlray.schema import SEPARATOR
 
@@ -75,12 +76,13 @@ def _chance(case: Case) -> float:
 def _take(file: sources.SourceFile, config: RunConfig, found: Rows, bad: list[str]) -> None:
     """Adds the rows of a file."""
     for row, record in rows_of(file, config):
-        if not record.reason:
-            right = record.pair.split(SEPARATOR)[0]  # hard negatives are for training
+        right = record.pair.split(SEPARATOR)[0]  # hard negatives are for training
+        reason = record.reason or ("empty" if is_unseen(record.text) or (right and is_unseen(right)) else "")
+        if not reason:
             case = Case(record.text, right, file.uri, row, record.key, record.item)
             found.setdefault(record.language, []).append(case)
             continue
-        bad.append(f"{file.uri}: row {row} cannot be scored: {record.reason}")
+        bad.append(f"{file.uri}: row {row} cannot be scored: {reason}")
         if len(bad) > config.evaluation.max_bad_rows:
             raise ConfigError(f"{bad[-1]} (evaluation.max_bad_rows={config.evaluation.max_bad_rows})")
 

@@ -113,9 +113,9 @@ def _check_rows(key: tuple[str, str], *sides: tuple[str | Path, Sequence[Row]]) 
         raise ConfigError(
             f"{told}: {first} has {len(a)} rows and {second} {len(b)}; a paired test needs the same"
         )
-    for number, (one, other) in enumerate(zip(a, b, strict=True), start=1):
+    for one, other in zip(a, b, strict=True):
         if one.truth != other.truth or (one.text and other.text and one.text != other.text):
-            raise ConfigError(f"{told}: row {number} of {first} and of {second} are different")
+            raise ConfigError(f"{told}: {one.place} and {other.place} are different rows")
 
 
 def _differences(

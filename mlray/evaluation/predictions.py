@@ -9,7 +9,6 @@ with `"task": "retrieval"` those of candidates, the nearest first, and of all th
 from __future__ import annotations
 
 import json
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 from mlray import access, languages, storage
 from mlray.config import ConfigError, Evaluation, Storage
-from mlray.corpus.cleaning import SURROGATE
+from mlray.corpus.cleaning import SURROGATE, is_unseen
 from mlray.evaluation import labels, ranking, texts, translation
 from mlray.evaluation.report import Figure, Report
 from mlray.objectives import labels as tagged
@@ -87,7 +86,7 @@ def _row(entry: object, place: str) -> Row:
         raise ValueError(f"has the language {entry.get('language')!r}, which is no tag")
     text = entry.get("text")
     said, truth = (_told(entry.get(key), key, task) for key in ("prediction", name))
-    if all(unicodedata.category(letter)[0] in "ZC" for letter in truth):  # as a lone zero-width space is
+    if is_unseen(truth):
         raise ValueError(f"has an empty {name}")
     return Row(task, language, said, truth, place, text if isinstance(text, str) else "")
 

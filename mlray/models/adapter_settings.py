@@ -34,7 +34,7 @@ def settings(model: Backbone, config: Adapter) -> Any:
     """`peft`'s configuration of a fresh adapter.
 
     Raises:
-        ConfigError: the model has no linear layers.
+        ConfigError: the model has no linear layers, or its checkpoint no head for the objective.
     """
     inner, family = model.model, model.model.config.model_type
     if not any(isinstance(part, torch.nn.Linear | Conv1D) for part in inner.modules()):
@@ -45,6 +45,12 @@ def settings(model: Backbone, config: Adapter) -> Any:
     modules = {part for name, _ in inner.named_modules() for part in name.split(".")}
     transposed = family == "gpt2"  # its linear layers are `Conv1D`s of inputs x outputs
     saved = [name for name in _HEADS if name in modules] if "classifier" in modules else None
+    for name in getattr(inner, "fresh_tensors", ()):
+        if not set(name.split(".")) & set(saved or ()):
+            raise ConfigError(
+                f"the checkpoint at model.path has no {name}, and below an adapter it would stay as it is drawn; take "
+                "one with the objective's head, or train the whole model with adapter.kind=none"
+            )
     heads = any(re.fullmatch(_NOT_BACKBONE, name) for name, _ in inner.named_modules())
     excluded = _NOT_BACKBONE if heads else None  # peft complains of what excludes nothing
     if config.kind == "ia3":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,16 +50,18 @@ def add(model: Backbone, config: Adapter, language: Path | None = None) -> Any:
         language: folder of a trained language adapter that stays as it is below the new one.
 
     Raises:
-        ConfigError: the targets are none of the model's, the language adapter belongs to another backbone or is none of
-            a language, or the two are not both of LoRA and DoRA.
+        ConfigError: the targets are none of the model's, the checkpoint has no head for the objective and the adapter
+            would freeze a random one, the language adapter belongs to another backbone or is none of a language, or
+            the two are not both of LoRA and DoRA.
     """
+    own = settings(model, config)
     if language is None:
         with _fitting():
-            return peft.get_peft_model(model.model, settings(model, config), adapter_name=TASK)
+            return peft.get_peft_model(model.model, own, adapter_name=TASK)
     _check_language(language, digest(model))
     wrapped = _open(model, language, LANGUAGE)
     with _fitting():
-        wrapped.add_adapter(TASK, settings(model, config))
+        wrapped.add_adapter(TASK, own)
         wrapped.base_model.set_adapter([LANGUAGE, TASK])
     for name, parameter in wrapped.named_parameters():
         parameter.requires_grad = f".{TASK}." in name
@@ -187,7 +190,16 @@ def merge(wrapped: Any) -> Any:
 
 
 def _open(model: Backbone, folder: Path, name: str) -> Any:
-    return peft.PeftModel.from_pretrained(model.model, str(folder), adapter_name=name).eval()
+    with _fitting(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Found missing adapter keys")  # told below, as an error
+        wrapped = peft.PeftModel.from_pretrained(model.model, str(folder), adapter_name=name).eval()
+    wanted = peft.get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=False)
+    if odd := sorted(wanted.keys() ^ load_file(folder / _WEIGHTS_FILE).keys()):
+        raise ConfigError(
+            f"the adapter at {folder} and the model differ in {odd[0]}; an adapter fits models with a head as it was "
+            "trained with, or all without one"
+        )
+    return wrapped
 
 
 def check(folder: Path, found: str, objective: str) -> None:

@@ -198,17 +198,21 @@ def export(
     Raises:
         OSError: a file could not be written, by either library.
     """
-    # A tied tensor must lie under the name that every head's model looks for: XLM-R's first name of its embeddings is
-    # that of its language-model head.
-    tied = encoder.model.all_tied_weights_keys
-    names = {name: name.removeprefix("model.") for name in weights}
-    plain = {tied.get(names[name], names[name]): tensor for name, tensor in weights.items()}
-    encoder.model.save_pretrained(folder, state_dict=plain, safe_serialization=True)
+    encoder.model.save_pretrained(folder, state_dict=plain_names(encoder, weights), safe_serialization=True)
     # `save_pretrained` notes the dtype that the model computes in, and `from_pretrained` would cast to it.
     path = folder / "config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({**settings, "dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
     save_tokenizer(tokenizer, folder)
+
+
+def plain_names(encoder: Backbone, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors by the names that they have in a checkpoint, instead of those of our parameters."""
+    # A tied tensor must lie under the name that every head's model looks for: XLM-R's first name of its embeddings is
+    # that of its language-model head.
+    tied = encoder.model.all_tied_weights_keys
+    names = {name: name.removeprefix("model.") for name in weights}
+    return {tied.get(names[name], names[name]): tensor for name, tensor in weights.items()}
 
 
 def save_tokenizer(tokenizer: transformers.PreTrainedTokenizerFast, folder: Path) -> None:

@@ -29,6 +29,8 @@ def load(
 ) -> Any:
     """A checkpoint in fp32 as a class of `transformers`, with settings of that class such as the names of labels.
 
+    What it has no tensors for, such as the head of a task, is drawn anew and named in `fresh_tensors`.
+
     Raises:
         ConfigError: it is no safetensors checkpoint, or does not fit (see `check_loaded`).
     """
@@ -49,12 +51,12 @@ def load(
             f"no safetensors checkpoint at {config.path}: {str(error).splitlines()[0]}"
         ) from error
     check_loaded(model, config, tokenizer)
-    inner = f"{model.base_model_prefix}."
-    lost = [name for name in told["missing_keys"] if name.startswith(inner) and ".pooler." not in name]
-    if lost:  # else they would silently be random
-        raise ConfigError(
-            f"{config.path} has no tensor {sorted(lost)[0]}, a part of the {config.family} backbone"
-        )
+    inner = f"{model.base_model_prefix}." if hasattr(model, model.base_model_prefix) else ""
+    drawn = told["missing_keys"] & {name for name, _ in model.named_parameters()}
+    fresh = sorted(name for name in drawn if "pooler." not in name)
+    if lost := [name for name in fresh if name.startswith(inner)]:  # else they would silently be random
+        raise ConfigError(f"{config.path} has no tensor {lost[0]}, a part of the {config.family} backbone")
+    model.fresh_tensors = fresh
     return model
 
 

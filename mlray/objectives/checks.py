@@ -13,7 +13,7 @@ from mlray.config import Model as ModelConfig
 from mlray.config import Objective as ObjectiveConfig
 from mlray.corpus import records, testsets
 from mlray.corpus.sources import SourceFile
-from mlray.objectives.table import OBJECTIVES
+from mlray.objectives.table import HEADS, OBJECTIVES
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -67,6 +67,11 @@ def check_family(objective: ObjectiveConfig, model: ModelConfig) -> None:
             f"model.family={model.family} does not fit objective.name={objective.name}; take one of "
             f"{', '.join(families)}"
         )
+    if model.token_dropout and objective.name not in {*HEADS, "multitask"}:
+        raise ConfigError(
+            f"model.token_dropout={model.token_dropout:g} is for heads of labels, and objective.name={objective.name} "
+            "has none; leave it 0"
+        )
     if not model.num_layers and not model.path and (row.texts_in_row == 1 or model.family == "modernbert"):
         raise ConfigError(
             "model.num_layers=0 is for vectors of texts, by bert or xlm-roberta; "
@@ -87,6 +92,11 @@ def check_sources(objective: ObjectiveConfig, files: Iterable[SourceFile]) -> No
             raise ConfigError(
                 f"objective.name={objective.name} learns what belongs to a text, and {file.uri} is read for texts "
                 "alone; name its column in corpus.sources[].pair, or its file in pair_uri"
+            )
+        if file.negatives and objective.name not in {"contrastive", "distillation"}:
+            raise ConfigError(
+                f"objective.name={objective.name} knows no hard negatives, and {file.uri} is read with some; leave "
+                "corpus.sources[].negatives out"
             )
         if objective.name == "denoising" and (file.pair or file.pair_uri):
             raise ConfigError(

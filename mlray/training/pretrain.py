@@ -236,6 +236,7 @@ def _tokenizer(config: RunConfig, folders: Folders, manifest: Manifest, resumes:
             tokens = tokenizer.load(folder, objective.special_tokens)
     else:
         tokens = _trained(config, manifest, objective.language_tokens(manifest.languages))
+    storage.delete_folder(folders.tokenizer, config.storage)  # of another one files may be left
     with storage.staging() as stage:
         tokens.save_pretrained(str(stage))
         storage.upload(stage, folders.tokenizer, config.storage)

@@ -7,12 +7,14 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from mlray import storage
 from mlray.config import ConfigError, Contrastive, RunConfig, RunError, Train
 from mlray.corpus.manifest import Manifest
-from mlray.models import adapters
+from mlray.models import adapters, backbone, freezing
 from mlray.models.backbone import Backbone
 from mlray.training.checkpoint import Checkpoint, Progress
 
@@ -79,14 +81,15 @@ def vectors(config: RunConfig, found: Checkpoint) -> str | None:
 
 
 def check_backbone(config: RunConfig, found: Checkpoint, model: Backbone) -> None:
-    """Refuses to go on with an adapter when the weights below it, at the same place, are others by now.
+    """Refuses to go on when what is not trained, and read from the same place again, is another by now.
 
-    Those of the backbone, and of the language adapter if there is one.
+    The weights below an adapter, those of the language adapter if there is one, or what `train.freeze_*` keeps.
 
     Raises:
         ConfigError: it names the two.
     """
     if config.adapter.kind == "none":
+        _check_frozen(config, found, model)
         return
     below = config.adapter.language_path
     with storage.local_copy(storage.join(found.uri, "weights"), config.storage) as folder:
@@ -94,6 +97,22 @@ def check_backbone(config: RunConfig, found: Checkpoint, model: Backbone) -> Non
         if below:
             with storage.local_copy(below, config.storage) as language:
                 adapters.check_language_below(folder, language)
+
+
+def _check_frozen(config: RunConfig, found: Checkpoint, model: Backbone) -> None:
+    kept = freezing.freeze(model, config.train)
+    if not kept:
+        return
+    with storage.local_copy(storage.join(found.uri, "weights"), config.storage) as folder:
+        before = {
+            name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()
+        }
+    for name, tensor in backbone.plain_names(model, kept).items():
+        if not torch.equal(before.get(name, tensor), tensor):
+            raise ConfigError(
+                f"{name}, which train.freeze_layers or freeze_embeddings keeps, is another in {config.model.path} than "
+                f"in {found.uri}; put the former back, or start over with train.resume=false"
+            )
 
 
 def finished(progress: Progress, config: Train) -> bool:
@@ -139,9 +158,12 @@ def should_stop(progress: Progress, config: Train) -> bool:
 def tokenizer_fingerprint(config: RunConfig, manifest: Manifest) -> str:
     """Hash of everything that the tokenizer of a run depends on."""
     vectors = config.recommendation.vectors
-    items = hashlib.sha256(storage.read_bytes(vectors, config.storage)).hexdigest() if vectors else None
+    items = _sha256(vectors, config) if vectors else None
+    source = config.tokenizer.path or config.model.path
+    own = storage.join(storage.absolute(source), "tokenizer.json") if source else None
     parts = [
         *([items] if items else []),
+        *([_sha256(own, config)] if own and storage.exists(own, config.storage) else []),
         config.tokenizer.model_dump(mode="json"),
         config.model.path,
         config.objective.name,
@@ -151,3 +173,7 @@ def tokenizer_fingerprint(config: RunConfig, manifest: Manifest) -> str:
         config.run.seed,
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(uri: str, config: RunConfig) -> str:
+    return hashlib.sha256(storage.read_bytes(uri, config.storage)).hexdigest()

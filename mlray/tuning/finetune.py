@@ -46,7 +46,7 @@ def finetune(config: RunConfig, *, plan_only: bool = False, merged: bool = False
         )
     if merged and config.adapter.kind == "none":
         raise ConfigError("adapter.kind=none leaves no adapter to merge; the weights of the run are whole")
-    if merged and config.adapter.kind == "ia3" and config.objective.name in HEADS:
+    if merged and config.adapter.kind == "ia3" and config.objective.name in {*HEADS, "multitask"}:
         raise ConfigError(
             f"adapter.kind=ia3 of objective.name={config.objective.name} cannot be merged: peft takes over no head of "
             "several layers with it; leave --merge out, or take lora or dora"

@@ -12,10 +12,10 @@ import pytest
 import torch
 import transformers
 
-from mlray.config import Adapter, ConfigError, Model, Objective, RunError
+from mlray.config import Adapter, ConfigError, Contrastive, Model, Objective, RunError
 from mlray.corpus import packing
 from mlray.corpus.windows import Window
-from mlray.models import adapters, backbone, tokenizer
+from mlray.models import adapters, backbone, embedder, tokenizer
 from mlray.objectives import labels
 from mlray.objectives.table import Task
 from mlray.training import checkpoint, loop
@@ -269,6 +269,26 @@ def test_what_is_no_language_adapter_lies_below_no_task(base: Path, tmp_path: Pa
         with pytest.raises(ConfigError, match=reason):
             adapters.load(fresh, tmp_path / "task", below, objective="tagging")
         assert not [name for name, _ in fresh.named_parameters() if "lora" in name]
+
+
+def test_what_has_another_shape_lies_below_no_task(base: Path, tmp_path: Path) -> None:
+    """An encoder of vectors has no head: the layers have other names there than below a head."""
+    language_adapter(base, tmp_path / "de", 0)
+    plain = embedder.build(Model(family="bert"), Contrastive(), tiny.tokens(), base)
+    with pytest.raises(ConfigError, match=r"the adapter does not fit|and the model differ in"):
+        adapters.add(plain, Adapter(kind="lora"), tmp_path / "de")
+
+
+def test_a_head_that_nobody_has_trained_stays_below_no_adapter(base: Path, tmp_path: Path) -> None:
+    plain = embedder.build(Model(family="bert"), Contrastive(), tiny.tokens(), base)
+    backbone.export(plain, tiny.tokens(), dict(plain.named_parameters()), tmp_path)
+    masked = backbone.build(Model(family="bert"), tiny.tokens(), tmp_path)
+    with pytest.raises(ConfigError, match=r"has no cls\.predictions\..*, and below an adapter it would stay"):
+        adapters.add(masked, Adapter(kind="lora"))
+    adapters.add(backbone.build(Model(family="bert"), tiny.tokens(), base), Adapter(kind="lora"))
+    adapters.add(
+        test_labels.model("words", TAGS, folder=tmp_path), Adapter(kind="lora")
+    )  # its head is trained
 
 
 @pytest.mark.parametrize("kind", ["lora", "ia3"])

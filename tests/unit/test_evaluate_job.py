@@ -121,12 +121,12 @@ def test_a_file_that_is_not_there_fails_and_a_bad_one_is_bad_configuration(
         (
             ("--compare", "good.jsonl", "short.jsonl"),
             2,
-            "configuration: good.jsonl has 4 rows and short.jsonl 3",
+            "configuration: classification, de: good.jsonl has 4 rows and short.jsonl 3",
         ),
         (
             ("--compare", "good.jsonl", "other.jsonl"),
             2,
-            "configuration: line 1 of good.jsonl and of other.jsonl",
+            "configuration: classification, de: good.jsonl: line 1 and other.jsonl: line 1 are different rows",
         ),
         (("--predictions", "latin.jsonl"), 2, "configuration: cannot read the predictions latin.jsonl: "),
         (("--predictions", "good.jsonl", "evaluation.resample=1"), 2, "configuration: unknown key "),

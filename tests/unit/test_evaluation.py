@@ -848,7 +848,7 @@ def test_two_models_are_compared_on_the_same_rows(tmp_path: Path) -> None:
     assert nearly.cells["text en BLEU"].p == 1.0  # every swap gives the same difference, or its negative
     asked = [{**row, "text": f"question {i}"} for i, row in enumerate(texts_a)]
     other = [{**row, "text": f"question {i + 1}"} for i, row in enumerate(texts_a)]
-    with pytest.raises(ConfigError, match=r"row 1 of .*x\.jsonl and of .*y\.jsonl are different"):
+    with pytest.raises(ConfigError, match=r"x\.jsonl: line 1 and .*y\.jsonl: line 1 are different rows"):
         comparison.compare(write(tmp_path / "x.jsonl", asked), write(tmp_path / "y.jsonl", other), trials=100)
     unlabelled = write(tmp_path / "z.jsonl", [{"language": "en", "prediction": "x", "label": ""}])
     with pytest.raises(ConfigError, match=r"z\.jsonl: line 1 has an empty label"):
@@ -983,6 +983,7 @@ def tagged(tmp_path: Path, sentences: list[tuple[str, str]]) -> list[str]:
         ("O B-PER", r"de\.jsonl: row 2: the label 'B-PER' is none of the 2 of the training"),
         ("O", r"de\.jsonl: row 2 has 2 words and 1 tags"),
         ("", r"de\.jsonl: row 2 cannot be scored: empty"),
+        ("\u200b", r"de\.jsonl: row 2 cannot be scored: empty"),
     ],
 )
 def test_a_row_that_does_not_fit_the_model_is_named(tmp_path: Path, tags: str, complaint: str) -> None:

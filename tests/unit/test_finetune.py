@@ -48,6 +48,12 @@ def test_only_an_adapter_can_be_merged() -> None:
         ConfigError, match=r"adapter\.kind=ia3 of objective\.name=classification cannot be merged"
     ):
         finetune.finetune(labels, merged=True)
+    tasks = [{"name": "intent", "objective": "classification"}]
+    several = config(
+        adapter={"kind": "ia3"}, objective={"name": "multitask", "tasks": tasks}, model={"path": "any"}
+    )
+    with pytest.raises(ConfigError, match=r"objective\.name=multitask cannot be merged"):
+        finetune.finetune(several, merged=True)
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning:transformers")

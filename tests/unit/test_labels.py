@@ -15,10 +15,10 @@ import transformers
 from safetensors.torch import load_file, save_file
 from seqeval.metrics.sequence_labeling import get_entities
 
-from mlray.config import ConfigError, Model, Objective, RunConfig, Source, Storage, Tokenizer
+from mlray.config import ConfigError, Contrastive, Model, Objective, RunConfig, Source, Storage, Tokenizer
 from mlray.corpus import packing, sources
 from mlray.corpus.windows import Window
-from mlray.models import backbone, labeller, tokenizer
+from mlray.models import backbone, embedder, labeller, tokenizer
 from mlray.objectives import labels
 from mlray.objectives.checks import check_family, check_places, check_sources
 from mlray.objectives.table import HEADS, Task
@@ -182,6 +182,9 @@ def test_what_does_not_fit_is_named() -> None:
     ):
         check_family(Objective(name="tagging"), Model(num_layers=0))
     check_family(Objective(name="contrastive"), Model(num_layers=0))
+    check_family(Objective(name="tagging"), Model(token_dropout=0.1))
+    with pytest.raises(ConfigError, match=r"model\.token_dropout=0\.1 is for heads of labels, and"):
+        check_family(Objective(name="translation"), Model(family="mbart", token_dropout=0.1))
 
 
 def test_a_checkpoint_that_is_not_there_is_told_at_once(
@@ -233,6 +236,11 @@ def test_a_source_without_labels_or_a_task_without_a_source_is_named(tmp_path: P
         ):
             check_sources(objective, [*beside, *alone])
     check_sources(Objective(name="masked"), alone)
+    check_sources(Objective(name="contrastive"), files(pair="y", negatives="n"))
+    with pytest.raises(
+        ConfigError, match=r"translation knows no hard negatives, and .*de\.jsonl is read with"
+    ):
+        check_sources(Objective(name="translation"), files(pair="y", negatives="n"))
     tasks = [{"name": name, "objective": "classification"} for name in ("intent", "topic")]
     several = Objective.model_validate({"name": "multitask", "tasks": tasks})
     check_sources(several, [*files(pair="y", task="intent"), *files(pair="y", task="topic")])
@@ -434,3 +442,5 @@ def test_a_checkpoint_without_a_part_of_its_encoder_is_refused(tmp_path: Path) -
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ConfigError, match=f"has no tensor {lost}, a part of the xlm-roberta backbone"):
         model("words", TAGS, "xlm-roberta", tmp_path)
+    with pytest.raises(ConfigError, match=r"has no tensor embeddings\.word_embeddings\.weight, a part of"):
+        embedder.build(Model(family="xlm-roberta"), Contrastive(), tiny.tokens(), tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from mlray.corpus import cleaning
 from mlray.corpus.testsets import Case
 from mlray.evaluation import duplicates, leakage
 from mlray.evaluation.duplicates import Duplicates
-from mlray.evaluation.leakage import Index, Leakage
+from mlray.evaluation.leakage import Index
 from tests.unit import tiny
 
 LONG = (
@@ -291,14 +292,14 @@ def test_one_changed_letter_is_found_from_the_stated_length_on(alphabet: str, le
     assert not Duplicates([text]).of(text[:middle] + alphabet[-1] + text[middle + 1 :])
 
 
-def test_the_training_text_is_read_once_and_not_kept() -> None:
+def test_the_training_text_is_not_kept() -> None:
     index = Index({"de": [Case("der Wasserkocher ist leise", "", "test", 0)]}, {})
-    held = index.__dict__.keys()
+    held = len(pickle.dumps(index))
     for row, text in enumerate(tiny.texts("de", 500, seed=3)):
         index.meet(text, "training", row)
-    assert index.__dict__.keys() == held
-    assert sum(map(len, index.found.values())) <= 3
-    assert len(index._texts) == 1
+    assert not index.found[leakage.EXACT]
+    index.found[leakage.NEAR].clear()
+    assert len(pickle.dumps(index)) == held
 
 
 def test_bad_training_rows_are_counted_and_bad_test_rows_refused(tmp_path: Path) -> None:
@@ -354,4 +355,3 @@ def test_the_job_prints_it_and_keeps_it(
     assert (
         capsys.readouterr().err == "configuration: evaluation.sources is empty; name at least one test set\n"
     )
-    assert Leakage({}, {}).to_json()

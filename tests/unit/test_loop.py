@@ -96,12 +96,17 @@ def test_accumulation_changes_neither_loss_nor_gradient(stage: int) -> None:
 
 
 def test_activation_checkpointing_changes_nothing() -> None:
-    losses = []
+    losses, passes = [], []
     for saving in (False, True):
         config = tiny.train(steps=4, activation_checkpointing=saving)
-        engine = Engine(tiny.encoder(dropout=0.1), config, 1)
+        model, called = tiny.encoder(dropout=0.1), list[int]()
+        first = next(part for name, part in model.named_modules() if name.endswith("layer.0.attention"))
+        first.register_forward_hook(lambda *_, called=called: called.append(1))
+        engine = Engine(model, config, 1)
+        passes.append(called)
         losses.append([step.loss for step in tiny.advance(engine, tiny.deal(tiny.rows(32), 8), config)])
     assert losses[1] == pytest.approx(losses[0], abs=1e-6)
+    assert [len(called) for called in passes] == [4, 8]  # its values are computed again for the gradient
 
 
 def test_a_step_tells_where_the_stream_stands_and_what_it_saw() -> None:

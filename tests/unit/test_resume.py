@@ -104,6 +104,20 @@ def test_an_adapter_does_not_go_on_above_other_weights(tmp_path: Path) -> None:
     resume.check_backbone(RunConfig(), found, model)  # no adapter: the checkpoint holds all of the model
 
 
+@pytest.mark.parametrize("family", ["bert", "xlm-roberta"])
+def test_what_is_frozen_does_not_go_on_as_another(tmp_path: Path, family: str) -> None:
+    config = configuration.load(None, ["train.freeze_embeddings=true", f"model.family={family}"])
+    model = tiny.encoder(family)
+    backbone.export(model, tiny.tokens(), dict(model.named_parameters()), tmp_path / "weights")
+    found = Checkpoint(str(tmp_path), Progress(step=5))
+    changed = tiny.encoder(family)
+    layer = next(parameter for name, parameter in changed.named_parameters() if ".layer.0." in name)
+    layer.data += 1.0  # it is trained: the checkpoint's own counts
+    resume.check_backbone(config, found, changed)
+    with pytest.raises(ConfigError, match=r"embeddings\..* is another in .* than in"):
+        resume.check_backbone(config, found, tiny.encoder(family, seed=7))
+
+
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning:transformers")
 def test_an_adapter_does_not_go_on_above_another_language_adapter(tmp_path: Path) -> None:
     base, german = tmp_path / "base", tmp_path / "de"
@@ -142,7 +156,7 @@ def test_a_run_is_over_after_its_steps_or_when_it_was_stopped() -> None:
     assert [resume.finished(Progress(step=9, stale=stale), patient) for stale in (1, 2)] == [False, True]
 
 
-def test_the_tokenizer_follows_what_it_is_made_from() -> None:
+def test_the_tokenizer_follows_what_it_is_made_from(tmp_path: Path) -> None:
     base = resume.tokenizer_fingerprint(RunConfig(), MANIFEST)
     assert resume.tokenizer_fingerprint(configuration.load(None, ["train.lr=1.0"]), MANIFEST) == base
     for change in (
@@ -153,3 +167,9 @@ def test_the_tokenizer_follows_what_it_is_made_from() -> None:
         "corpus.alpha=1",
     ):
         assert resume.tokenizer_fingerprint(configuration.load(None, [change]), MANIFEST) != base
+    config = configuration.load(None, [f"model.path={tmp_path}"])
+    found = []
+    for content in ("one", "two", "one"):  # at one place
+        (tmp_path / "tokenizer.json").write_text(content)
+        found.append(resume.tokenizer_fingerprint(config, MANIFEST))
+    assert found[0] == found[2] != found[1]

@@ -114,6 +114,14 @@ def test_conll_words_and_tags_stay_side_by_side(tmp_path: Path) -> None:
     ]
 
 
+def test_a_word_that_is_a_number_begins_no_sentence(tmp_path: Path) -> None:
+    text = "1\tO\n:\tO\n1\tO\ngegen\tO\nBayern\tB-ORG\n"
+    (tmp_path / "x.conll").write_text(text, encoding="utf-8")
+    assert read_file(listed(tmp_path / "x.conll", text="0", pair="1")) == [
+        good(0, "1 : 1 gegen Bayern", "O O O O B-ORG")
+    ]
+
+
 def test_missing_column_and_damage_are_told(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("id,body\n1,a\n", encoding="utf-8")
     file = listed(tmp_path / "x.csv")

@@ -1,4 +1,4 @@
-"""The routes, their guards, and nothing else: what models do is behind `Backend`, and Ray is nowhere."""
+"""The routes, their guards, and nothing else: what models do is behind `Backend`."""
 
 from __future__ import annotations
 
@@ -245,7 +245,7 @@ def _support(limits: _Limits) -> APIRouter:
 
 
 def _events(reply: SupportReply) -> Iterator[str]:
-    """The reply as server-sent events: people read the answer while it comes."""
+    """The reply as server-sent events: its sources, the answer sentence by sentence, and the rest."""
     yield _event("sources", {"sources": [one.model_dump() for one in reply.sources]})
     for part in re.findall(r".+?(?:[.!?。！？؟]+\s*|$)", reply.answer or "", re.DOTALL):
         yield _event("answer", {"text": part})

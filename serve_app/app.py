@@ -182,7 +182,8 @@ class Ingress:
 
     def _watch(self) -> None:
         """New keys count, and revoked ones do not, without a restart."""
-        while not threading.Event().wait(self._config.serving.watch_s):
+        while True:
+            time.sleep(self._config.serving.watch_s)
             try:
                 self._keys = self._read()
             except Exception as error:  # a storage that is away for a moment locks nobody out

@@ -17,7 +17,7 @@ log = logging.getLogger("mlray.serve")
 
 Answer = TypeVar("Answer")
 
-_CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}
+_CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed"}
 _INTERNAL = "internal"
 _LISTED, _SHOWN = 3, 40
 """Faults of a request that are told, and characters of a field's name."""

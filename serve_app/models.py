@@ -1,10 +1,11 @@
-"""The models behind the API: one champion at a time, exchanged as a whole; nothing here knows of Ray or HTTP."""
+"""The models behind the API: one champion at a time, exchanged as a whole; nothing here knows of Ray Serve or HTTP."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -51,11 +52,11 @@ class Models:
         self._changing = ThreadPoolExecutor(1, thread_name_prefix="change")
         self._changes = 0
         self.look()
-        self._over = threading.Event()
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
-        while not self._over.wait(self._config.serving.watch_s):
+        while True:
+            time.sleep(self._config.serving.watch_s)
             self.look()
 
     def look(self) -> None:

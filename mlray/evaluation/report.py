@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -64,6 +65,15 @@ class Report:
             "summary": {task: self.summary(task) for task in self.cells},
         }
         return json.dumps(body, ensure_ascii=False, indent=1)
+
+    @classmethod
+    def read(cls, folder: Path) -> Report:
+        """That of a folder, `report.json`.
+
+        Raises:
+            ConfigError: it is none.
+        """
+        return cls.from_json((folder / "report.json").read_text(encoding="utf-8"))
 
     @classmethod
     def from_json(cls, text: str) -> Report:

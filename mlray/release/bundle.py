@@ -98,7 +98,7 @@ def make(run_uri: str, registry: Registry, beside: Beside = ALONE) -> str:
             _add_companion(stage, name, one, settings)
         for market, uri in beside.sessions.items():
             _add_recommender(stage, market, _run(uri, settings), settings)
-        report = Report.from_json((stage / "report.json").read_text(encoding="utf-8"))
+        report = Report.read(stage)
         about = _about(run, report) | ({"adapters": sorted(beside.markets)} if beside.markets else {})
         about |= {name: one.config.run.name for name, one in others.items()}
         # That of a sweep, not of its trial.
@@ -156,7 +156,7 @@ def _add_markets(stage: Path, uris: Mapping[str, str], settings: Storage) -> Non
 def _add_companion(stage: Path, name: str, run: _Run, settings: Storage) -> None:
     with storage.staging() as judged, storage.local_copy(run.weights, settings) as weights:
         _copy_judged(run, judged, weights, settings)
-        companions.add(stage, name, run.config, run.weights, judged)
+        companions.add(stage, name, run.config, weights, judged)
 
 
 def _add_recommender(stage: Path, market: str, run: _Run, settings: Storage) -> None:
@@ -277,9 +277,7 @@ def place_of(registry: Registry, name: str, tag: str) -> str:
 
 def _open(folder: Path, device: str) -> TextEmbedder:
     """The encoder in a local folder."""
-    config = configuration.parse(
-        (folder / "config.yaml").read_text(encoding="utf-8"), f"{folder}/config.yaml"
-    )
+    config = configuration.load(folder / "config.yaml")
     weights = folder / "weights"
     known = checkpoint_of(config.model, str(weights), Storage())
     adapter, language = (

@@ -106,19 +106,18 @@ KINDS = {
 }
 
 
-def add(stage: Path, name: str, config: RunConfig, weights: str, judged: Path) -> None:
+def add(stage: Path, name: str, config: RunConfig, weights: Path, judged: Path) -> None:
     """Puts a companion into the bundle that is being made.
 
     Args:
         stage: the bundle; its `report.json` and `predictions.jsonl` are rewritten.
         name: of `KINDS`.
         config: of the run.
-        weights: the folder of the run's weights.
+        weights: folder of the run's weights.
         judged: folder with the run's own report and predictions.
 
     Raises:
         ConfigError: the run is of another objective, or an adapter without its backbone.
-        StorageError: the weights cannot be read.
     """
     wanted = KINDS[name].objective
     if config.objective.name != wanted or config.adapter.kind != "none":
@@ -131,13 +130,10 @@ def add(stage: Path, name: str, config: RunConfig, weights: str, judged: Path) -
             f"--writer takes a run on pairs (corpus.sources[].pair), and {config.run.name} has none"
         )
     target = stage / name
-    with storage.local_copy(weights, config.storage) as folder:
-        storage.upload(folder, str(target), config.storage)
+    shutil.copytree(weights, target)
     (target / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     _opened(target, name)  # what could not be served is told here
-    ours, theirs = (
-        Report.from_json((one / "report.json").read_text(encoding="utf-8")) for one in (stage, judged)
-    )
+    ours, theirs = Report.read(stage), Report.read(judged)
     ours.cells.update(theirs.cells)
     (stage / "report.json").write_text(ours.to_json(), encoding="utf-8")
     with (stage / "predictions.jsonl").open("a", encoding="utf-8") as rows:
@@ -186,6 +182,4 @@ def _recommender(config: RunConfig, folder: Path, device: str) -> NextItem:
 
 
 def _opened(folder: Path, name: str, device: str = "cpu") -> Any:
-    place = folder / "config.yaml"
-    config = configuration.parse(place.read_text(encoding="utf-8"), str(place))
-    return KINDS[name].opened(config, folder, device)
+    return KINDS[name].opened(configuration.load(folder / "config.yaml"), folder, device)

@@ -33,7 +33,6 @@ def judged(config: RunConfig, name: str | None) -> RunConfig:
         history = registry.history()
         event = history.champion if name == "champion" else history.challenger
         name = event.bundle if event else name
-    registry.about("bundles", name)
     registry.check("bundles", name)
     place = registry.place("bundles", name)
     text = storage.read_bytes(storage.join(place, "config.yaml"), config.storage).decode()
@@ -77,7 +76,7 @@ def rejudged(registry: Registry, name: str, uri: str) -> Iterator[tuple[Report, 
                 if not storage.exists(one, registry.settings):
                     raise ConfigError(f"{one} is not there; {made}")
                 (folder / file).write_bytes(storage.read_bytes(one, registry.settings))
-        found = Report.from_json((other / "report.json").read_text(encoding="utf-8"))
+        found = Report.read(other)
         part = storage.join(place, "weights" if about["adapter"] == "none" else "adapter")
         with storage.local_copy(part, registry.settings) as weights:
             if found.about.get("sha256") != seal.digest(weights):
@@ -90,5 +89,4 @@ def rejudged(registry: Registry, name: str, uri: str) -> Iterator[tuple[Report, 
             if languages.target(language) not in known
         ]
         markets.replace(stage, other, taken)
-        text = (stage / "report.json").read_text(encoding="utf-8")
-        yield Report.from_json(text), str(stage / "predictions.jsonl")
+        yield Report.read(stage), str(stage / "predictions.jsonl")

@@ -49,9 +49,7 @@ def take_over(stage: Path, tag: str, judged: Path) -> None:
     Raises:
         ConfigError: the adapter was not judged on the market.
     """
-    ours, theirs = (
-        Report.from_json((one / "report.json").read_text(encoding="utf-8")) for one in (stage, judged)
-    )
+    ours, theirs = Report.read(stage), Report.read(judged)
     taken = [
         (task, name)
         for task, table in theirs.cells.items()
@@ -73,9 +71,7 @@ def replace(stage: Path, judged: Path, taken: Sequence[tuple[str, str]]) -> None
         judged: folder with those of the other.
         taken: task and language of each cell that the other one gives.
     """
-    ours, theirs = (
-        Report.from_json((one / "report.json").read_text(encoding="utf-8")) for one in (stage, judged)
-    )
+    ours, theirs = Report.read(stage), Report.read(judged)
     for task, name in taken:
         ours.cells.setdefault(task, {})[name] = theirs.cells[task][name]
     (stage / "report.json").write_text(ours.to_json(), encoding="utf-8")

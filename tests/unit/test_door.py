@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
+from ray import serve
 
-from mlray.config import Serving
+from mlray.config import ConfigError, Serving
 from serve_app import app
 from serve_app.app import Behind
 from serve_app.batching import Overloaded
@@ -247,6 +251,16 @@ def test_translations_hold_no_place_of_a_search() -> None:
         await asyncio.gather(*slow)
 
     asyncio.run(run())
+
+
+def test_the_configuration_of_a_cluster_is_one_of_this_application() -> None:
+    """`serve deploy` calls `import_path` with `args`."""
+    told = yaml.safe_load(Path("serve_app/config.yaml").read_text(encoding="utf-8"))["applications"][0]
+    module, _, name = told["import_path"].partition(":")
+    assert getattr(importlib.import_module(module), name) is app.build
+    assert isinstance(app.build(told["args"]), serve.Application)
+    with pytest.raises(ConfigError, match=r"unknown key 'release\.registry'; did you mean"):
+        app.build({"release.registry": "s3://bucket/registry"})
 
 
 @pytest.mark.parametrize(

@@ -213,7 +213,7 @@ def test_a_bundle_holds_its_recommender_and_what_it_is_judged_by(tmp_path: Path)
     config, stage = trained(tmp_path / "sessions"), tmp_path / "stage"
     judged(stage, "retrieval")
     judged(tmp_path / "judged", "recommendation")
-    companions.add(stage, "recommender", config, str(tmp_path / "sessions"), tmp_path / "judged")
+    companions.add(stage, "recommender", config, tmp_path / "sessions", tmp_path / "judged")
     report = json.loads((stage / "report.json").read_text())
     assert report["cells"].keys() == {"retrieval", "recommendation"}
     rows = [json.loads(line)["task"] for line in (stage / "predictions.jsonl").read_text().splitlines()]
@@ -276,7 +276,7 @@ def test_a_bundle_holds_adapters_of_its_recommenders_markets(tmp_path: Path) -> 
     judged(stage, "retrieval")
     judged(tmp_path / "judged", "recommendation")
     judged(tmp_path / "own", "recommendation", value=70.0)
-    companions.add(stage, "recommender", config, str(tmp_path / "sessions"), tmp_path / "judged")
+    companions.add(stage, "recommender", config, tmp_path / "sessions", tmp_path / "judged")
     place = adapter(tmp_path / "sessions", config, tmp_path / "de", 1)
     with pytest.raises(ConfigError, match="no token for the market 'uk'"):
         companions.add_market(stage, "uk", place, tmp_path / "own")
@@ -301,5 +301,5 @@ def test_what_is_no_recommender_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"takes a whole model of objective\.name=next_item, and words is masked"
     ):
-        companions.add(stage, "recommender", other, str(tmp_path), tmp_path)
+        companions.add(stage, "recommender", other, tmp_path, tmp_path)
     assert not list(stage.iterdir())

@@ -31,6 +31,8 @@ from typing import Any, TypeVar
 RESULTS = Path(__file__).parent / "results"
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_EVERY_S = 0.25
+"""Between two looks at a tree of processes."""
 
 Result = TypeVar("Result")
 
@@ -88,14 +90,11 @@ class Watch:
     CPU seconds are counted in two ways, and the larger sum is taken, because each can only miss some: the
     times of the living processes with those of their reaped children (misses children that nobody waits for),
     and the last times seen of every process (misses what one did after its last sample). A process that was
-    seen once stays in the tree when its parent ends. Processes below `without` (servers that play the part of
-    another machine) are left out.
+    seen once stays in the tree when its parent ends.
     """
 
-    def __init__(self, root: int, *, without: Sequence[int] = (), every_s: float = 0.25) -> None:
+    def __init__(self, root: int) -> None:
         self._root = root
-        self._without = frozenset(without)
-        self._every_s = every_s
         self._first: dict[int, _Process] = {}
         self._last: dict[int, _Process] = {}
         self._peak_process = self._peak_total = self._peak_sum = 0
@@ -124,7 +123,7 @@ class Watch:
         return self._begin[pid].own_s if pid in self._begin else 0.0
 
     def _sample_until_stopped(self) -> None:
-        while not self._stop.wait(self._every_s):
+        while not self._stop.wait(_EVERY_S):
             self._sample()
 
     def _sample(self) -> dict[int, _Process]:
@@ -135,7 +134,7 @@ class Watch:
             for pid, process in processes.items()
             if pid in self._first and process.started == self._first[pid].started
         }
-        members = _below(processes, members | {self._root}, self._without)
+        members = _below(processes, members | {self._root})
         living = {pid: processes[pid] for pid in members if pid in processes}
         for pid, process in living.items():
             self._first.setdefault(pid, process)
@@ -173,17 +172,17 @@ def _processes() -> dict[int, _Process]:
     return found
 
 
-def _below(processes: Mapping[int, _Process], roots: set[int], without: frozenset[int]) -> set[int]:
+def _below(processes: Mapping[int, _Process], roots: set[int]) -> set[int]:
     children: dict[int, list[int]] = {}
     for pid, process in processes.items():
         children.setdefault(process.parent, []).append(pid)
     found: set[int] = set()
-    open_pids = [pid for pid in roots if pid not in without]
+    open_pids = list(roots)
     while open_pids:
         pid = open_pids.pop()
         if pid not in found:
             found.add(pid)
-            open_pids += [child for child in children.get(pid, []) if child not in without]
+            open_pids += children.get(pid, [])
     return found
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
-import json
-import re
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from importlib import resources
 from typing import Annotated, Any
 
@@ -18,7 +17,7 @@ from fastapi.security import HTTPBearer
 
 from mlray.config import Serving
 from mlray.release.changes import Product
-from serve_app import errors, metrics
+from serve_app import errors, events, metrics
 from serve_app.backend import Backend
 from serve_app.errors import ApiError
 from serve_app.guards import Guards
@@ -237,23 +236,19 @@ def _support(limits: _Limits) -> APIRouter:
         limits.check([one.text for one in request.messages])
         messages = [one.text for one in request.messages if one.role == "user"]
         asked = Asked(request.language, accept_language)
-        found = await limits.within(limits.backend.support(messages, request.k, asked, request.write), http)
-        reply = SupportReply.model_validate(found)
-        return StreamingResponse(_events(reply), media_type="text/event-stream") if request.stream else reply
+
+        async def reply(*, write: bool) -> SupportReply:
+            found = limits.backend.support(messages, request.k, asked, write)
+            counted = None if write and request.stream else http  # once
+            return SupportReply.model_validate(await limits.within(found, counted))
+
+        if not request.stream:
+            return await reply(write=request.write)
+        told = await reply(write=False)
+        written = functools.partial(reply, write=True) if request.write and told.answer else None
+        return StreamingResponse(events.of(told, written), media_type=events.MEDIA_TYPE)
 
     return router
-
-
-def _events(reply: SupportReply) -> Iterator[str]:
-    """The reply as server-sent events: its sources, the answer sentence by sentence, and the rest."""
-    yield _event("sources", {"sources": [one.model_dump() for one in reply.sources]})
-    for part in re.findall(r".+?(?:[.!?。！？؟]+\s*|$)", reply.answer or "", re.DOTALL):
-        yield _event("answer", {"text": part})
-    yield _event("done", reply.model_dump(exclude={"sources"}))
-
-
-def _event(name: str, told: dict[str, Any]) -> str:
-    return f"event: {name}\ndata: {json.dumps(told, ensure_ascii=False)}\n\n"
 
 
 def _products(limits: _Limits) -> APIRouter:

@@ -167,7 +167,7 @@ class SupportRequest(_Request):
         False, description="from the sources, in the words of the bundle's writer, if it has one"
     )
     stream: bool = Field(
-        False, description="server-sent events: `sources`, then `answer` in parts, then `done`"
+        False, description="server-sent events: `sources` at once, `answer` in parts, `done`"
     )
 
     @field_validator("messages")

@@ -17,14 +17,14 @@ from rich.table import Table
 
 from mlray import languages
 from mlray.config import ConfigError, Storage
-from mlray.evaluation import labels, significance, texts, translation
+from mlray.evaluation import labels, ranking, significance, texts, translation
 from mlray.evaluation.predictions import DEFAULT, Row, by_language, mark_spans, read, tags
 
 _MEANS: dict[str, tuple[str, Callable[[str, str], float]]] = {
-    "answer": ("MRR", labels.reciprocal_rank),
+    "answer": ("MRR", ranking.reciprocal_rank),
     "classification": ("accuracy", operator.eq),
-    "retrieval": ("MRR", labels.reciprocal_rank),
-    "recommendation": ("MRR", labels.reciprocal_rank),
+    "retrieval": ("MRR", ranking.reciprocal_rank),
+    "recommendation": ("MRR", ranking.reciprocal_rank),
 }
 """Kind of task -> metric that is a mean over the rows, and what a row is worth (prediction, truth)."""
 

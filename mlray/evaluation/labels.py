@@ -133,29 +133,6 @@ def _unit_scores(right_RK: np.ndarray, said_RK: np.ndarray, there_RK: np.ndarray
     )
 
 
-def score_answers(predicted: Sequence[str], truth: Sequence[str], resamples: int) -> dict[str, Figure]:
-    """Of ranked sentences: how often the first is right (accuracy) and the mean of 1 / rank (MRR), in percent.
-
-    Args:
-        predicted: numbers of the sentences, the likeliest first, with a space between.
-        truth: the number of the right one.
-        resamples: of the bootstrap.
-    """
-    inverse = np.array([reciprocal_rank(p, t) for p, t in zip(predicted, truth, strict=True)])
-    return shares({"accuracy": (inverse == 1.0).astype(np.float64), "MRR": inverse}, resamples)
-
-
-def reciprocal_rank(predicted: str, truth: str) -> float:
-    """1 / the rank of the first right name, 0 if none is there.
-
-    Args:
-        predicted: names of ranked candidates, the likeliest first, with a space between.
-        truth: the names of the right ones.
-    """
-    right = set(truth.split())
-    return next((1 / place for place, one in enumerate(predicted.split(), start=1) if one in right), 0.0)
-
-
 def span_counts(
     predicted: Sequence[Sequence[str]], truth: Sequence[Sequence[str]], *, spans: bool = True
 ) -> np.ndarray:

@@ -167,6 +167,14 @@ def mark_spans(rows: Sequence[Row]) -> dict[str, bool]:
     return {task: tagged.mark_spans(places) for task, places in found.items()}
 
 
+_RANKED = {
+    "answer": ranking.OF_ANSWERS,
+    "retrieval": ranking.METRICS,
+    "recommendation": ranking.OF_ONE,
+}
+"""Kind of task whose predictions are ranked lists -> their measures."""
+
+
 def figures(
     task: str, language: str, rows: Sequence[Row], resamples: int, *, spans: bool = True
 ) -> dict[str, Figure]:
@@ -183,11 +191,8 @@ def figures(
         return labels.score_texts(predicted, truth, resamples)
     if kind == "tagging":
         return labels.score_words(*tags(rows), resamples, spans=spans)
-    if kind == "answer":
-        return labels.score_answers(predicted, truth, resamples)
-    if kind in {"retrieval", "recommendation"}:
-        names = ranking.METRICS if kind == "retrieval" else ranking.OF_ONE
-        return ranking.score(predicted, truth, resamples, names)
+    if kind in _RANKED:
+        return ranking.score(predicted, truth, resamples, _RANKED[kind])
     written = languages.target(language)
     return {
         **translation.score(predicted, truth, written, resamples),

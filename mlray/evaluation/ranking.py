@@ -18,6 +18,7 @@ DEPTH = 100
 """Ranks that are kept of each query."""
 _BLOCK_BYTES = 64 << 20
 METRICS = ("R@1", "R@5", "R@10", "MRR", "nDCG@10", f"mAP@{DEPTH}", "accuracy")
+OF_ANSWERS = ("accuracy", "MRR")
 OF_ONE = ("R@1", "R@5", "R@10", "MRR", "nDCG@10")
 """Those that say something of their own where one candidate is right."""
 
@@ -57,6 +58,11 @@ def measures(ranked: Sequence[str], right: set[str]) -> tuple[float, ...]:
     best = sum(1 / math.log2(place + 1) for place in range(1, min(len(right), 10) + 1))
     precision = sum(number / place for number, place in enumerate(hits, start=1)) / len(right)
     return (*recalls, 1 / hits[0] if hits else 0.0, gain / best, precision, float(hits[:1] == [1]))
+
+
+def reciprocal_rank(predicted: str, truth: str) -> float:
+    """The MRR of one list, of 1: names of ranked candidates and of the right ones, with a space between."""
+    return measures(predicted.split(), set(truth.split()))[METRICS.index("MRR")]
 
 
 def score(

@@ -13,7 +13,7 @@ from mlray import configuration
 from mlray.config import ConfigError, RunConfig
 from mlray.corpus.fields import Record
 from mlray.corpus.windows import Window
-from mlray.evaluation import evaluate, labelling, labels
+from mlray.evaluation import evaluate, labelling, ranking
 from mlray.models import backbone, tokenizer
 from mlray.objectives.answers import Answers
 from mlray.schema import NO_TARGET
@@ -87,7 +87,7 @@ def test_labels_of_another_task_are_named() -> None:
 
 
 def test_scores_of_ranked_sentences() -> None:
-    found = labels.score_answers(["2 0 1", "0 1 2", "1 2 0", ""], ["2", "1", "0", "0"], 50)
+    found = ranking.score(["2 0 1", "0 1 2", "1 2 0", ""], ["2", "1", "0", "0"], 50, ranking.OF_ANSWERS)
     assert found["accuracy"].value == pytest.approx(25)
     assert found["MRR"].value == pytest.approx(100 * (1 + 1 / 2 + 1 / 3 + 0) / 4)
     assert found["MRR"].n == 4

@@ -59,6 +59,8 @@ class Known:
 
     async def support(self, messages: list[str], k: int, asked: Asked, write: bool = False) -> dict[str, Any]:
         self.asked.append((messages, k, asked, write))
+        if self.fault and write:
+            raise self.fault
         source = {"id": "where", "language": "de", "text": "Morgen. Oder später!", "score": 0.9}
         told = {"answer": "Morgen. Oder später!", "intent": "where", "language": "de", "confidence": 0.9}
         told["written"] = write
@@ -181,6 +183,16 @@ def test_embeddings_have_the_form_of_openai() -> None:
     assert backend.asked[1][0] == ["a"]
 
 
+def events_of(reply: Any) -> tuple[list[str], list[dict[str, Any]]]:
+    """Names and contents of server-sent events."""
+    assert reply.headers["content-type"].startswith("text/event-stream")
+    events = [block.split("\n") for block in reply.text.strip().split("\n\n")]
+    names, data = zip(*events, strict=True)
+    return [name.removeprefix("event: ") for name in names], [
+        json.loads(one.removeprefix("data: ")) for one in data
+    ]
+
+
 def test_customer_service_answers_at_once_or_as_events() -> None:
     backend = Known()
     turns = [{"text": "Hallo"}, {"role": "assistant", "text": "Ja?"}, {"role": "user", "text": "Wo ist es?"}]
@@ -189,19 +201,20 @@ def test_customer_service_answers_at_once_or_as_events() -> None:
     assert told["answer"] == told["sources"][0]["text"] == "Morgen. Oder später!"
     assert backend.asked == [(["Hallo", "Wo ist es?"], 2, Asked(), False)]
     assert asked.post("/v1/support", json={"messages": turns, "write": True}).json()["written"]
-    reply = asked.post("/v1/support", json={"messages": turns, "stream": True})
-    assert reply.headers["content-type"].startswith("text/event-stream")
-    events = [block.split("\n") for block in reply.text.strip().split("\n\n")]
-    assert [lines[0] for lines in events] == [
-        "event: sources",
-        "event: answer",
-        "event: answer",
-        "event: done",
-    ]
-    data = [json.loads(lines[1].removeprefix("data: ")) for lines in events]
+    names, data = events_of(asked.post("/v1/support", json={"messages": turns, "stream": True}))
+    assert names == ["sources", "answer", "answer", "done"]
     assert data[1]["text"] + data[2]["text"] == told["answer"]
     assert data[0]["sources"] == told["sources"]
     assert data[3] == {key: value for key, value in told.items() if key != "sources"}
+    asked.post("/v1/support", json={"messages": turns, "stream": True, "write": True})
+    assert [write for *_, write in backend.asked[-2:]] == [False, True]  # sources come before what is written
+    backend.fault = ApiError(429, "overloaded", "too much waits", 1.0)
+    names, told = events_of(
+        asked.post("/v1/support", json={"messages": turns, "stream": True, "write": True})
+    )
+    assert names == ["sources", "answer", "answer", "done"]
+    assert told[-1]["written"] is False  # nothing can be written now: the source answers
+    backend.fault = None
     message = refused(asked.post("/v1/support", json={"messages": turns[:2]}), 422, "invalid_request")
     assert "the last message is the customer's" in message
 

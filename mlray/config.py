@@ -377,13 +377,13 @@ class Release(_Section):
     registry_uri: str = "registry"
     """Local folder or `s3://bucket/prefix`."""
     min_gain: float = 0.0
-    """The mean over the languages must gain so much on every task; below 0 it may lose."""
+    """The mean over the languages must gain so much on every task that has changed; below 0 it may lose."""
     tolerance: float = Field(1.0, ge=0)
     """No language may lose more."""
     tolerances: dict[str, Annotated[float, Field(ge=0)]] = {}
     """The same for single languages or directions."""
     confirmed_only: bool = False
-    """A loss beyond the tolerance counts only where the paired test tells it from chance."""
+    """A loss beyond the tolerance that was tested counts only where the paired test tells it from chance."""
     significance: Annotated[float, Field(gt=0, lt=1)] = 0.05
 
 

@@ -85,9 +85,8 @@ def test_two_shops_answer(served: Address, tmp_path: Path, width: int, height: i
         tab.screenshot(path=tmp_path / "shop.png", full_page=True)
         tab.locator("#tab-models").click()
         assert first.is_hidden()
-        tab.locator("#models article").last.locator(
-            "td", has_text="de"
-        ).wait_for()  # answers since the page came
+        # Answers since the page came.
+        tab.locator("#models article").last.locator("td", has_text="de").wait_for()
         assert "champion: one-" in tab.locator("#models h2").first.inner_text()
         assert tab.locator("#tab-translate").is_hidden()  # this bundle has no translator
         assert tab.locator("#models article").first.locator("tbody tr").count() == 2

@@ -194,12 +194,14 @@ def test_a_tensor_that_was_lost_is_told(base: Path, tmp_path: Path) -> None:
             adapters.export(wrapped, "", "tagging", tiny.tokens(), broken, tmp_path)
 
 
-def language_adapter(base: Path, folder: Path, seed: int, objective: str = "masked") -> Path:
+def language_adapter(
+    base: Path, folder: Path, seed: int, objective: str = "masked", targets: tuple[str, ...] = ()
+) -> Path:
     """A LoRA on the masked encoder, moved by hand."""
     masked = tiny.encoder()
     loaded = backbone.build(Model(family="bert", max_positions=64), tiny.tokens(), base)
     digest = adapters.digest(loaded)
-    wrapped = adapters.add(loaded, Adapter(kind="lora"))
+    wrapped = adapters.add(loaded, Adapter(kind="lora", targets=targets))
     torch.manual_seed(seed)
     for parameter in trained(loaded).values():
         parameter += 0.05 * torch.randn_like(parameter)
@@ -271,11 +273,18 @@ def test_what_is_no_language_adapter_lies_below_no_task(base: Path, tmp_path: Pa
         assert not [name for name, _ in fresh.named_parameters() if "lora" in name]
 
 
-def test_what_has_another_shape_lies_below_no_task(base: Path, tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:You have passed exclude_modules:UserWarning")  # no head to leave out
+@pytest.mark.parametrize(
+    ("targets", "complaint"),
+    [((), "the adapter does not fit"), (("query", "value"), "and the model differ in base_model")],
+)
+def test_what_has_another_shape_lies_below_no_task(
+    base: Path, tmp_path: Path, targets: tuple[str, ...], complaint: str
+) -> None:
     """An encoder of vectors has no head: the layers have other names there than below a head."""
-    language_adapter(base, tmp_path / "de", 0)
+    language_adapter(base, tmp_path / "de", 0, targets=targets)
     plain = embedder.build(Model(family="bert"), Contrastive(), tiny.tokens(), base)
-    with pytest.raises(ConfigError, match=r"the adapter does not fit|and the model differ in"):
+    with pytest.raises(ConfigError, match=complaint):
         adapters.add(plain, Adapter(kind="lora"), tmp_path / "de")
 
 
@@ -286,9 +295,8 @@ def test_a_head_that_nobody_has_trained_stays_below_no_adapter(base: Path, tmp_p
     with pytest.raises(ConfigError, match=r"has no cls\.predictions\..*, and below an adapter it would stay"):
         adapters.add(masked, Adapter(kind="lora"))
     adapters.add(backbone.build(Model(family="bert"), tiny.tokens(), base), Adapter(kind="lora"))
-    adapters.add(
-        test_labels.model("words", TAGS, folder=tmp_path), Adapter(kind="lora")
-    )  # its head is trained
+    # A head for labels is trained beside the adapter.
+    adapters.add(test_labels.model("words", TAGS, folder=tmp_path), Adapter(kind="lora"))
 
 
 @pytest.mark.parametrize("kind", ["lora", "ia3"])

@@ -18,7 +18,10 @@ def main() -> int:
     parser.add_argument("--shown", help="column that people see; without it the first line of the text")
     parser.add_argument("--knowledge", action="store_true", help="answers of customer service, not products")
     parser.add_argument("--id", default="id", help="column of the product's id")
-    parser.add_argument("--market", default="language", help="column of the market that sells it: a tag")
+    market = parser.add_mutually_exclusive_group()
+    market.add_argument("--market", default="language", help="column of the market that sells it: a tag")
+    market.add_argument("--market-of-file", action="store_true", help="the market is the file's name: de.tsv")
+    parser.add_argument("--files", help="pattern of the files that are meant in a folder")
     arguments = parser.parse_intermixed_args()
 
     def work() -> None:
@@ -28,9 +31,10 @@ def main() -> int:
 
         source = Source(
             uri=arguments.input,
+            files=arguments.files,
             text=tuple(arguments.text),
             pair=arguments.shown,
-            language=f"column:{arguments.market}",
+            language="filename" if arguments.market_of_file else f"column:{arguments.market}",
             part_by=arguments.id,
         )
         build(config, arguments.bundle, source, "knowledge" if arguments.knowledge else "index")

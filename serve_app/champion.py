@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mlray import languages, storage
-from mlray.config import RunError
+from mlray.config import ConfigError, RunError
 from mlray.corpus import vectors
 from mlray.evaluation import recommendation
 from mlray.evaluation.report import Report
@@ -34,7 +34,8 @@ class Champion:
 
     registry: Registry
     event: Event
-    embedder: TextEmbedder
+    embedder: TextEmbedder | None
+    """None: the bundle is a recommender or a translator alone."""
     catalogue: Catalogue | None
     knowledge: Catalogue | None
     recommender: NextItem | None
@@ -55,12 +56,13 @@ class Champion:
         """Opens a bundle and its index.
 
         Raises:
-            ConfigError: the bundle makes no vectors.
+            ConfigError: nothing of the bundle can be served.
             RunError: a file is missing or altered, or the index is another encoder's.
         """
         registry.check("bundles", event.bundle)
-        embedder = bundle.open_embedder(registry, event.bundle, device)
-        adapters = markets.tags(registry.about("bundles", event.bundle))
+        about = registry.about("bundles", event.bundle)
+        embedder = None if companions.alone(about) else bundle.open_embedder(registry, event.bundle, device)
+        adapters = markets.tags(about)
         report, _ = bundle.report_of(registry, event.bundle)
         judged = {
             languages.alone(name)
@@ -69,8 +71,10 @@ class Champion:
             for name in cells
         }
         spoken = {part for name in judged for part in languages.halves(name)}
-        alone = functools.partial(markets.reader, embedder, ())
-        mixed = functools.partial(bundle.open_reader, registry, event.bundle, device) if adapters else alone
+        mixed = alone = functools.partial(bundle.open_reader, registry, event.bundle, device)
+        if embedder:  # which is opened once more only for the adapters of all markets at a time
+            alone = functools.partial(markets.reader, embedder, ())
+            mixed = mixed if adapters else alone
         catalogue = (
             _catalogue(registry, event, event.index, mixed, Changes(registry)) if event.index else None
         )
@@ -92,6 +96,17 @@ class Champion:
         )
 
     @property
+    def encoder(self) -> TextEmbedder:
+        """Its encoder of texts.
+
+        Raises:
+            ConfigError: it has none.
+        """
+        if self.embedder is None:
+            raise ConfigError(f"{self.event.bundle} makes no vectors of texts")
+        return self.embedder
+
+    @property
     def writes(self) -> set[str]:
         """The languages that its writer was judged in."""
         return (
@@ -107,17 +122,17 @@ class Champion:
         """
         place = bundle.place_of(self.registry, self.event.bundle, tag)
         with storage.local_copy(place, self.registry.settings) as folder, self.lock:
-            self.embedder.load(tag, folder)
+            self.encoder.load(tag, folder)
 
     def unload(self, tag: str) -> None:
         """Takes a market's adapter out of the encoder."""
         with self.lock:
-            self.embedder.unload(tag)
+            self.encoder.unload(tag)
 
     def read(self, asked: Sequence[Cut]) -> np.ndarray:
         """Unit vectors of texts, each by its adapter, in one forward pass."""
         with self.lock:
-            return self.embedder.read([one.tokens for one in asked], [one.adapter for one in asked])
+            return self.encoder.read([one.tokens for one in asked], [one.adapter for one in asked])
 
     def about(self) -> dict[str, Any]:
         """What `/v1/models` says of it."""

@@ -153,7 +153,8 @@ class Models:
         catalogue = _market(now, market)
         known = recommending.known(catalogue, now.sessions, market, products)
         session = recommending.Session(tuple(known), market, query)
-        found = await recommending.recommend(catalogue, now.sessions, session, k)
+        near_by: recommending.By = "texts" if now.champion.embedder else "items"
+        found = await recommending.recommend(catalogue, now.sessions, session, k, near_by)
         by_sessions = any(one.by == "sessions" for one in found)
         step = now.sessions.step(market) if now.sessions and by_sessions else routing.BASE
         event = now.champion.event

@@ -15,6 +15,7 @@ from serve_app import routing
 from serve_app.adapters import Adapters, Unloadable
 from serve_app.batching import Batcher
 from serve_app.champion import Champion, Cut
+from serve_app.errors import ApiError
 from serve_app.recommending import Sessions
 from serve_app.support import Source
 from serve_app.translating import Legs
@@ -79,12 +80,14 @@ class Reading:
             wanted: the market, or the language, whose adapter is to read them; None for none.
 
         Raises:
-            ApiError: too much waits.
+            ApiError: too much waits, or nothing here reads texts.
         """
+        if self.champion.embedder is None:
+            raise ApiError(503, "no_encoder", f"{self.champion.event.bundle} makes no vectors of texts")
         primary = language.partition("-")[0]
         queue = primary if primary in self.queues else _OTHER
         loop = asyncio.get_running_loop()
-        cut = await loop.run_in_executor(_CUTTERS, self.champion.embedder.cut, texts)
+        cut = await loop.run_in_executor(_CUTTERS, self.champion.encoder.cut, texts)
         step = routing.step(wanted, self.champion.adapters) if wanted else routing.BASE
         try:
             found = await self._read(cut, queue, step.adapter)

@@ -2,6 +2,7 @@
 
     sessions    the bundle's recommender, where it knows the market, and a product of the session (or there is none yet)
     texts       what lies nearest to the mean of the products of the session; also where the first finds too few
+    items       the same by what the recommender has learnt of each product, in a shop whose products have no texts
 
 A market is no language: that of the United Kingdom, `uk`, is not related to that of Russia. So only a market's own tag,
 or its first part, counts.
@@ -24,6 +25,8 @@ from serve_app.batching import Batcher
 from serve_app.catalogue import Catalogue
 from serve_app.errors import ApiError
 from serve_app.routing import BASE, Step
+
+By = Literal["sessions", "texts", "items"]
 
 _PER_TOKEN = 256
 """Scores that cost as much as reading a token, about."""
@@ -82,10 +85,16 @@ class Found:
     id: str
     score: float
     title: str | None
-    by: Literal["sessions", "texts"]
+    by: By
 
 
-async def recommend(catalogue: Catalogue, learnt: Sessions | None, session: Session, k: int) -> list[Found]:
+async def recommend(
+    catalogue: Catalogue,
+    learnt: Sessions | None,
+    session: Session,
+    k: int,
+    near_by: By = "texts",
+) -> list[Found]:
     """The k products of a market that may be wanted next, without those of the session.
 
     Args:
@@ -93,6 +102,7 @@ async def recommend(catalogue: Catalogue, learnt: Sessions | None, session: Sess
         learnt: of the champion, if it has a recommender.
         session: in a market of the catalogue; at least one of its products is known, if there are any.
         k: products, at most.
+        near_by: what the vectors of the catalogue are made of.
 
     Raises:
         ApiError: too much waits, or there is neither a model for the market nor a product to go by.
@@ -112,7 +122,7 @@ async def recommend(catalogue: Catalogue, learnt: Sessions | None, session: Sess
     if len(found) < k and held:
         there = {one.id for one in found}
         near = await loop.run_in_executor(_RANKERS, catalogue.like, market, held, k + len(found))
-        found += [Found(*one, "texts") for one in near if one[0] not in there][: k - len(found)]
+        found += [Found(*one, near_by) for one in near if one[0] not in there][: k - len(found)]
     return found
 
 

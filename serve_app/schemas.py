@@ -99,10 +99,10 @@ class Wanted(Hit):
     """A product that may be wanted next."""
 
     score: float = Field(
-        description="by sessions: a logit; by texts: cosine similarity to those of the session"
+        description="by sessions: a logit; by texts or items: cosine similarity to those of the session"
     )
-    by: Literal["sessions", "texts"] = Field(
-        description="of other customers, or of products like those of the session"
+    by: Literal["sessions", "texts", "items"] = Field(
+        description="of other customers; or products like those of the session, by texts or, without, by sessions"
     )
 
 

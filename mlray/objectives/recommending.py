@@ -75,6 +75,17 @@ class NextItem:
         next_item.markets(self._encoder, markets)
 
     @torch.inference_mode()
+    def vectors(self, items: Sequence[str]) -> np.ndarray:
+        """What is learnt of each item, as unit vectors (N, H) float32; 0 for one that the model does not know."""
+        table_VH = self._model.model.get_input_embeddings().weight
+        found_NH = torch.zeros(len(items), table_VH.shape[1])
+        known = [place for place, item in enumerate(items) if item in self.items]
+        rows = [self.items[items[place]] for place in known]
+        found_NH[known] = torch.nn.functional.normalize(table_VH[rows].float().cpu(), dim=-1)
+        found: np.ndarray = found_NH.numpy()
+        return found
+
+    @torch.inference_mode()
     def scores(self, sessions: Sequence[str], markets: Sequence[str]) -> np.ndarray:
         """Logits (Q, V) float32 of each item as the next one of each session, in one forward pass.
 

@@ -1,6 +1,7 @@
 """A bundle: all that one model needs to be served, and the report that it is judged by.
 
-weights/            the model, or the backbone below an adapter, with its tokenizer
+weights/            the model, or the backbone below an adapter, with its tokenizer: an encoder of texts, and beside it
+                    the companions; or a recommender or translator that is served alone
 adapter/            the adapter of the task, where the run has trained one; language_adapter/ the one below it
 adapters/<tag>/     adapters of single markets, see `markets`
 recommender/, translator/, writer/    see `companions`
@@ -18,20 +19,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mlray import configuration, seal, storage
+from mlray import configuration, storage
 from mlray.config import ConfigError, RunConfig, Storage
 from mlray.corpus import vectors
 from mlray.evaluation.report import Report
 from mlray.models import adapters, tokenizer
 from mlray.models.embedder import checkpoint_of
 from mlray.objectives.embedding import TextEmbedder
+from mlray.objectives.recommending import NextItem
 from mlray.objectives.table import OBJECTIVES
-from mlray.release import companions, markets
+from mlray.release import companions, evaluations, markets
 from mlray.release.registry import Registry
 from mlray.training import checkpoint as checkpoints
 from mlray.training.folders import WINNER, Folders
-
-JUDGED = ("report.json", "predictions.jsonl")
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class _Run:
     config: RunConfig
     step: str
     weights: str
+    evaluation: str
     report: Report
 
 
@@ -108,7 +109,10 @@ def make(run_uri: str, registry: Registry, beside: Beside = ALONE) -> str:
 def _run(uri: str, settings: Storage) -> _Run:
     uri = _winner(storage.absolute(uri), settings)
     config, folders = _config(uri, settings), Folders(uri)
-    return _Run(folders, config, *_trained(folders, settings), _report(folders, settings))
+    step, weights = _trained(folders, settings)
+    judged = storage.join(folders.root, "evaluation")
+    missing = f"the run was never evaluated: jobs/evaluate.py --output {judged}"
+    return _Run(folders, config, step, weights, judged, evaluations.read(judged, settings, missing))
 
 
 def _copy(place: str, target: Path, settings: Storage) -> None:
@@ -122,14 +126,12 @@ def _copy(place: str, target: Path, settings: Storage) -> None:
 
 def _copy_judged(run: _Run, target: Path, part: Path, settings: Storage) -> None:
     """Copies the evaluation of a run, which must be that of the weights at `part`."""
-    if run.report.about.get("sha256") != seal.digest(part):
+    if not evaluations.is_of(run.report, part):
         raise ConfigError(
             f"the evaluation of {run.folders.root} is of other weights than those of {run.step}, which the run has "
             "chosen; evaluate them"
         )
-    for name in JUDGED:
-        place = storage.join(run.folders.root, "evaluation", name)
-        (target / name).write_bytes(storage.read_bytes(place, settings))
+    evaluations.copy(run.evaluation, target, settings)
 
 
 def _check_backbone(stage: Path, config: RunConfig) -> None:
@@ -150,7 +152,7 @@ def _add_markets(stage: Path, uris: Mapping[str, str], settings: Storage) -> Non
         encoder.load(tag, target)  # refuses what does not fit
         with storage.staging() as judged:
             _copy_judged(run, judged, target, settings)
-            markets.take_over(stage, tag, judged)
+            evaluations.take_over(stage, tag, judged)
 
 
 def _add_companion(stage: Path, name: str, run: _Run, settings: Storage) -> None:
@@ -160,8 +162,6 @@ def _add_companion(stage: Path, name: str, run: _Run, settings: Storage) -> None
 
 
 def _add_recommender(stage: Path, market: str, run: _Run, settings: Storage) -> None:
-    if not (stage / "recommender").is_dir():
-        raise ConfigError("--recommender-adapter needs --recommender, the model below it")
     with storage.staging() as judged, storage.local_copy(run.weights, settings) as adapter:
         _copy_judged(run, judged, adapter, settings)
         companions.add_market(stage, market, adapter, judged)
@@ -197,16 +197,6 @@ def _trained(folders: Folders, settings: Storage) -> tuple[str, str]:
     if fault := checkpoints.verify(chosen, settings):
         raise ConfigError(f"{chosen} is no checkpoint: {fault}")
     return step, storage.join(chosen, "weights")
-
-
-def _report(folders: Folders, settings: Storage) -> Report:
-    folder = storage.join(folders.root, "evaluation")
-    for name in JUDGED:
-        if not storage.exists(storage.join(folder, name), settings):
-            raise ConfigError(
-                f"{folders.root} was never evaluated: {name} is not in {folder}; jobs/evaluate.py --output {folder}"
-            )
-    return Report.from_json(storage.read_bytes(storage.join(folder, "report.json"), settings).decode())
 
 
 def _parts(config: RunConfig, weights: str) -> list[tuple[str, str]]:
@@ -250,9 +240,14 @@ def open_embedder(registry: Registry, name: str, device: str = "cpu") -> TextEmb
 def open_reader(registry: Registry, name: str, device: str = "cpu", *, adapted: bool = True) -> vectors.Read:
     """The encoder of a bundle, with the adapters of all its markets or (not `adapted`) with none.
 
+    Of a bundle that is a recommender alone what it has learnt of the items, which are read by their ids.
+
     Raises:
-        ConfigError: as `open_embedder`.
+        ConfigError: there is no bundle of this name, or it makes no vectors.
     """
+    if adapted and companions.alone(registry.about("bundles", name)) == "recommender":
+        recommender: NextItem = companions.open_companion(registry, name, "recommender", device)
+        return lambda items, _: recommender.vectors(items)
     known = markets.tags(registry.about("bundles", name)) if adapted else []
     return markets.reader(_opened(registry, name, device, known), known)
 
@@ -294,5 +289,5 @@ def report_of(registry: Registry, name: str) -> tuple[Report, str]:
     """
     registry.about("bundles", name)
     place = registry.place("bundles", name)
-    body = storage.read_bytes(storage.join(place, "report.json"), registry.settings).decode()
-    return Report.from_json(body), storage.join(place, "predictions.jsonl")
+    report = evaluations.read(place, registry.settings, "the bundle is damaged")
+    return report, storage.join(place, evaluations.ROWS)

@@ -5,25 +5,25 @@
     translator/     the same of a run of `translation`
     writer/         the same of a run of `causal` that has learnt `question, passage -> answer`
 
-Their evaluations stand in the bundle's report and predictions, so that the gate judges them language by language, and
-they come and go with the bundle.
+A recommender or a translator may also be what a bundle is (`alone`): then its weights are those of the bundle, and the
+adapters of its markets lie beside them. Their evaluations stand in the bundle's report and predictions, so that the
+gate judges them language by language, and they come and go with the bundle.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mlray import configuration, storage
 from mlray.config import ConfigError, Evaluation, RunConfig
-from mlray.evaluation.report import Report
 from mlray.models.generation import Continuer, Writer
 from mlray.objectives import causal
 from mlray.objectives.recommending import NextItem
-from mlray.release import markets
+from mlray.release import evaluations, markets
 from mlray.release.registry import Registry
 
 _ENDS = 4
@@ -88,13 +88,18 @@ class Kind:
     objective: str
     opened: Callable[[RunConfig, Path, str], Any]
     """(configuration of the run, folder of the weights, device) -> model."""
+    alone: bool
+    """Whether it answers anything without an encoder."""
 
 
 KINDS = {
-    "recommender": Kind("next_item", lambda config, folder, device: _recommender(config, folder, device)),
+    "recommender": Kind(
+        "next_item", lambda config, folder, device: NextItem(config, folder, device=device), True
+    ),
     "translator": Kind(
         "translation",
         lambda config, folder, device: Translator(Writer(folder, device=device), config.evaluation),
+        alone=True,
     ),
     "writer": Kind(
         "causal",
@@ -102,6 +107,7 @@ KINDS = {
         lambda config, folder, device: Composer(
             Continuer(folder, device=device, paired=True), config.evaluation
         ),
+        alone=False,
     ),
 }
 
@@ -110,7 +116,7 @@ def add(stage: Path, name: str, config: RunConfig, weights: Path, judged: Path) 
     """Puts a companion into the bundle that is being made.
 
     Args:
-        stage: the bundle; its `report.json` and `predictions.jsonl` are rewritten.
+        stage: the bundle; its evaluation is rewritten.
         name: of `KINDS`.
         config: of the run.
         weights: folder of the run's weights.
@@ -133,11 +139,16 @@ def add(stage: Path, name: str, config: RunConfig, weights: Path, judged: Path) 
     shutil.copytree(weights, target)
     (target / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     _opened(target, name)  # what could not be served is told here
-    ours, theirs = Report.read(stage), Report.read(judged)
-    ours.cells.update(theirs.cells)
-    (stage / "report.json").write_text(ours.to_json(), encoding="utf-8")
-    with (stage / "predictions.jsonl").open("a", encoding="utf-8") as rows:
-        rows.write((judged / "predictions.jsonl").read_text(encoding="utf-8"))
+    evaluations.add(stage, judged)
+
+
+def alone(about: Mapping[str, Any]) -> str | None:
+    """The companion that a bundle is, by what it says of itself; None: an encoder, or what is not served."""
+    if about.get("adapter", "none") != "none":
+        return None
+    return next(
+        (name for name, kind in KINDS.items() if kind.alone and kind.objective == about["objective"]), None
+    )
 
 
 def open_companion(registry: Registry, bundle: str, name: str, device: str = "cpu") -> Any:
@@ -146,11 +157,12 @@ def open_companion(registry: Registry, bundle: str, name: str, device: str = "cp
     Raises:
         ConfigError: there is no such bundle, or it cannot be opened.
     """
-    if not registry.about("bundles", bundle).get(name):
-        return None
-    with storage.local_copy(
-        storage.join(registry.place("bundles", bundle), name), registry.settings
-    ) as folder:
+    about, place = registry.about("bundles", bundle), registry.place("bundles", bundle)
+    if alone(about) != name:
+        if not about.get(name):
+            return None
+        place = storage.join(place, name)
+    with storage.local_copy(place, registry.settings) as folder:
         return _opened(folder, name, device)
 
 
@@ -164,22 +176,24 @@ def add_market(stage: Path, market: str, adapter: Path, judged: Path) -> None:
         judged: folder with its own report and predictions.
 
     Raises:
-        ConfigError: the recommender does not know the market, the adapter does not fit it, or was not judged there.
+        ConfigError: there is no recommender, it does not know the market, the adapter does not fit, or was not judged.
     """
-    target = stage / "recommender"
+    own = configuration.load(stage / "config.yaml").objective.name == KINDS["recommender"].objective
+    target = stage if own else stage / "recommender"
+    if not target.is_dir():
+        raise ConfigError("--recommender-adapter needs --recommender, the model below it")
     known = _opened(target, "recommender")
     known.check([market])
     known.load(market, adapter)
-    markets.take_over(stage, market, judged)
+    evaluations.take_over(stage, market, judged)
     shutil.copytree(adapter, target / markets.FOLDER / market)
 
 
-def _recommender(config: RunConfig, folder: Path, device: str) -> NextItem:
-    found, own = NextItem(config, folder, device=device), folder / markets.FOLDER
-    for place in sorted(own.iterdir()) if own.is_dir() else ():
+def _opened(folder: Path, name: str, device: str = "cpu") -> Any:
+    """The model of a folder, in which the weights lie, or in `weights`, if it is a whole bundle."""
+    weights = folder / "weights" if (folder / "weights").is_dir() else folder
+    found = KINDS[name].opened(configuration.load(folder / "config.yaml"), weights, device)
+    adapted = folder / markets.FOLDER
+    for place in sorted(adapted.iterdir()) if name == "recommender" and adapted.is_dir() else ():
         found.load(place.name, place)
     return found
-
-
-def _opened(folder: Path, name: str, device: str = "cpu") -> Any:
-    return KINDS[name].opened(configuration.load(folder / "config.yaml"), folder, device)

@@ -42,10 +42,13 @@ def build(config: RunConfig, name: str | None, source: Source, kind: str = "inde
     name = name or _newest(registry)
     registry.check("bundles", name)
     device = "cuda" if config.cluster.gpus_per_worker else "cpu"
-    bundle.open_embedder(registry, name)  # what makes no vectors is told before anything starts
+    adapted = kind == "index"
+    bundle.open_reader(
+        registry, name, adapted=adapted
+    )  # what makes no vectors is told before anything starts
     position = Changes(registry).position
     placement.connect(config)
-    opened = functools.partial(bundle.open_reader, registry, name, device, adapted=kind == "index")
+    opened = functools.partial(bundle.open_reader, registry, name, device, adapted=adapted)
     index, refused = _read(config, source, opened)
     if index is None:
         raise ConfigError(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from mlray import configuration, languages, seal, storage
+from mlray import configuration, languages, storage
 from mlray.config import ConfigError, RunConfig
 from mlray.evaluation.report import Report
-from mlray.release import bundle, markets
+from mlray.release import evaluations, markets
 from mlray.release.registry import Registry, open_registry
 
 
@@ -70,16 +70,12 @@ def rejudged(registry: Registry, name: str, uri: str) -> Iterator[tuple[Report, 
     place, about = registry.place("bundles", name), registry.about("bundles", name)
     made = f"jobs/evaluate.py --bundle {name} --output {uri} makes it"
     with storage.staging() as stage, storage.staging() as other:
-        for folder, source in ((stage, place), (other, storage.absolute(uri))):
-            for file in bundle.JUDGED:
-                one = storage.join(source, file)
-                if not storage.exists(one, registry.settings):
-                    raise ConfigError(f"{one} is not there; {made}")
-                (folder / file).write_bytes(storage.read_bytes(one, registry.settings))
-        found = Report.read(other)
+        found = evaluations.read(storage.absolute(uri), registry.settings, made)
+        evaluations.copy(place, stage, registry.settings)
+        evaluations.copy(storage.absolute(uri), other, registry.settings)
         part = storage.join(place, "weights" if about["adapter"] == "none" else "adapter")
         with storage.local_copy(part, registry.settings) as weights:
-            if found.about.get("sha256") != seal.digest(weights):
+            if not evaluations.is_of(found, weights):
                 raise ConfigError(f"{uri} is an evaluation of other weights than those of {name}; {made}")
         known = markets.tags(about)
         taken = [
@@ -88,5 +84,5 @@ def rejudged(registry: Registry, name: str, uri: str) -> Iterator[tuple[Report, 
             for language in table
             if languages.target(language) not in known
         ]
-        markets.replace(stage, other, taken)
-        yield Report.read(stage), str(stage / "predictions.jsonl")
+        evaluations.replace(stage, other, taken)
+        yield Report.read(stage), str(stage / evaluations.ROWS)

@@ -12,9 +12,12 @@ import pytest
 import yaml
 
 from mlray import storage
-from mlray.config import ConfigError
+from mlray.config import ConfigError, Source
 from mlray.evaluation import evaluate
 from mlray.objectives.recommending import NextItem
+from mlray.release import indexing, promotion
+from mlray.release.index import ProductIndex
+from mlray.release.registry import open_registry
 from mlray.tuning.finetune import finetune
 from tests.cluster import corpus as sample
 from tests.cluster.conftest import ROOT
@@ -28,6 +31,12 @@ SESSIONS = {
     "part_by": "session_id",
     "last_is_pair": True,
     "query": "query",
+}
+SOLD = {
+    "uri": str(ROOT / "mlray/corpus/sample/products.jsonl"),
+    "text": "product_id",
+    "language": "column:language",
+    "part_by": "product_id",
 }
 NEVER = "p-nobody-has-bought"
 
@@ -83,6 +92,20 @@ def test_a_recommender_is_trained_resumed_and_judged(bucket: str, tmp_path: Path
     assert not any(name.startswith("query:") for name in model.items)
     assert (model.scores(["query:for p001 p002"], ["de"])[0] != scores).any()  # the word is known
     assert scores[model.items[NEVER]] != 0.0  # it is made of its text alone
+    placed = {
+        "release": config.release.model_copy(update={"registry_uri": f"s3://{bucket}/sessions-registry"})
+    }
+    released = config.model_copy(update=placed)
+    promotion.challenge(released, root, "")
+    index = indexing.build(released, None, Source.model_validate(SOLD))
+    registry = open_registry(released)
+    with storage.local_copy(registry.place("indexes", index), config.storage) as folder:
+        products = ProductIndex.load(folder)
+    assert products.markets == dict.fromkeys(sample.LANGUAGES, 64)
+    bought = ["p001", "p064"]
+    np.testing.assert_allclose(
+        products.vectors("ja", bought), model.vectors(bought), atol=1e-3
+    )  # half floats
     for other in ({}, {"vectors": place, "candidates": "all"}):
         with pytest.raises(ConfigError, match=r"recommendation\.\w+=.* but .* was trained with"):
             finetune(sample.config(bucket, "sessions", **{**sections, "recommendation": other}))

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from mlray import configuration
+from mlray import configuration, seal
 from mlray.config import Adapter, ConfigError, Model, RunConfig
 from mlray.models import items as catalogue
 from mlray.models import recommender, tokenizer
 from mlray.objectives.recommending import NextItem
-from mlray.release import companions
-from mlray.release.registry import Registry
+from mlray.release import bundle, companions, promotion
+from mlray.release.bundle import Beside
+from mlray.release.changes import Product
+from mlray.release.index import ProductIndex
+from mlray.release.registry import Registry, open_registry
 from serve_app import recommending, routing
 from serve_app.errors import ApiError
-from serve_app.models import Models
+from serve_app.models import Asked, Models
+from tests.unit import test_models, test_registry
 from tests.unit.test_mixed import moved
 from tests.unit.test_models import TITLES, opened, promoted
 
@@ -199,12 +206,12 @@ def test_customers_of_several_markets_share_a_pass(tmp_path: Path, monkeypatch: 
     np.testing.assert_allclose(np.stack(found), np.stack(alone), atol=1e-5)
 
 
-def judged(folder: Path, task: str, value: float = 50.0) -> None:
+def judged(folder: Path, task: str, value: float = 50.0, **about: str) -> None:
     """A report of one cell, and its prediction."""
     folder.mkdir(exist_ok=True)
     figure = {"value": value, "low": 40.0, "high": 60.0, "n": 1, "signature": "x"}
     cells = {task: {"de": {"MRR": figure}}}
-    (folder / "report.json").write_text(json.dumps({"about": {}, "cells": cells, "empty": {}}))
+    (folder / "report.json").write_text(json.dumps({"about": about, "cells": cells, "empty": {}}))
     row = {"task": task, "language": "de", "prediction": "a1", "reference": "a1"}
     (folder / "predictions.jsonl").write_text(json.dumps(row) + "\n")
 
@@ -276,6 +283,9 @@ def test_a_bundle_holds_adapters_of_its_recommenders_markets(tmp_path: Path) -> 
     judged(stage, "retrieval")
     judged(tmp_path / "judged", "recommendation")
     judged(tmp_path / "own", "recommendation", value=70.0)
+    (stage / "config.yaml").write_text(configuration.build({"objective": {"name": "contrastive"}}).to_yaml())
+    with pytest.raises(ConfigError, match="--recommender-adapter needs --recommender"):
+        companions.add_market(stage, "de", tmp_path, tmp_path / "own")
     companions.add(stage, "recommender", config, tmp_path / "sessions", tmp_path / "judged")
     place = adapter(tmp_path / "sessions", config, tmp_path / "de", 1)
     with pytest.raises(ConfigError, match="no token for the market 'uk'"):
@@ -292,6 +302,68 @@ def test_a_bundle_holds_adapters_of_its_recommenders_markets(tmp_path: Path) -> 
     assert opened_one is not None
     expected = NextItem(config, tmp_path / "sessions", place).scores(["a1"], ["de"])
     np.testing.assert_allclose(opened_one.scores(["a1"], ["de"]), expected, atol=1e-5)
+
+
+def ended(folder: Path, name: str, write: Callable[[Path], object], config: RunConfig, value: float) -> str:
+    """The folder of a run that has ended and was judged."""
+    root = folder / "runs" / name
+    weights = test_registry.trained(root, write, config)
+    judged(root / "evaluation", "recommendation", value, sha256=seal.digest(weights))
+    return str(root)
+
+
+@ONE_PASS
+def test_a_shop_without_texts_is_served_by_its_recommender_alone(tmp_path: Path) -> None:
+    """A run becomes a bundle by itself, and its index holds what it has learnt of the ids that are sold."""
+    config, base = trained(tmp_path / "sessions"), tmp_path / "sessions"
+    run = ended(tmp_path, "items", lambda place: shutil.copytree(base, place), config, 50.0)
+    kept = Path(run) / "checkpoints" / "step-00000002" / "weights"
+    lora = {"kind": "lora", "rank": 2}
+    adapted = config.model_copy(
+        update={
+            "adapter": Adapter.model_validate(lora),
+            "model": config.model.model_copy(update={"path": str(kept)}),
+        }
+    )
+    own = ended(tmp_path, "de", lambda place: adapter(kept, config, place, 1), adapted, 70.0)
+    place = {"registry_uri": str(tmp_path / "registry")}
+    release = RunConfig.model_validate({"release": place, "serving": {"watch_s": 1000.0}})
+    event = promotion.challenge(release, run, "", Beside(sessions={"de": own}))
+    registry = open_registry(release)
+    report, _ = bundle.report_of(registry, event.bundle)
+    assert report.cells["recommendation"]["de"]["MRR"].value == 70.0
+
+    table_VH = load_file(base / "model.safetensors")["model.embed_tokens.weight"].numpy()
+    model = NextItem(config, base)
+    rows_NH = table_VH[[model.items[one] for one in SOLD[:10]]]
+    vectors_NH = bundle.open_reader(registry, event.bundle)(SOLD, ["de"] * len(SOLD))
+    expected_NH = rows_NH / np.linalg.norm(rows_NH, axis=1, keepdims=True)
+    np.testing.assert_allclose(vectors_NH[:10], expected_NH, atol=1e-6)
+    assert not vectors_NH[10:].any()  # of which it has learnt nothing
+    index = ProductIndex(vectors_NH.shape[1])
+    for market in ("de", "lb"):
+        index.upsert(market, SOLD, vectors_NH, SOLD)
+    made = test_models.kept(registry, index, tmp_path / "index", event.bundle)
+    promotion.promote(release, None, made, "")
+
+    models = Models(release)
+    found = ask(models, "de", ["a3", "a5"], k=4)
+    model.load("de", Path(own) / "checkpoints" / "step-00000002" / "weights")
+    scores_V = model.scores(["a3 a5"], ["de"])[0]
+    best = sorted(set(SOLD[:10]) - {"a3", "a5"}, key=lambda one: -scores_V[model.items[one]])
+    assert [(hit["id"], hit["by"]) for hit in found["results"]] == [(one, "sessions") for one in best[:4]]
+    assert (found["served_by"]["step"], found["served_by"]["adapter"]) == ("language", "de")
+    near = ask(models, "lb", ["a3"], k=4)["results"]  # a market that it has not learnt of
+    cosine = dict(zip(SOLD, expected_NH @ expected_NH[3], strict=False))
+    likest = sorted(set(SOLD[:10]) - {"a3"}, key=lambda one: -cosine[one])
+    assert [(hit["id"], hit["by"]) for hit in near] == [(one, "items") for one in likest[:4]]
+    for asked in (models.search("kettle", "de", 3, Asked()), models.embed(["kettle"], Asked(), None, None)):
+        with pytest.raises(ApiError, match="makes no vectors of texts") as refused:
+            asyncio.run(asked)
+        assert (refused.value.status, refused.value.code) == (503, "no_encoder")
+    asyncio.run(models.upsert([Product("de", "a13", "a13")]))
+    asyncio.run(models.delete([("de", best[0])]))
+    assert ask(models, "de", ["a3", "a5"], k=1)["results"][0]["id"] == best[1]
 
 
 def test_what_is_no_recommender_is_refused(tmp_path: Path) -> None:

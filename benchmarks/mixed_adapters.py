@@ -31,12 +31,13 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="mixed-") as folder:
         embedder, names, cut = prepare(arguments, Path(folder))
         asked = [names[i % len(names)] for i in range(len(cut))]
+        width = embedder.read(cut[:1]).shape[1]
 
         def mixed() -> np.ndarray:
             return embedder.read(cut, asked)
 
         def split() -> np.ndarray:
-            found = np.empty((len(cut), embedder.read(cut[:1]).shape[1]), np.float32)
+            found = np.empty((len(cut), width), np.float32)
             for name in names:
                 own = [i for i, one in enumerate(asked) if one == name]
                 found[own] = embedder.read([cut[i] for i in own], [name] * len(own))

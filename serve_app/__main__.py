@@ -46,7 +46,7 @@ def _serve(path: str | None, overrides: list[str]) -> None:
         print(f"serves      http://{config.serving.host}:{config.serving.port}/docs", flush=True)
         stopped.wait()
     finally:
-        serve.shutdown()
+        serve.delete("mlray")
 
 
 def _check_host(settings: Serving) -> None:

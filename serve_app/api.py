@@ -215,12 +215,10 @@ def _translation(limits: _Limits) -> APIRouter:
     router = APIRouter()
 
     @router.post("/translate")
-    async def translate(
-        request: TranslateRequest, http: Request, accept_language: AcceptLanguage = None
-    ) -> TranslateReply:
+    async def translate(request: TranslateRequest, http: Request) -> TranslateReply:
         """Texts in another language; numbers, addresses, names and the words of a glossary stay as they must be."""
         limits.check(request.texts)
-        asked = Asked(request.language, accept_language)
+        asked = Asked(request.language)  # what a browser prefers is not the language of the texts
         told = (request.texts, request.target, request.glossary, request.names, asked)
         return TranslateReply.model_validate(await limits.within(limits.backend.translate(*told), http))
 

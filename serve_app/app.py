@@ -6,19 +6,19 @@ python -m serve_app key=value ...       on this machine
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import math
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayError
-from ray.serve.exceptions import BackPressureError
+from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from mlray import configuration, languages
@@ -36,6 +36,7 @@ _ONGOING, _QUEUED = 1000, 1000
 """Requests of a replica at a time, which the batcher puts together, and those that wait in front of all of them."""
 _PLACES, _IN_LINE = 16, 256
 """Requests of an ingress that a replica works on at a time, and those of one language that wait for that."""
+_FRESH_S = 1.0
 _ASKED = ("search", "embed", "recommend", "translate", "support")
 _CHANGING = {"upsert", "delete"}
 """What is not asked for a second time."""
@@ -68,10 +69,12 @@ class Behind:
         self._doors = {what: Door(places, _IN_LINE, patience_s) for what in _ASKED}
         self._known: frozenset[str] = frozenset()
         self._looked = -math.inf
+        self._about: asyncio.Future[dict[str, Any]] | None = None
+        self._asked = -math.inf
 
     async def search(self, query: str, market: str, k: int, asked: Asked) -> dict[str, Any]:
         """See `Models.search`."""
-        return await self._in_line("search", market, query, market, k, asked)
+        return await self._in_line("search", _tag(query, asked), query, market, k, asked)
 
     async def embed(
         self, texts: list[str], asked: Asked, model: str | None, dimensions: int | None
@@ -87,7 +90,7 @@ class Behind:
         self, texts: list[str], target: str, glossary: dict[str, str], names: list[str], asked: Asked
     ) -> dict[str, Any]:
         """See `Models.translate`."""
-        tag = _tag(texts[0], replace(asked, header=None))  # which is not the language of the text
+        tag = _tag(texts[0], asked)
         return await self._in_line("translate", tag, texts, target, glossary, names, asked)
 
     async def support(self, messages: list[str], k: int, asked: Asked, write: bool = False) -> dict[str, Any]:
@@ -103,8 +106,10 @@ class Behind:
         return await self._ask("delete", products)
 
     async def about(self) -> dict[str, Any]:
-        """See `Models.about`."""
-        return await self._ask("about")
+        """See `Models.about`; what was told `_FRESH_S` ago at most, however many ask."""
+        if self._about is None or time.monotonic() > self._asked + _FRESH_S:
+            self._asked, self._about = time.monotonic(), asyncio.ensure_future(self._ask("about"))
+        return await asyncio.shield(self._about)
 
     async def _in_line(self, what: str, tag: str, *told: Any) -> dict[str, Any]:
         """As `_ask`, when it is the language's turn; what the champion does not know has one line together."""
@@ -115,17 +120,17 @@ class Behind:
     async def _languages(self) -> frozenset[str]:
         """Languages and markets of the champion, as it was `serving.watch_s` ago at most."""
         if time.monotonic() > self._looked + self._watch_s:
-            self._looked = time.monotonic()
             with contextlib.suppress(ApiError):  # those of before will do
-                champion = (await self._ask("about"))["champion"] or {}
+                champion = (await self.about())["champion"] or {}
                 tags = (
                     tag for key in ("languages", "recommends", "markets") for tag in champion.get(key, ())
                 )
                 self._known = frozenset(tag.partition("-")[0] for tag in tags)
+                self._looked = time.monotonic()
         return self._known
 
     async def _ask(self, what: str, *told: Any) -> dict[str, Any]:
-        """The answer of a replica; of another one, if the first is lost meanwhile and asking changes nothing.
+        """The answer of a replica; of another one, if the first is lost or serves nothing, and asking changes nothing.
 
         Raises:
             ApiError: it refuses, or none is there.
@@ -135,12 +140,14 @@ class Behind:
                 found = await self._replicas.ask.remote(what, *told)
             except BackPressureError:
                 raise ApiError(503, "overloaded", "too many requests wait; try again later", 1.0) from None
-            except RayError as error:
+            except (RayError, RayServeException) as error:
                 if left:
                     continue
                 log.error("%s: no replica has answered: %s", what, type(error).__name__)
                 break
             if isinstance(found, ApiError):
+                if found.code == "no_champion" and left:
+                    continue
                 raise found
             answer: dict[str, Any] = found
             return answer

@@ -117,19 +117,39 @@ class Batcher(Generic[In, Out]):
     async def _work(self) -> None:
         while batch := self._next():
             begin = time.perf_counter()
-            loop = asyncio.get_running_loop()
             try:
-                found = await loop.run_in_executor(self._thread, self._run, [one.item for one in batch])
-                outputs = list(zip(batch, found, strict=True))
+                found = await self._pass([one.item for one in batch])
             except Exception as error:
-                for one in batch:
-                    if not one.done.done():
-                        one.done.set_exception(error)
+                await self._one_by_one(batch, error)
                 continue
             speed = sum(one.cost for one in batch) / max(time.perf_counter() - begin, 1e-6)
             known = self._tokens_per_s or speed
             self._tokens_per_s = (1 - _SMOOTHING) * known + _SMOOTHING * speed
-            for one, output in outputs:
+            for one, output in zip(batch, found, strict=True):
+                if not one.done.done():
+                    one.done.set_result(output)
+
+    async def _pass(self, items: list[In]) -> list[Out]:
+        def run() -> list[Out]:
+            found = list(self._run(items))
+            assert len(found) == len(items), f"{len(found)} outputs of {len(items)} inputs"
+            return found
+
+        return await asyncio.get_running_loop().run_in_executor(self._thread, run)
+
+    async def _one_by_one(self, batch: list[_Waiting[In, Out]], error: Exception) -> None:
+        """After a pass that has failed: what cannot be run fails alone, and whose client has gone is left out."""
+        for one in batch:
+            if one.done.done():
+                continue
+            try:
+                if len(batch) == 1:
+                    raise error
+                (output,) = await self._pass([one.item])
+            except Exception as own:
+                if not one.done.done():
+                    one.done.set_exception(own)
+            else:
                 if not one.done.done():
                     one.done.set_result(output)
 

@@ -28,6 +28,8 @@ class Catalogue:
         opened: Callable[[], vectors.Read],
         changes: Changes | None = None,
         position: int = 0,
+        *,
+        by_id: bool = False,
     ) -> None:
         """
         Args:
@@ -35,10 +37,13 @@ class Catalogue:
             opened: makes the encoder that built it; called when there is a first change.
             changes: of products; None: it never changes.
             position: how many of them the index holds already; what came since is taken up by `take`.
+            by_id: the encoder reads the ids of products, and not their texts.
         """
         self._index, self._changes = index, changes
         self._read = functools.cache(opened)
-        self._taken = position
+        self._taken, self._by_id = position, by_id
+        self.version = 0
+        """Grows with every change that is taken up."""
         self._searching, self._taking = threading.Lock(), threading.Lock()
 
     @property
@@ -80,17 +85,19 @@ class Catalogue:
         with self._searching:
             return [one for one in products if not self._index.holds(*one)]
 
-    def change(self, change: Change) -> int:
-        """Writes a change for all who serve these products, and takes it up here if it can; returns its number.
+    def write(self, change: Change) -> int:
+        """Writes a change for all who serve these products, and returns its number; `take_up` follows.
 
         Raises:
             StorageError: it could not be written, and counts nowhere.
         """
         assert self._changes is not None, "an index that never changes was changed"
-        number = self._changes.append(change, self._taken)
-        with contextlib.suppress(RunError):  # an earlier one is damaged, as whoever takes up the others tells
+        return self._changes.append(change, self._taken)
+
+    def take_up(self) -> None:
+        """As `take`; an earlier change that is damaged is left to whoever takes up the others, and tells it."""
+        with contextlib.suppress(RunError):
             self.take()
-        return number
 
     def take(self) -> None:
         """Takes up the changes that have been written since the last time, by whomever.
@@ -121,10 +128,13 @@ class Catalogue:
                 continue
             with self._searching:
                 self._index.delete(market, [name])
+                self.version += 1
         for market, products in by_market.items():
             for first in range(0, len(products), _GROUP):
                 group = products[first : first + _GROUP]
-                vectors_NH = self._read()([one.text for one in group], [market] * len(group))
+                told = [one.id if self._by_id else one.text for one in group]
+                vectors_NH = self._read()(told, [market] * len(group))
                 titles = [one.text.split("\n", 1)[0] for one in group]
                 with self._searching:
                     self._index.upsert(market, [one.id for one in group], vectors_NH, titles)
+                    self.version += 1

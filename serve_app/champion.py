@@ -76,7 +76,9 @@ class Champion:
             alone = functools.partial(markets.reader, embedder, ())
             mixed = mixed if adapters else alone
         catalogue = (
-            _catalogue(registry, event, event.index, mixed, Changes(registry)) if event.index else None
+            _catalogue(registry, event, event.index, mixed, Changes(registry), by_id=embedder is None)
+            if event.index
+            else None
         )
         # A question may be answered in any language, so answers are read without the adapter of one.
         knowledge = _catalogue(registry, event, event.knowledge, alone) if event.knowledge else None
@@ -145,7 +147,10 @@ class Champion:
             "languages": list(self.languages),
             "adapters": list(self.adapters),
             "recommends": self.recommender.markets if self.recommender else [],
-            "translates": sorted(self.report.cells.get("translation", ())) if self.translator else [],
+            "translates": (
+                ways := sorted(self.report.cells.get("translation", ())) if self.translator else []
+            ),
+            "targets": sorted({languages.target(way) for way in ways}),
             "writes": sorted(self.writes),
             "markets": self.catalogue.markets if self.catalogue else {},
             "answers": self.knowledge.markets if self.knowledge else {},
@@ -167,6 +172,8 @@ def _catalogue(
     name: str,
     opened: Callable[[], vectors.Read],
     changes: Changes | None = None,
+    *,
+    by_id: bool = False,
 ) -> Catalogue:
     registry.check("indexes", name)
     about = registry.about("indexes", name)
@@ -174,4 +181,4 @@ def _catalogue(
         raise RunError(f"the index {name} is not of {event.bundle}")
     with storage.local_copy(registry.place("indexes", name), registry.settings) as folder:
         index = ProductIndex.load(folder)
-    return Catalogue(index, opened, changes, int(about.get("position", 0)))
+    return Catalogue(index, opened, changes, int(about.get("position", 0)), by_id=by_id)

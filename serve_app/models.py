@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import threading
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from mlray.config import ConfigError, RunConfig, RunError
+from mlray.config import RunConfig
 from mlray.release.changes import Change, Product
-from mlray.release.registry import Event, open_registry
 from serve_app import recommending, routing, support, translating
 from serve_app.catalogue import Catalogue
 from serve_app.errors import ApiError
 from serve_app.reading import Reading
-from serve_app.slot import Slot
-from serve_app.trials import Trials
-
-log = logging.getLogger("mlray.serve")
+from serve_app.watch import Watch
 
 _CHANGES = 64
 """Changes of products that may wait in a replica."""
@@ -43,61 +35,20 @@ class Models:
     """Answers with the champion of the registry, and looks for another every `serving.watch_s`."""
 
     def __init__(self, config: RunConfig) -> None:
-        self._config, self._registry = config, open_registry(config)
-        self._device = "cuda" if config.serving.gpus_per_replica else "cpu"
-        self._slot = Slot(self._registry, config.serving, self._device)
-        self._trials = Trials(self._registry, config.serving, self._device)
-        self._challenger: Event | None = None
-        self._fault = ""
-        self._changing = ThreadPoolExecutor(1, thread_name_prefix="change")
+        self._config = config
+        self.watch = Watch(config)
+        # A change is not written behind the reading of another.
+        self._writing, self._taking = (ThreadPoolExecutor(1, thread_name_prefix="change") for _ in range(2))
         self._changes = 0
-        self.look()
-        threading.Thread(target=self._watch, daemon=True).start()
-
-    def _watch(self) -> None:
-        while True:
-            time.sleep(self._config.serving.watch_s)
-            self.look()
-
-    def look(self) -> None:
-        """Takes up the champion if the history names another than the one that serves, and changes of its products.
-
-        What cannot be opened is told once in the log and by `about`, and the one before it goes on.
-        """
-        faults = [self._told(self._take_up), self._told(self._slot.take), self._told(self._try)]
-        fault = "; ".join(filter(None, faults))
-        if fault and fault != self._fault:
-            log.error("nothing new is taken up: %s", fault)
-        self._fault = fault
-
-    def _told(self, work: Callable[[], str | None]) -> str:
-        """The fault that work tells or ends with; whatever it is, the watch goes on."""
-        try:
-            return work() or ""
-        except (ConfigError, RunError) as error:
-            return str(error)
-        except Exception as error:
-            return f"{type(error).__name__} while a champion was looked for"
-
-    def _take_up(self) -> str:
-        history = self._registry.history()
-        self._challenger = history.challenger
-        self._trials.keep(history.challenger)  # who is challenger no more answers nobody, whatever follows
-        if history.champion is None:
-            return f"{self._registry.uri} has no champion"
-        return self._slot.put(history.champion)
-
-    def _try(self) -> str:
-        return self._trials.look(self._challenger)
+        self.watch.begin()
 
     async def about(self) -> dict[str, Any]:
         """The champion, the challenger, and why another was not taken up; of what is known, without a look."""
-        now, challenger = self._slot.now, self._challenger
-        tried = self._trials.about()
+        now = self.watch.slot.now
         return {
             "champion": now.champion.about() if now else None,
-            "challenger": asdict(challenger) | {"id": challenger.bundle} | tried if challenger else None,
-            "fault": self._fault,
+            "challenger": self.watch.challenger,
+            "fault": self.watch.fault,
         }
 
     async def embed(
@@ -141,7 +92,7 @@ class Models:
             results = [{"id": name, "score": score, "title": title} for name, score, title in found]
             return {"results": results, "served_by": _served_by(reading, spoken, step)}
 
-        return await self._trials.answer(now, search, market, asked.customer)
+        return await self.watch.trials.answer(now, search, market, asked.customer)
 
     async def recommend(self, market: str, products: list[str], k: int, query: str = "") -> dict[str, Any]:
         """The k products of a market that may follow in a session, with what was searched for; and what has served.
@@ -177,8 +128,7 @@ class Models:
             raise ApiError(
                 503, "no_translator", f"{now.champion.event.bundle} is served without a translator"
             )
-        # What a browser prefers is not the language of the text.
-        spoken = self._spoken(texts[0], replace(asked, header=None), now)
+        spoken = self._spoken(texts[0], asked, now)
         path = translating.choose(now.champion.report, spoken.language, target, self._config.serving)
         found = await translating.translate(now.legs, texts, path, glossary, names)
         step = routing.Step(path.step, None)
@@ -220,7 +170,7 @@ class Models:
         }
 
     async def upsert(self, products: list[Product]) -> dict[str, Any]:
-        """Adds products to their markets or exchanges their texts, here at once, and wherever this index is served.
+        """Adds products to their markets or exchanges their texts, here soon, and wherever this index is served.
 
         Raises:
             ApiError: no champion, or no index.
@@ -245,21 +195,33 @@ class Models:
         if self._changes >= _CHANGES:
             raise ApiError(429, "overloaded", "too many changes wait; try again later", 5.0)
         self._changes += 1
-        loop = asyncio.get_running_loop()
-        done = loop.run_in_executor(self._changing, catalogue.change, change)
-        done.add_done_callback(self._changed)
-        number = await asyncio.shield(done)
+        # A client that goes, or for whom it takes too long, has changed the products all the same.
+        changing = asyncio.create_task(self._write(catalogue, change))
+        number, taking = await asyncio.shield(changing)
+        done, _ = await asyncio.wait([taking], timeout=self._config.serving.timeout_s / 2)
         event = now.champion.event
-        told = {"change": number, "products": len(change.upsert) + len(change.delete)}
+        told = {"change": number, "products": len(change.upsert) + len(change.delete), "taken_up": bool(done)}
         return {**told, "bundle": event.bundle, "index": event.index}
+
+    async def _write(self, catalogue: Catalogue, change: Change) -> tuple[int, asyncio.Future[None]]:
+        """The number of a change that is written, and its taking up, which goes on."""
+        loop = asyncio.get_running_loop()
+        try:
+            number = await loop.run_in_executor(self._writing, catalogue.write, change)
+        except BaseException:
+            self._changes -= 1
+            raise
+        taking = loop.run_in_executor(self._taking, catalogue.take_up)
+        taking.add_done_callback(self._changed)
+        return number, taking
 
     def _changed(self, _: object) -> None:
         self._changes -= 1
 
     def _ready(self) -> Reading:
-        if self._slot.now is None:
+        if self.watch.slot.now is None:
             raise ApiError(503, "no_champion", "no model is served yet", self._config.serving.watch_s)
-        return self._slot.now
+        return self.watch.slot.now
 
     def _spoken(self, text: str, asked: Asked, now: Reading) -> routing.Spoken:
         try:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -50,6 +50,8 @@ class Sessions:
 
     model: NextItem
     batcher: Batcher[Session, np.ndarray]
+    _sold: dict[str, tuple[int, list[str], np.ndarray]] = field(default_factory=dict, repr=False)
+    """Market -> version of the catalogue, products that are sold there and known here, their columns of the scores."""
 
     @classmethod
     def of(cls, model: NextItem, settings: Serving) -> Sessions:
@@ -67,6 +69,15 @@ class Sessions:
             patience_s=settings.timeout_s,
         )
         return cls(model, batcher)
+
+    def sold(self, catalogue: Catalogue, market: str) -> tuple[list[str], np.ndarray]:
+        """The products of a market that the model knows, and their columns (N,) of the scores."""
+        version = catalogue.version
+        if self._sold.get(market, (None,))[0] != version:
+            names = [name for name in catalogue.names(market) if name in self.model.items]
+            columns_N = np.array([self.model.items[name] for name in names], dtype=np.int64)
+            self._sold[market] = version, names, columns_N
+        return self._sold[market][1:]
 
     def market(self, tag: str) -> str | None:
         """What the model calls a market; None if it does not know it."""
@@ -112,7 +123,7 @@ async def recommend(
     known = learnt.market(market) if learnt else None
     if learnt and known and (not products or any(one in learnt.model.items for one in products)):
         (scores_V,) = await learnt.batcher.submit(known, [replace(session, market=known)])
-        told = (catalogue, learnt.model, market, products, scores_V, k)
+        told = (catalogue, learnt, market, products, scores_V, k)
         found = await loop.run_in_executor(_RANKERS, _best, *told)
     held = [one for one in products if not catalogue.unknown([(market, one)])]
     if not found and not held:
@@ -127,12 +138,18 @@ async def recommend(
 
 
 def _best(
-    catalogue: Catalogue, model: NextItem, market: str, products: Sequence[str], scores_V: np.ndarray, k: int
+    catalogue: Catalogue, learnt: Sessions, market: str, products: Sequence[str], scores_V: np.ndarray, k: int
 ) -> list[Found]:
-    own = set(products)
-    names = [name for name in catalogue.names(market) if name in model.items and name not in own]
-    scores_N = scores_V[[model.items[name] for name in names]]
-    best = [(names[place], float(scores_N[place])) for place in np.argsort(-scores_N, kind="stable")[:k]]
+    names, columns_N = learnt.sold(catalogue, market)
+    seen = np.unique([learnt.model.items[one] for one in products if one in learnt.model.items])
+    scores_N = np.where(np.isin(columns_N, seen), -np.inf, scores_V[columns_N])
+    near_N = (
+        np.flatnonzero(scores_N >= np.partition(scores_N, -k)[-k])
+        if len(names) > k
+        else np.arange(len(names))
+    )
+    order = near_N[np.argsort(-scores_N[near_N], kind="stable")][:k]
+    best = [(names[place], float(scores_N[place])) for place in order if scores_N[place] > -np.inf]
     titles = catalogue.titles(market, [name for name, _ in best])
     return [Found(name, score, title, "sessions") for (name, score), title in zip(best, titles, strict=True)]
 

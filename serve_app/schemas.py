@@ -44,8 +44,7 @@ class Served(BaseModel):
     bundle: str
     index: str | None = None
     step: Literal["language", "related", "base", "pivot"] = Field(
-        description="the own adapter of the language or market, that of a related one, the model without one, or the "
-        "way through a third language"
+        description="by the own adapter, a related language's, the model without one, or through a third language"
     )
     adapter: str | None = None
 
@@ -119,7 +118,7 @@ class TranslateRequest(_Request):
 
     texts: _Texts = Field(examples=[["Wo bleibt meine Bestellung AB-1234?"]])
     target: Tag = Field(description="BCP 47", examples=["en"])
-    language: Tag | None = LANGUAGE
+    language: Tag | None = Field(None, description="BCP 47, of the texts; else detected", examples=["de"])
     glossary: dict[_Word, _Word] = Field(
         {},
         max_length=_WORDS,
@@ -233,6 +232,7 @@ class ChangeReply(BaseModel):
 
     change: int = Field(description="its number; replicas take changes up in this order")
     products: int
+    taken_up: bool = Field(description="whether the replica that has answered finds it already")
     unknown: list[tuple[str, str]] = Field(description="market and id of those that were not there")
     bundle: str
     index: str
@@ -278,7 +278,7 @@ class ModelsReply(BaseModel):
 
     object: Literal["list"] = "list"
     data: list[dict[str, Any]]
-    fault: str = Field("", description="why a newer champion or change is not taken up")
+    fault: str = Field("", description="what newer is not taken up")
     latency: dict[str, dict[str, float | None]] = Field(
         {},
         description="language -> answers of this ingress, and seconds below which 50 and 95 % of them were given",

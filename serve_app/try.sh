@@ -7,6 +7,10 @@ port=${2:-8000}
 python=${PYTHON:-python}
 url=http://127.0.0.1:$port
 
+if curl --silent --output /dev/null "$url/healthz"; then
+  echo "$url is taken by another server; stop it, or name another port" >&2
+  exit 1
+fi
 log=$(mktemp -t mlray-serve.XXXXXX)
 
 "$python" -m serve_app "release.registry_uri=$registry" "serving.port=$port" > "$log" 2>&1 &

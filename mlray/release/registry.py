@@ -89,19 +89,21 @@ class Registry:
     uri: str
     settings: Storage
 
-    def history(self) -> History:
-        """The events up to now.
+    def history(self, known: History | None = None) -> History:
+        """The events up to now; those that are `known` are not read again, as nothing changes them.
 
         Raises:
             RunError: one is damaged, or missing.
         """
         folder = storage.join(self.uri, "history")
-        events: list[Event] = []
+        events = list(known.events) if known else []
         found = [name for name in storage.walk(folder, self.settings) if NUMBERED.fullmatch(name)]
         for number, name in enumerate(found, start=1):
             place = storage.join(folder, f"{number:08d}.json")
             if storage.join(folder, name) != place:
                 raise RunError(f"{place} is missing, and later events are there; restore it")
+            if number <= len(known.events if known else ()):
+                continue
             try:
                 events.append(Event(**json.loads(storage.read_bytes(place, self.settings))))
             except (ValueError, TypeError) as error:

@@ -139,7 +139,8 @@ def test_a_text_is_translated(served: Address, tmp_path: Path) -> None:
             "id": "b",
             "markets": {},
             "report": {},
-            "translates": ["de-en", "de-ar"],
+            "translates": ["de-ar", "de-en", "pt-BR-en"],
+            "targets": ["ar", "en"],
         }
         by = {"bundle": "b", "language": "de", "known_by": "detected", "step": "pivot"}
         told = {"text": "<i>أين؟</i>", "kept": [], "whole": True}
@@ -148,6 +149,7 @@ def test_a_text_is_translated(served: Address, tmp_path: Path) -> None:
             tab.route(f"**/v1/{name}", lambda route, _, body=body: route.fulfill(body=body))
         tab.goto(served.url)
         tab.locator("#tab-translate").click()
+        assert tab.locator("#translate select").inner_text().split() == ["ar", "en"]
         tab.locator("#translate input").fill("Wo?")
         tab.locator("#translate select").select_option("ar")
         tab.locator("#translate button").click()
@@ -156,6 +158,38 @@ def test_a_text_is_translated(served: Address, tmp_path: Path) -> None:
         assert tab.locator("#translate .by").inner_text().startswith("de → en → ar · chrF 31 · ")
         assert tab.evaluate("document.documentElement.scrollWidth") <= 390
         tab.screenshot(path=tmp_path / "translate.png", full_page=True)
+        assert faults == []
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
+def test_the_challenger_stands_beside_the_champion_with_its_report_and_trial(
+    served: Address, tmp_path: Path, width: int, height: int
+) -> None:
+    with chromium.tab(served.url, width=width, height=height) as (tab, faults):
+        report = {"retrieval": {"de-en": {"R@1": {"value": 61.25}, "MRR": {"value": 70.0}}}}
+        common = {"why": "more text", "report": report}
+        champion = {"role": "champion", "id": "shop-1", "index": "i-1", "since": "2026-11-27", **common}
+        trial = {
+            "canary": 0.1,
+            "shadow": 0.5,
+            "agreement": {"de": 0.31, "fr": 0.95},
+            "stopped": {"de": "<b>too few</b>"},
+        }
+        challenger = {"role": "challenger", "id": "shop-2", "since": "2026-11-28", "trial": trial, **common}
+        told = {"data": [champion, challenger], "fault": "the challenger cannot be taken up", "latency": {}}
+        tab.route("**/v1/models", lambda route: route.fulfill(body=json.dumps(told)))
+        tab.goto(served.url)
+        tab.locator("#tab-models").click()
+        tab.locator("#models article").nth(1).locator("td", has_text="61.3").wait_for()
+        assert tab.locator("#models > p").inner_text() == told["fault"]
+        cards = tab.locator("#models article").all_inner_texts()
+        assert "index i-1 · 2026-11-27 · more text" in cards[0]
+        assert "no index" not in cards[1]
+        assert "answers 10 % of the customers, and 50 % of the searches unseen; finds what" in cards[1]
+        assert "de 31 %, fr 95 %" in cards[1]
+        assert "de was stopped: <b>too few</b>" in cards[1]
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        tab.screenshot(path=tmp_path / "models.png", full_page=True)
         assert faults == []
 
 

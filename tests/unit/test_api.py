@@ -38,6 +38,9 @@ BY = {
 VECTORS = np.array([[0.6, 0.8], [1.0, 0.0]], np.float32)
 
 
+_CHANGED = {"taken_up": True, "bundle": "b-1", "index": "i-1"}
+
+
 class Known:
     """Answers what a test has put there; keeps what it was asked."""
 
@@ -82,11 +85,11 @@ class Known:
 
     async def upsert(self, products: list[Product]) -> dict[str, Any]:
         self.asked.append(products)
-        return {"change": 1, "products": len(products), "unknown": [], "bundle": "b-1", "index": "i-1"}
+        return {"change": 1, "products": len(products), "unknown": [], **_CHANGED}
 
     async def delete(self, products: list[tuple[str, str]]) -> dict[str, Any]:
         self.asked.append(products)
-        return {"change": 2, "products": 1, "unknown": products[1:], "bundle": "b-1", "index": "i-1"}
+        return {"change": 2, "products": 1, "unknown": products[1:], **_CHANGED}
 
     async def about(self) -> dict[str, Any]:
         if isinstance(self.fault, TimeoutError):

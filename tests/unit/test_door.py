@@ -191,13 +191,16 @@ class Replicas:
         self.ask = SimpleNamespace(remote=self._answer)
         champion = {"languages": ["de", "en", "pt-BR"], "recommends": ["mx"], "markets": {"fr": 9}}
         self.told: Any = {"champion": champion}
+        self.abouts = self.empty = 0
 
     async def _answer(self, what: str, *told: Any) -> Any:
         if what == "about":
+            self.abouts += 1
             return self.told
         self.asked.append(f"{what} {told[1] if what == 'search' else told[0]}")
         await self.go_on.wait()
-        return {}
+        self.empty -= 1
+        return ApiError(503, "no_champion", "no model is served yet") if self.empty >= 0 else {}
 
 
 def test_made_up_languages_and_markets_have_one_line_together() -> None:
@@ -226,6 +229,53 @@ def test_a_request_is_answered_where_nobody_tells_of_the_champion() -> None:
         replicas.go_on.set()
         assert await Behind(replicas, Serving()).recommend("de", [], 3) == {}  # type: ignore[arg-type]
         assert replicas.asked == ["recommend de"]
+
+    asyncio.run(run())
+
+
+def test_a_search_stands_in_the_line_of_its_language_whatever_the_market() -> None:
+    """Turkish customers flood the German shop and the French one: German customers of both go before them."""
+
+    async def run() -> None:
+        replicas = Replicas()
+        behind = Behind(replicas, Serving())  # type: ignore[arg-type]
+        flood = [behind.search("a", ("de", "fr")[n % 2], 3, Asked("en")) for n in range(40)]
+        tasks = [asyncio.create_task(one) for one in flood]
+        await settled()
+        assert len(replicas.asked) == 8
+        tasks += [asyncio.create_task(behind.search("a", market, 3, Asked("de"))) for market in ("de", "fr")]
+        await settled()
+        assert replicas.asked[8:] == ["search de", "search fr"]
+        replicas.go_on.set()
+        await asyncio.gather(*tasks)
+
+    asyncio.run(run())
+
+
+def test_however_many_ask_for_the_models_a_replica_is_asked_once() -> None:
+    async def run() -> None:
+        replicas = Replicas()
+        behind = Behind(replicas, Serving())  # type: ignore[arg-type]
+        found = await asyncio.gather(*(behind.about() for _ in range(50)))
+        assert all(one == replicas.told for one in found)
+        assert replicas.abouts == 1
+        behind._asked -= 2.0
+        await behind.about()
+        assert replicas.abouts == 2
+
+    asyncio.run(run())
+
+
+def test_another_replica_is_asked_where_the_first_serves_nothing() -> None:
+    async def run() -> None:
+        replicas = Replicas()
+        replicas.empty = 1
+        replicas.go_on.set()
+        assert await Behind(replicas, Serving()).recommend("de", [], 3) == {}  # type: ignore[arg-type]
+        assert replicas.asked == ["recommend de", "recommend de"]
+        replicas.empty = 2
+        with pytest.raises(ApiError, match="no model is served yet"):
+            await Behind(replicas, Serving()).recommend("de", [], 3)  # type: ignore[arg-type]
 
     asyncio.run(run())
 

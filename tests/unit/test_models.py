@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from mlray.release.changes import Changes, Product
 from mlray.release.index import ProductIndex
 from mlray.release.registry import Registry
 from serve_app import adapters as in_memory
+from serve_app.catalogue import Catalogue
 from serve_app.errors import ApiError
 from serve_app.models import Asked, Models
 from tests.unit import tiny
@@ -258,7 +260,7 @@ def test_a_swap_never_mixes_a_model_with_another_index(tmp_path: Path) -> None:
     async def ask() -> list[dict[str, Any]]:
         before = [asyncio.create_task(models.search(title, "de", 3, Asked())) for title in TITLES["de"]]
         await asyncio.sleep(0.001)
-        await asyncio.to_thread(models.look)
+        await asyncio.to_thread(models.watch.look)
         return list(
             await asyncio.gather(*before, *(models.search(t, "en", 3, Asked()) for t in TITLES["en"]))
         )
@@ -277,18 +279,74 @@ def test_a_damaged_champion_is_not_taken_up(tmp_path: Path) -> None:
         asyncio.run(models.embed(["x"], Asked(), None, None))
     registry = promoted(tmp_path, "one", 0, prefix="a")
     first = registry.history().champion
-    models.look()
+    models.watch.look()
     promoted(tmp_path, "two", 1, prefix="b")
     second = registry.history().champion
     assert first is not None
     assert second is not None
     weights = Path(registry.place("bundles", second.bundle)) / "weights" / "model.safetensors"
     weights.write_bytes(b"altered")
-    models.look()
+    models.watch.look()
     told = asyncio.run(models.about())
     assert told["champion"]["id"] == first.bundle
-    assert "weights/model.safetensors does not match its sha256" in told["fault"]
+    assert told["fault"] == "the champion cannot be taken up; the log of the server says why"
+    assert "weights/model.safetensors does not match its sha256" in models.watch.said
     assert asyncio.run(models.embed(["x"], Asked(), None, None))["served_by"]["bundle"] == first.bundle
+
+
+def test_a_new_server_falls_back_to_the_newest_champion_that_can_be_opened(tmp_path: Path) -> None:
+    registry = promoted(tmp_path, "one", 0, prefix="a")
+    for name, seed in (("two", 1), ("three", 2)):
+        promoted(tmp_path, name, seed, prefix="b")
+    first, *damaged = registry.history().reigns
+    for event in damaged:
+        (Path(registry.place("bundles", event.bundle)) / "report.json").write_text("{}")
+    models = opened(tmp_path)
+    told = asyncio.run(models.about())
+    assert told["champion"]["id"] == first.bundle
+    assert told["fault"] == "the champion cannot be taken up; the log of the server says why"
+    assert f"{damaged[-1].bundle}/report.json does not match" in models.watch.said.replace(
+        " is damaged: ", "/"
+    )
+    assert asyncio.run(models.embed(["x"], Asked(), None, None))["served_by"]["bundle"] == first.bundle
+
+
+def test_the_challenger_is_told_with_its_report(tmp_path: Path) -> None:
+    registry = promoted(tmp_path, "one", 0, prefix="a")
+    models = opened(tmp_path)
+    assert asyncio.run(models.about())["challenger"] is None
+    made = registry.put("bundles", tmp_path / "stage-one", "next", {"objective": "contrastive"})
+    registry.append(registry.history(), action="challenge", bundle=made, index=None, why="better")
+    models.watch.look()
+    told = asyncio.run(models.about())["challenger"]
+    assert told.keys() == {"id", "since", "why", "report"}
+    assert (told["id"], told["why"]) == (made, "better")
+    assert told["report"]["retrieval"]["de-en"]["R@1"].value == 100.0
+
+
+def test_a_change_that_is_slow_to_read_is_told_as_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = promoted(tmp_path, "one", 0, prefix="a")
+    models, go = opened(tmp_path, timeout_s=0.2), threading.Event()
+    take = Catalogue.take
+    monkeypatch.setattr(Catalogue, "take", lambda self: go.wait(10) and take(self))
+
+    async def work() -> tuple[dict[str, Any], list[str]]:
+        told = await models.upsert([Product("de", "new", "warm leise Regal")])
+        assert Changes(registry).position == 1
+        deleted = await models.delete([("de", "a0")])  # is written, too, and does not wait for the reading
+        assert (deleted["change"], deleted["taken_up"]) == (2, False)
+        go.set()
+        while models._changes:
+            await asyncio.sleep(0.01)
+        found = await models.search("warm leise Regal", "de", 1, Asked())
+        return told, [hit["id"] for hit in found["results"]]
+
+    told, found = asyncio.run(work())
+    assert (told["change"], told["taken_up"]) == (1, False)
+    assert found == ["new"]
+    assert asyncio.run(models.upsert([Product("de", "more", "leise")]))["taken_up"]
 
 
 def test_products_come_and_go_wherever_an_index_is_served(tmp_path: Path) -> None:
@@ -305,7 +363,7 @@ def test_products_come_and_go_wherever_an_index_is_served(tmp_path: Path) -> Non
     assert found(models, "de", new[0].text) == [("new", "warm leise Regal")]
     assert found(models, "us", "x") == [("new", TITLES["en"][0])]
     assert found(other, "de", new[0].text) != [("new", "warm leise Regal")]
-    other.look()
+    other.watch.look()
     assert found(other, "de", new[0].text) == [("new", "warm leise Regal")]
     told = asyncio.run(other.delete([("de", "a0"), ("de", "never"), ("us", "new")]))
     assert (told["change"], told["products"], told["unknown"]) == (2, 2, [("de", "never")])
@@ -330,8 +388,10 @@ def test_products_come_and_go_wherever_an_index_is_served(tmp_path: Path) -> Non
     assert told["change"] == 6
     late = opened(tmp_path)  # serves with what could be read
     assert found(late, "de", "spaet") == [("late", "spaet")]
-    models.look()
-    assert f"{place} is no change of products" in asyncio.run(models.about())["fault"]
+    models.watch.look()
+    assert f"{place} is no change of products" in models.watch.said
+    told = asyncio.run(models.about())
+    assert told["fault"] == "its products cannot be taken up; the log of the server says why"
     assert found(models, "de", "anders") == [("a1", "anders")]
 
 
@@ -361,7 +421,7 @@ def test_what_has_changed_holds_after_a_promotion_and_a_rollback(tmp_path: Path)
     promoted(
         tmp_path, "two", 1, prefix="a"
     )  # begun after that change, by a catalogue that has the product again
-    models.look()
+    models.watch.look()
     assert asyncio.run(models.about())["champion"]["markets"]["de"] == 12
     asyncio.run(models.delete([("de", "a1")]))
     asyncio.run(models.upsert([Product("fr", "new", "nouveau")]))
@@ -369,7 +429,7 @@ def test_what_has_changed_holds_after_a_promotion_and_a_rollback(tmp_path: Path)
     registry.append(
         registry.history(), action="rollback", bundle=first.bundle, index=first.index, knowledge=None, why=""
     )
-    models.look()
+    models.watch.look()
     assert asyncio.run(models.about())["champion"]["markets"] == {"de": 10, "en": 12, "fr": 1}
 
 
@@ -394,12 +454,13 @@ def test_the_watch_goes_on_whatever_happens(tmp_path: Path, monkeypatch: pytest.
         raise KeyError("anything")
 
     monkeypatch.setattr(Registry, "history", broken)
-    models.look()
+    models.watch.look()
     told = asyncio.run(models.about())
-    assert told["fault"] == "KeyError while a champion was looked for"
+    assert models.watch.said == "KeyError while a champion was looked for"
+    assert told["fault"].startswith("the champion cannot be taken up")
     assert told["champion"]["id"]
     monkeypatch.undo()
-    models.look()
+    models.watch.look()
     assert asyncio.run(models.about())["fault"] == ""
     assert registry.history().champion
 
@@ -418,11 +479,11 @@ def test_a_champion_that_could_not_be_reached_is_tried_again(
 
     monkeypatch.setattr(Registry, "check", away)
     for _ in range(2):
-        models.look()
-        assert asyncio.run(models.about())["fault"] == "the storage is away"
+        models.watch.look()
+        assert models.watch.said == "the storage is away"
     assert len(tried) == 2
     monkeypatch.setattr(Registry, "check", check)
-    models.look()
+    models.watch.look()
     champion = registry.history().champion
     assert champion is not None
     assert asyncio.run(models.about())["champion"]["id"] == champion.bundle
@@ -436,15 +497,15 @@ def test_a_damaged_champion_is_looked_at_once_and_told_as_long_as_it_is_there(
     assert champion is not None
     (Path(registry.place("bundles", champion.bundle)) / "report.json").write_text("{}")
     models = opened(tmp_path)
-    damaged = asyncio.run(models.about())["fault"]
+    damaged = models.watch.said
     assert "report.json does not match its sha256" in damaged
     with monkeypatch.context() as away:
-        away.setattr(Registry, "history", lambda _: (_ for _ in ()).throw(StorageError("away")))
-        models.look()
-        assert asyncio.run(models.about())["fault"] == "away"
+        away.setattr(Registry, "history", lambda *_: (_ for _ in ()).throw(StorageError("away")))
+        models.watch.look()
+        assert models.watch.said == "away"
     monkeypatch.setattr(Registry, "check", lambda *_: pytest.fail("it was read again"))
-    models.look()
-    assert asyncio.run(models.about())["fault"] == damaged
+    models.watch.look()
+    assert models.watch.said == damaged
 
 
 def test_what_cannot_be_answered_is_refused(tmp_path: Path) -> None:

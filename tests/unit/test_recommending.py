@@ -110,7 +110,7 @@ def test_a_session_that_the_model_knows_nothing_of_is_served_by_texts(
 
 def test_a_product_that_goes_while_it_is_asked_for_is_no_fault(tmp_path: Path) -> None:
     promoted(tmp_path, "one", 0, prefix="a")
-    now = opened(tmp_path)._slot.now
+    now = opened(tmp_path).watch.slot.now
     assert now is not None
     assert now.champion.catalogue is not None
     like = now.champion.catalogue.like
@@ -147,7 +147,7 @@ def test_a_market_without_sessions_is_served_by_texts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models, _ = with_sessions(tmp_path, monkeypatch)
-    champion = models._slot.now.champion if models._slot.now else None
+    champion = models.watch.slot.now.champion if models.watch.slot.now else None
     assert champion is not None
     found = ask(models, "en", ["a2", "a11", "never"], k=4)
     vectors = champion.embedder.embed(TITLES["en"])
@@ -361,7 +361,9 @@ def test_a_shop_without_texts_is_served_by_its_recommender_alone(tmp_path: Path)
         with pytest.raises(ApiError, match="makes no vectors of texts") as refused:
             asyncio.run(asked)
         assert (refused.value.status, refused.value.code) == (503, "no_encoder")
-    asyncio.run(models.upsert([Product("de", "a13", "a13")]))
+    asyncio.run(models.upsert([Product("lb", best[0], "Wasserkocher"), Product("de", "a13", "Regal")]))
+    renamed = ask(models, "lb", ["a3"], k=4)["results"]  # a title changes nothing of what is learnt of an id
+    assert [(hit["id"], hit["score"]) for hit in renamed] == [(hit["id"], hit["score"]) for hit in near]
     asyncio.run(models.delete([("de", best[0])]))
     assert ask(models, "de", ["a3", "a5"], k=1)["results"][0]["id"] == best[1]
 

@@ -334,9 +334,28 @@ def test_a_hole_in_the_history_is_no_end(tmp_path: Path) -> None:
     for name in ("one", "other"):
         promotion.challenge(config, finished(tmp_path, name, STRONG), "")
     promotion.promote(config, None, None, "")
+    known = registry.history()
     (tmp_path / "registry/history/00000002.json").unlink()
-    with pytest.raises(RunError, match=r"00000002\.json is missing, and later events are there"):
-        registry.history()
+    for before in (None, known):
+        with pytest.raises(RunError, match=r"00000002\.json is missing, and later events are there"):
+            registry.history(before)
+
+
+def test_what_is_known_of_the_history_is_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configured(tmp_path)
+    registry = open_registry(config)
+    promotion.challenge(config, finished(tmp_path, "one", STRONG), "")
+    known = registry.history()
+    promotion.promote(config, None, None, "")
+    read, places = storage.read_bytes, list[str]()
+    monkeypatch.setattr(
+        storage, "read_bytes", lambda uri, settings: places.append(uri) or read(uri, settings)
+    )
+    found = registry.history(known)
+    assert [place[-13:] for place in places] == ["00000002.json"]
+    assert found == registry.history()
 
 
 def test_an_altered_bundle_with_an_altered_seal_does_not_fit_its_name(tmp_path: Path) -> None:

@@ -113,7 +113,8 @@ def test_a_challenger_without_an_index_is_told_and_the_champion_serves(tmp_path:
     models = opened(tmp_path, canary=1.0)
     assert search(models, "de", ["c"]) == ["one"]
     about = asyncio.run(models.about())
-    assert "has 0 indexes" in about["fault"]
+    assert "has 0 indexes" in models.watch.said
+    assert about["fault"] == "the challenger cannot be taken up; the log of the server says why"
     assert "trial" not in about["challenger"]
 
 
@@ -124,25 +125,23 @@ def test_a_promoted_challenger_is_no_trial_any_more(tmp_path: Path) -> None:
     assert challenger is not None
     index = next(one for one in registry.names("indexes") if one.startswith("index-two"))
     registry.append(registry.history(), action="promote", bundle=challenger.bundle, index=index, why="")
-    models.look()
+    models.watch.look()
     assert search(models, "de", ["c", None]) == ["two", "two"]
-    assert models._trials.about() == {}
+    assert models.watch.trials.about() == {}
 
 
 def test_whoever_is_challenger_no_more_answers_nobody(tmp_path: Path) -> None:
     registry = challenged(tmp_path, bad=None)
     models = opened(tmp_path, canary=1.0)
     assert search(models, "de", ["c"]) == ["two"]
-    (tmp_path / "three").mkdir()
-    (tmp_path / "three" / "x").write_text("x")
-    other = registry.put("bundles", tmp_path / "three", "three", {"objective": "contrastive"})
+    other = registry.put("bundles", tmp_path / "stage-two", "three", {"objective": "contrastive"})
     registry.append(registry.history(), action="challenge", bundle=other, index=None, why="")
-    models.look()
+    models.watch.look()
     assert search(models, "de", ["c"]) == ["one"]
     about = asyncio.run(models.about())
     assert about["challenger"]["id"] == other
     assert "trial" not in about["challenger"]
-    assert "has 0 indexes" in about["fault"]
+    assert "has 0 indexes" in models.watch.said
 
 
 def test_the_faults_of_champion_and_challenger_are_both_told(tmp_path: Path) -> None:
@@ -153,10 +152,9 @@ def test_the_faults_of_champion_and_challenger_are_both_told(tmp_path: Path) -> 
     broken = registry.put("bundles", tmp_path / "bad", "bad", {"objective": "masked"})
     registry.append(registry.history(), action="promote", bundle=broken, index=None, why="")
     for _ in range(2):
-        models.look()
-        fault = asyncio.run(models.about())["fault"]
-        assert "makes no vectors" in fault
-        assert "has 0 indexes" in fault
+        models.watch.look()
+        assert "makes no vectors" in models.watch.said
+        assert "has 0 indexes" in models.watch.said
     assert search(models, "de", [None]) == ["one"]
 
 

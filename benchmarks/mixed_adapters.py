@@ -29,7 +29,8 @@ def main() -> int:
     arguments = parse()
     os.environ.update(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS=str(arguments.threads))
     with tempfile.TemporaryDirectory(prefix="mixed-") as folder:
-        embedder, names, cut = prepare(arguments, Path(folder))
+        embedder, alone, cut = prepare(arguments, Path(folder))
+        names = list(alone)
         asked = [names[i % len(names)] for i in range(len(cut))]
         width = embedder.read(cut[:1]).shape[1]
 
@@ -40,14 +41,11 @@ def main() -> int:
             found = np.empty((len(cut), width), np.float32)
             for name in names:
                 own = [i for i, one in enumerate(asked) if one == name]
-                found[own] = embedder.read([cut[i] for i in own], [name] * len(own))
+                found[own] = alone[name].read([cut[i] for i in own])
             return found
 
-        error = float(
-            np.abs(
-                mixed() - np.concatenate([embedder.read([c], [a]) for c, a in zip(cut, asked, strict=True)])
-            ).max()
-        )
+        serial = np.concatenate([alone[name].read([one]) for name, one in zip(asked, cut, strict=True)])
+        error = float(np.abs(mixed() - serial).max())
         samples = measure.alternate({"mixed": timed(mixed), "split": timed(split)}, arguments.rounds)
     per_s = {name: [len(cut) / one["seconds"] for one in rounds] for name, rounds in samples.items()}
     report = {
@@ -79,8 +77,8 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def prepare(arguments: argparse.Namespace, folder: Path) -> tuple[Any, list[str], list[list[int]]]:
-    """The encoder with its adapters, their names, and texts of so many random tokens."""
+def prepare(arguments: argparse.Namespace, folder: Path) -> tuple[Any, dict[str, Any], list[list[int]]]:
+    """An encoder with all adapters, one for each adapter alone, and texts of so many random tokens."""
     import torch
 
     from mlray.config import Adapter, Contrastive, RunConfig, Storage
@@ -99,14 +97,16 @@ def prepare(arguments: argparse.Namespace, folder: Path) -> tuple[Any, list[str]
         for one in moving.values():
             one += 0.02 * torch.randn_like(one)
         adapters.export(wrapped, digest, "contrastive", tokens, moving, folder / name)
-    found = TextEmbedder(RunConfig().model_copy(update={"model": known}), arguments.model)
+    config = RunConfig().model_copy(update={"model": known})
+    found = TextEmbedder(config, arguments.model)
     for name in names:
         found.load(name, folder / name)
+    alone = {name: TextEmbedder(config, arguments.model, folder / name) for name in names}
     drawn = (
         np.random.default_rng(0).integers(10, len(tokens), (arguments.texts, arguments.tokens - 2)).tolist()
     )
     start, end = found.encoder.start_id, found.encoder.end_id
-    return found, names, [[start, *one, end] for one in drawn]
+    return found, alone, [[start, *one, end] for one in drawn]
 
 
 def timed(work: Callable[[], object]) -> Callable[[], measure.Result]:

@@ -100,7 +100,7 @@ class TextEmbedder:
 
         Args:
             cut: tokens of each text.
-            names: the adapter that reads each; None: the model as it is. Texts of one adapter share rows.
+            names: the adapter that reads each; None: the model as it is.
 
         Raises:
             ConfigError: an adapter is not loaded.
@@ -111,10 +111,8 @@ class TextEmbedder:
         batch = packing.unpack(packing.pack_pieces(pieces, self.encoder.pad_id, self._length, 0, seed=0))
         order_N = batch.documents_D
         asked = [None] * len(cut) if names is None else [names[i] for i in order_N]
-        groups_N = np.unique([name or "" for name in asked], return_inverse=True)[1]
-        inputs = pairing.repack(batch, np.arange(len(cut)), self.encoder.pad_id, groups_N)
-        rows = [asked[int(text)] for text in inputs["texts_BT"][:, 0]]
-        with self._mixed.rows(rows):
+        inputs = pairing.repack(batch, np.arange(len(cut)), self.encoder.pad_id)
+        with self._mixed.reading(asked, inputs["texts_BT"]):
             vectors_NH = self._forward(inputs)
         found_NH = np.empty_like(vectors_NH)
         found_NH[order_N] = vectors_NH

@@ -119,7 +119,8 @@ class NextItem:
             "drawn_M": torch.zeros(len(candidates_V)),
         }
         own = set(self.adapters)
-        with self._mixed.rows([market if market in own else None for market in markets]):
+        sessions_QT = torch.arange(len(rows))[:, None].expand_as(tokens_QT)
+        with self._mixed.reading([market if market in own else None for market in markets], sessions_QT):
             found_QV = self._model(**{name: one.to(self._device) for name, one in inputs.items()})
         found: np.ndarray = found_QV.cpu().numpy()
         return found

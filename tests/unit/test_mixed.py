@@ -101,6 +101,16 @@ def test_adapters_come_and_go(made: Path) -> None:
     assert np.abs(mixed.read(cut, [None] * 32) - before).max() < 1e-6
 
 
+def test_the_models_own_adapter_is_there_again_when_the_others_have_gone(made: Path) -> None:
+    mixed = opened(made / "base", made / "zh")
+    cut = mixed.cut(TEXTS)
+    before = mixed.read(cut)
+    mixed.load("de", made / "de")
+    assert np.abs(mixed.read(cut) - before).max() < 1e-6
+    mixed.unload("de")
+    assert (mixed.read(cut) == before).all()
+
+
 def test_what_does_not_fit_is_refused_and_what_was_loaded_stays(made: Path, tmp_path: Path) -> None:
     mixed = opened(made / "base")
     mixed.load("de", made / "de")

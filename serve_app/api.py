@@ -151,10 +151,10 @@ def _open(limits: _Limits) -> APIRouter:
     @router.get("/readyz", responses={503: {"model": Refusal}})
     async def readyz() -> dict[str, str]:
         """A champion serves."""
-        champion = (await limits.within(limits.backend.about()))["champion"]
-        if champion is None:
+        bundle = await errors.in_time(limits.backend.ready(), limits.settings.timeout_s)
+        if bundle is None:
             raise ApiError(503, "no_champion", "no model is served yet", 1.0)
-        return {"status": "ok", "bundle": champion["id"]}
+        return {"status": "ok", "bundle": bundle}
 
     return router
 

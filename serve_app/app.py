@@ -48,11 +48,10 @@ class Replica:
     def __init__(self, config: RunConfig) -> None:
         self._models, self._timeout_s = Models(config), config.serving.timeout_s
 
-    async def ask(self, what: str, *told: Any) -> dict[str, Any] | ApiError:
+    async def ask(self, what: str, *told: Any) -> Any:
         """Calls `Models.<what>`; who asks has gone when the time is over, and what still waits is not run."""
         try:
-            found: dict[str, Any] = await errors.in_time(getattr(self._models, what)(*told), self._timeout_s)
-            return found
+            return await errors.in_time(getattr(self._models, what)(*told), self._timeout_s)
         except ApiError as refusal:
             return refusal
         except Exception as error:
@@ -69,7 +68,8 @@ class Behind:
         self._doors = {what: Door(places, _IN_LINE, patience_s) for what in _ASKED}
         self._known: frozenset[str] = frozenset()
         self._looked = -math.inf
-        self._about: asyncio.Future[dict[str, Any]] | None = None
+        self._looking = asyncio.Lock()
+        self._ready: asyncio.Future[Any] | None = None
         self._asked = -math.inf
 
     async def search(self, query: str, market: str, k: int, asked: Asked) -> dict[str, Any]:
@@ -99,37 +99,47 @@ class Behind:
 
     async def upsert(self, products: list[Product]) -> dict[str, Any]:
         """See `Models.upsert`."""
-        return await self._ask("upsert", products)
+        found: dict[str, Any] = await self._ask("upsert", products)
+        return found
 
     async def delete(self, products: list[tuple[str, str]]) -> dict[str, Any]:
         """See `Models.delete`."""
-        return await self._ask("delete", products)
+        found: dict[str, Any] = await self._ask("delete", products)
+        return found
 
     async def about(self) -> dict[str, Any]:
-        """See `Models.about`; what was told `_FRESH_S` ago at most, however many ask."""
-        if self._about is None or time.monotonic() > self._asked + _FRESH_S:
-            self._asked, self._about = time.monotonic(), asyncio.ensure_future(self._ask("about"))
-        return await asyncio.shield(self._about)
+        """See `Models.about`."""
+        found: dict[str, Any] = await self._ask("about")
+        return found
+
+    async def ready(self) -> str | None:
+        """See `Models.ready`; what was told `_FRESH_S` ago at most, however many strangers ask."""
+        if self._ready is None or time.monotonic() > self._asked + _FRESH_S:
+            self._asked, self._ready = time.monotonic(), asyncio.ensure_future(self._ask("ready"))
+        bundle: str | None = await asyncio.shield(self._ready)
+        return bundle
 
     async def _in_line(self, what: str, tag: str, *told: Any) -> dict[str, Any]:
         """As `_ask`, when it is the language's turn; what the champion does not know has one line together."""
         primary, known = tag.partition("-")[0], await self._languages()
         async with self._doors[what].passed(primary if primary in known else languages.UNKNOWN):
-            return await self._ask(what, *told)
+            found: dict[str, Any] = await self._ask(what, *told)
+            return found
 
     async def _languages(self) -> frozenset[str]:
         """Languages and markets of the champion, as it was `serving.watch_s` ago at most."""
-        if time.monotonic() > self._looked + self._watch_s:
-            with contextlib.suppress(ApiError):  # those of before will do
-                champion = (await self.about())["champion"] or {}
-                tags = (
-                    tag for key in ("languages", "recommends", "markets") for tag in champion.get(key, ())
-                )
-                self._known = frozenset(tag.partition("-")[0] for tag in tags)
+        async with self._looking:
+            if time.monotonic() > self._looked + self._watch_s:
+                with contextlib.suppress(ApiError):  # those of before will do
+                    champion = (await self.about())["champion"] or {}
+                    kinds = ("languages", "recommends", "markets")
+                    self._known = frozenset(
+                        tag.partition("-")[0] for kind in kinds for tag in champion.get(kind, ())
+                    )
                 self._looked = time.monotonic()
         return self._known
 
-    async def _ask(self, what: str, *told: Any) -> dict[str, Any]:
+    async def _ask(self, what: str, *told: Any) -> Any:
         """The answer of a replica; of another one, if the first is lost or serves nothing, and asking changes nothing.
 
         Raises:
@@ -149,8 +159,7 @@ class Behind:
                 if found.code == "no_champion" and left:
                     continue
                 raise found
-            answer: dict[str, Any] = found
-            return answer
+            return found
         raise ApiError(503, "unavailable", "the models are not there; try again later", 1.0)
 
 

@@ -35,6 +35,10 @@ class Backend(Protocol):
         """`vectors`, `tokens` and `served_by`."""
         ...
 
+    async def ready(self) -> str | None:
+        """The bundle that serves; None: there is none yet."""
+        ...
+
     async def about(self) -> dict[str, Any]:
         """`champion` and `challenger`."""
         ...

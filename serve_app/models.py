@@ -42,6 +42,11 @@ class Models:
         self._changes = 0
         self.watch.begin()
 
+    async def ready(self) -> str | None:
+        """The bundle that serves; None: there is none yet."""
+        now = self.watch.slot.now
+        return now.champion.event.bundle if now else None
+
     async def about(self) -> dict[str, Any]:
         """The champion, the challenger, and why another was not taken up; of what is known, without a look."""
         now = self.watch.slot.now

@@ -91,6 +91,9 @@ class Known:
         self.asked.append(products)
         return {"change": 2, "products": 1, "unknown": products[1:], **_CHANGED}
 
+    async def ready(self) -> str | None:
+        return (await self.about())["champion"]
+
     async def about(self) -> dict[str, Any]:
         if isinstance(self.fault, TimeoutError):
             await asyncio.sleep(10)

@@ -191,11 +191,13 @@ class Replicas:
         self.ask = SimpleNamespace(remote=self._answer)
         champion = {"languages": ["de", "en", "pt-BR"], "recommends": ["mx"], "markets": {"fr": 9}}
         self.told: Any = {"champion": champion}
-        self.abouts = self.empty = 0
+        self.readies = self.empty = 0
 
     async def _answer(self, what: str, *told: Any) -> Any:
+        if what == "ready":
+            self.readies += 1
+            return "b-1"
         if what == "about":
-            self.abouts += 1
             return self.told
         self.asked.append(f"{what} {told[1] if what == 'search' else told[0]}")
         await self.go_on.wait()
@@ -252,16 +254,15 @@ def test_a_search_stands_in_the_line_of_its_language_whatever_the_market() -> No
     asyncio.run(run())
 
 
-def test_however_many_ask_for_the_models_a_replica_is_asked_once() -> None:
+def test_however_many_ask_whether_it_is_ready_a_replica_is_asked_once() -> None:
     async def run() -> None:
         replicas = Replicas()
         behind = Behind(replicas, Serving())  # type: ignore[arg-type]
-        found = await asyncio.gather(*(behind.about() for _ in range(50)))
-        assert all(one == replicas.told for one in found)
-        assert replicas.abouts == 1
+        assert await asyncio.gather(*(behind.ready() for _ in range(50))) == ["b-1"] * 50
+        assert replicas.readies == 1
         behind._asked -= 2.0
-        await behind.about()
-        assert replicas.abouts == 2
+        await behind.ready()
+        assert replicas.readies == 2
 
     asyncio.run(run())
 

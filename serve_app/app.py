@@ -37,6 +37,7 @@ _ONGOING, _QUEUED = 1000, 1000
 _PLACES, _IN_LINE = 16, 256
 """Requests of an ingress that a replica works on at a time, and those of one language that wait for that."""
 _FRESH_S = 1.0
+"""For which an answer about readiness is good."""
 _ASKED = ("search", "embed", "recommend", "translate", "support")
 _CHANGING = {"upsert", "delete"}
 """What is not asked for a second time."""

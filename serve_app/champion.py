@@ -71,10 +71,9 @@ class Champion:
             for name in cells
         }
         spoken = {part for name in judged for part in languages.halves(name)}
-        mixed = alone = functools.partial(bundle.open_reader, registry, event.bundle, device)
-        if embedder:  # which is opened once more only for the adapters of all markets at a time
-            alone = functools.partial(markets.reader, embedder, ())
-            mixed = mixed if adapters else alone
+        anew = functools.partial(bundle.open_reader, registry, event.bundle, device)
+        alone = functools.partial(markets.reader, embedder, ()) if embedder else anew
+        mixed = anew if adapters else alone  # the adapters of all markets at a time
         catalogue = (
             _catalogue(registry, event, event.index, mixed, Changes(registry), by_id=embedder is None)
             if event.index
@@ -138,6 +137,7 @@ class Champion:
 
     def about(self) -> dict[str, Any]:
         """What `/v1/models` says of it."""
+        ways = sorted(self.report.cells.get("translation", ())) if self.translator else []
         return {
             "id": self.event.bundle,
             "index": self.event.index,
@@ -147,9 +147,7 @@ class Champion:
             "languages": list(self.languages),
             "adapters": list(self.adapters),
             "recommends": self.recommender.markets if self.recommender else [],
-            "translates": (
-                ways := sorted(self.report.cells.get("translation", ())) if self.translator else []
-            ),
+            "translates": ways,
             "targets": sorted({languages.target(way) for way in ways}),
             "writes": sorted(self.writes),
             "markets": self.catalogue.markets if self.catalogue else {},

@@ -82,12 +82,13 @@ class Reading:
         Raises:
             ApiError: too much waits, or nothing here reads texts.
         """
-        if self.champion.embedder is None:
+        embedder = self.champion.embedder
+        if embedder is None:
             raise ApiError(503, "no_encoder", f"{self.champion.event.bundle} makes no vectors of texts")
         primary = language.partition("-")[0]
         queue = primary if primary in self.queues else _OTHER
         loop = asyncio.get_running_loop()
-        cut = await loop.run_in_executor(_CUTTERS, self.champion.encoder.cut, texts)
+        cut = await loop.run_in_executor(_CUTTERS, embedder.cut, texts)
         step = routing.step(wanted, self.champion.adapters) if wanted else routing.BASE
         try:
             found = await self._read(cut, queue, step.adapter)

@@ -143,12 +143,7 @@ def _best(
     names, columns_N = learnt.sold(catalogue, market)
     seen = np.unique([learnt.model.items[one] for one in products if one in learnt.model.items])
     scores_N = np.where(np.isin(columns_N, seen), -np.inf, scores_V[columns_N])
-    near_N = (
-        np.flatnonzero(scores_N >= np.partition(scores_N, -k)[-k])
-        if len(names) > k
-        else np.arange(len(names))
-    )
-    order = near_N[np.argsort(-scores_N[near_N], kind="stable")][:k]
+    order = np.argsort(-scores_N, kind="stable")[:k]
     best = [(names[place], float(scores_N[place])) for place in order if scores_N[place] > -np.inf]
     titles = catalogue.titles(market, [name for name, _ in best])
     return [Found(name, score, title, "sessions") for (name, score), title in zip(best, titles, strict=True)]

@@ -110,7 +110,10 @@ class Mixed:
         if not self.names:
             yield
             return
-        numbers_N = torch.tensor([*(self._numbers[name] if name else 0 for name in names_N), 0])
+        numbers = [self._numbers[name] if name else 0 for name in names_N]
+        numbers_N = torch.tensor(
+            [*numbers, *numbers[:1]]
+        )  # padding is read as the first text: nobody looks at it
         present_P, places_N = torch.unique(numbers_N, return_inverse=True)
         share_BTP = torch.nn.functional.one_hot(places_N, len(present_P))[texts_BT].float()
         device = next(self._model.parameters()).device

@@ -245,10 +245,11 @@ def open_reader(registry: Registry, name: str, device: str = "cpu", *, adapted: 
     Raises:
         ConfigError: there is no bundle of this name, or it makes no vectors.
     """
-    if adapted and companions.alone(registry.about("bundles", name)) == "recommender":
+    about = registry.about("bundles", name)
+    if adapted and companions.alone(about) == "recommender":
         recommender: NextItem = companions.open_companion(registry, name, "recommender", device)
         return lambda items, _: recommender.vectors(items)
-    known = markets.tags(registry.about("bundles", name)) if adapted else []
+    known = markets.tags(about) if adapted else []
     return markets.reader(_opened(registry, name, device, known), known)
 
 

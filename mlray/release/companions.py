@@ -94,7 +94,7 @@ class Kind:
 
 KINDS = {
     "recommender": Kind(
-        "next_item", lambda config, folder, device: NextItem(config, folder, device=device), True
+        "next_item", lambda config, folder, device: NextItem(config, folder, device=device), alone=True
     ),
     "translator": Kind(
         "translation",

@@ -43,9 +43,8 @@ def build(config: RunConfig, name: str | None, source: Source, kind: str = "inde
     registry.check("bundles", name)
     device = "cuda" if config.cluster.gpus_per_worker else "cpu"
     adapted = kind == "index"
-    bundle.open_reader(
-        registry, name, adapted=adapted
-    )  # what makes no vectors is told before anything starts
+    # What makes no vectors is told before anything starts.
+    bundle.open_reader(registry, name, adapted=adapted)
     position = Changes(registry).position
     placement.connect(config)
     opened = functools.partial(bundle.open_reader, registry, name, device, adapted=adapted)

@@ -82,6 +82,9 @@ class History:
         return None if last is None or last.bundle in promoted else last
 
 
+_NOTHING = History()
+
+
 @dataclass(frozen=True)
 class Registry:
     """A folder or `s3://` prefix."""
@@ -89,20 +92,20 @@ class Registry:
     uri: str
     settings: Storage
 
-    def history(self, known: History | None = None) -> History:
+    def history(self, known: History = _NOTHING) -> History:
         """The events up to now; those that are `known` are not read again, as nothing changes them.
 
         Raises:
             RunError: one is damaged, or missing.
         """
         folder = storage.join(self.uri, "history")
-        events = list(known.events) if known else []
+        events = list(known.events)
         found = [name for name in storage.walk(folder, self.settings) if NUMBERED.fullmatch(name)]
         for number, name in enumerate(found, start=1):
             place = storage.join(folder, f"{number:08d}.json")
             if storage.join(folder, name) != place:
                 raise RunError(f"{place} is missing, and later events are there; restore it")
-            if number <= len(known.events if known else ()):
+            if number <= len(known.events):
                 continue
             try:
                 events.append(Event(**json.loads(storage.read_bytes(place, self.settings))))

@@ -21,7 +21,7 @@ from mlray import configuration, seal, storage
 from mlray.config import ConfigError, RunConfig, RunError, Storage
 from mlray.evaluation.predictions import Row, report_of
 from mlray.release import bundle, promotion
-from mlray.release.registry import ConflictError, Registry, open_registry
+from mlray.release.registry import ConflictError, History, Registry, open_registry
 
 LOCAL = Storage()
 
@@ -336,7 +336,7 @@ def test_a_hole_in_the_history_is_no_end(tmp_path: Path) -> None:
     promotion.promote(config, None, None, "")
     known = registry.history()
     (tmp_path / "registry/history/00000002.json").unlink()
-    for before in (None, known):
+    for before in (History(), known):
         with pytest.raises(RunError, match=r"00000002\.json is missing, and later events are there"):
             registry.history(before)
 

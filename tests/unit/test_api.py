@@ -141,10 +141,10 @@ def test_a_recommendation_passes_on_the_session() -> None:
     assert backend.asked == [("de", ["p1", "gone"], 2, ""), ("de", [], 10, "rote Schuhe")]
 
 
-def test_a_translation_passes_on_glossary_and_names() -> None:
+def test_a_translation_passes_on_glossary_and_names_but_not_what_a_browser_prefers() -> None:
     backend = Known()
     body = {"texts": ["Wo?"], "target": "en", "language": "de", "glossary": {"a": "b"}, "names": ["Norvik"]}
-    told = client(backend).post("/v1/translate", json=body).json()
+    told = client(backend).post("/v1/translate", json=body, headers={"accept-language": "en"}).json()
     assert told["translations"] == [{"text": "Where?", "kept": [], "whole": True}]
     assert (told["way"], told["quality"], told["served_by"]["step"]) == (["de", "en"], 60.0, "pivot")
     assert backend.asked == [(["Wo?"], "en", {"a": "b"}, ["Norvik"], Asked("de", None))]

@@ -321,13 +321,13 @@ def test_a_trained_translator_serves_what_it_was_judged_on(
     assert refused.value.code == "unknown_language"
 
 
-def test_what_a_browser_prefers_is_not_what_a_text_is_in(
+def test_the_language_of_a_text_is_read_from_it_where_none_is_declared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models = with_translator(tmp_path, Upper(), monkeypatch, {"de-en": 90.0, "en-de": 80.0})
     text = "Wo bleibt denn meine Bestellung und wann wird sie geliefert"
-    found = asyncio.run(models.translate([text], "en", {}, [], Asked(None, "en")))
-    assert found["way"] == ["de", "en"]
+    found = asyncio.run(models.translate([text], "en", {}, [], Asked()))
+    assert (found["way"], found["served_by"]["known_by"]) == (["de", "en"], "detected")
 
 
 def test_a_bundle_without_a_translator_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

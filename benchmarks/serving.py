@@ -91,7 +91,6 @@ def prepare() -> None:
     """What holds for every server."""
     os.environ.update(
         CUDA_VISIBLE_DEVICES="",
-        OMP_NUM_THREADS="2",
         PYTHONPATH=str(HERE.parent),
         RAY_AUTH_MODE="token",
         RAY_AUTH_TOKEN=secrets.token_hex(32),
@@ -129,8 +128,10 @@ def server(name: str, weights: str, arguments: argparse.Namespace) -> Iterator[s
             registry = registered(arguments.run, Path(folder))
             settings = [f"release.registry_uri={registry}", f"serving.port={port}"]
             command = [sys.executable, "-m", "serve_app", *settings]
+        # Ray gives a replica a thread for each of `serving.cpus_per_replica`; a peer has the machine.
+        environment = os.environ | ({} if name == "ours" else {"OMP_NUM_THREADS": str(os.cpu_count())})
         with (Path(folder) / "log").open("w") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=log)
+            process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
             try:
                 url = f"http://127.0.0.1:{port}/v1/embeddings"
                 wait(url, process, Path(folder) / "log")

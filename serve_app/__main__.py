@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
 import sys
 import threading
+from pathlib import Path
 
 from mlray import configuration
-from mlray.config import ConfigError, Serving
+from mlray.config import ConfigError, RunConfig, Serving
+from serve_app import front
 from serve_app.guards import is_local
 
 
@@ -20,7 +24,16 @@ def main() -> int:
 def _serve(path: str | None, overrides: list[str]) -> None:
     config = configuration.load(path, overrides)
     _check_host(config.serving)
-    # Loads torch and ray: not before the configuration is good.
+    with front.folder() as folder:
+        # Nodes of another cluster were told before they began.
+        if not (config.cluster.address or "RAY_ADDRESS" in os.environ):
+            _check_port(config.serving)
+            os.environ |= front.environment(Path(folder)) | os.environ
+        _until_stopped(config)
+
+
+def _until_stopped(config: RunConfig) -> None:
+    # Loads torch and ray: not before the configuration is good, nor before Serve's settings are there.
     from ray import serve
 
     from mlray.release.registry import open_registry
@@ -59,6 +72,19 @@ def _check_host(settings: Serving) -> None:
             f"serving.host={settings.host} is reached from other machines; set serving.keys_uri first "
             "(python -m serve_app.keys NAME >> keys.jsonl)"
         )
+
+
+def _check_port(settings: Serving) -> None:
+    """
+    Raises:
+        ConfigError: another server has it, or nobody may have it.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        socket.create_server((settings.host, settings.port), family=family).close()
+    except OSError as error:
+        at = f"serving.host={settings.host} serving.port={settings.port}"
+        raise ConfigError(f"{at}: {error.strerror}; stop what listens there, or name another port") from None
 
 
 if __name__ == "__main__":

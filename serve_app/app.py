@@ -22,9 +22,9 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from mlray import configuration, languages
-from mlray.config import RunConfig, Serving
+from mlray.config import ConfigError, RunConfig, Serving
 from mlray.release.changes import Product
-from serve_app import api, errors, routing
+from serve_app import api, errors, front, routing
 from serve_app.door import Door
 from serve_app.errors import ApiError
 from serve_app.keys import Keys
@@ -34,8 +34,8 @@ log = logging.getLogger("mlray.serve")
 
 _ONGOING, _QUEUED = 1000, 1000
 """Requests of a replica at a time, which the batcher puts together, and those that wait in front of all of them."""
-_PLACES, _IN_LINE = 16, 256
-"""Requests of an ingress that a replica works on at a time, and those of one language that wait for that."""
+_IN_LINE = 256
+"""Requests of one language that wait until a replica takes them up."""
 _FRESH_S = 1.0
 """For which an answer about readiness is good."""
 _ASKED = ("search", "embed", "recommend", "translate", "support")
@@ -64,9 +64,8 @@ class Behind:
 
     def __init__(self, replicas: DeploymentHandle, settings: Serving) -> None:
         self._replicas, self._watch_s = replicas, settings.watch_s
-        places, patience_s = _PLACES * settings.num_replicas, settings.timeout_s / 2
         # One each: a translation takes many times as long as a vector.
-        self._doors = {what: Door(places, _IN_LINE, patience_s) for what in _ASKED}
+        self._doors = {what: Door(_busy(what, settings), _IN_LINE, settings.timeout_s / 2) for what in _ASKED}
         self._known: frozenset[str] = frozenset()
         self._looked = -math.inf
         self._looking = asyncio.Lock()
@@ -164,6 +163,17 @@ class Behind:
         raise ApiError(503, "unavailable", "the models are not there; try again later", 1.0)
 
 
+def _busy(what: str, settings: Serving) -> int:
+    """Requests that keep the replicas busy.
+
+    On CPU a pass takes as long as its texts one by one. Before a GPU Python is the slower one, with some hundred
+    requests a second; only translations take so long that larger passes pay.
+    """
+    if not settings.gpus_per_replica:
+        return 2 * settings.num_replicas
+    return (settings.batch_tokens // 64 if what == "translate" else 16) * settings.num_replicas
+
+
 def _tag(text: str, asked: Asked) -> str:
     """The language in whose line a request waits."""
     try:
@@ -181,6 +191,11 @@ class Ingress:
         self._config, self._models = config, models
         routing.detect("warm")
         self._keys = self._read()
+        if self._keys is None and not front.tells_strangers():
+            raise ConfigError(
+                "behind this HAProxy other machines look like this one; set serving.keys_uri, or start Ray with "
+                "the settings of `python -m serve_app.front`"
+            )
         if self._keys is not None:
             threading.Thread(target=self._watch, daemon=True).start()
 
@@ -222,6 +237,7 @@ def bind(config: RunConfig) -> serve.Application:
         num_replicas=settings.num_replicas,
         max_ongoing_requests=_ONGOING,
         max_queued_requests=_QUEUED,
+        logging_config={"enable_access_log": False},  # the ingress tells of each request
         ray_actor_options={"num_cpus": settings.cpus_per_replica, "num_gpus": settings.gpus_per_replica},
     )
     ingress = serve.deployment(

@@ -1,8 +1,8 @@
-"""Who may go on to the models: the languages in turn, and of one language only so many requests at a time.
+"""Who may go on to the models: the languages in turn, and a flood only as far as it does not slow the others down.
 
 A process of Python serves some hundred requests a second, and what it has taken up is answered in the order in which it
-came. So a flood must wait before it is taken up: it holds half of the places at most, and whose line has the fewest
-inside goes first.
+came. So a flood must wait before it is taken up. The first of a line goes on at once; more of it only while fewer are
+inside than keep the models busy, and whose line has the fewest inside goes first.
 """
 
 from __future__ import annotations
@@ -16,17 +16,16 @@ from serve_app.batching import Overloaded
 
 
 class Door:
-    """Places behind a door, of which one line takes half at most. All methods belong to one event loop."""
+    """Who is inside, and who waits. All methods belong to one event loop."""
 
-    def __init__(self, places: int, waiting: int, patience_s: float) -> None:
+    def __init__(self, busy: int, waiting: int, patience_s: float) -> None:
         """
         Args:
-            places: requests inside at a time.
+            busy: requests inside that keep the models busy: only the first of a line joins so many.
             waiting: requests that may stand in one line; one more is refused at once.
             patience_s: after which who waits is refused.
         """
-        self._free, self._share, self._waiting = places, max(places // 2, 1), waiting
-        self._patience_s = patience_s
+        self._busy, self._waiting, self._patience_s = busy, waiting, patience_s
         self._inside: Counter[str] = Counter()
         self._lines: dict[str, deque[asyncio.Future[None]]] = {}
         """The first is the next whose turn it is."""
@@ -65,7 +64,6 @@ class Door:
             self._tidy()
 
     def _leave(self, line: str) -> None:
-        self._free += 1
         self._inside[line] -= 1
         if not self._inside[line]:
             del self._inside[line]
@@ -87,8 +85,7 @@ class Door:
                 del self._lines[line]
 
     def _fits(self, line: str) -> bool:
-        return self._free > 0 and self._inside[line] < self._share
+        return not self._inside[line] or self._inside.total() < self._busy
 
     def _take(self, line: str) -> None:
-        self._free -= 1
         self._inside[line] += 1

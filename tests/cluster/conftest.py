@@ -17,6 +17,7 @@ from moto.server import ThreadedMotoServer
 from mlray.config import RunConfig
 from mlray.training.pretrain import pretrain
 from mlray.tuning.finetune import finetune
+from serve_app import front
 from tests.cluster import corpus as sample
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,11 +55,13 @@ def bucket(s3: str) -> str:
 def cluster(s3: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of the dashboard of a local cluster with four logical CPUs and a GPU; it knows the S3 server."""
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "60"
-    context = ray.init(
-        num_cpus=4, num_gpus=1, include_dashboard=True, logging_level="warning", log_to_driver=False
-    )
-    yield f"http://{context.dashboard_url}"
-    ray.shutdown()
+    with front.folder() as folder:
+        os.environ.update(front.environment(Path(folder)))
+        context = ray.init(
+            num_cpus=4, num_gpus=1, include_dashboard=True, logging_level="warning", log_to_driver=False
+        )
+        yield f"http://{context.dashboard_url}"
+        ray.shutdown()
 
 
 @pytest.fixture(scope="session")

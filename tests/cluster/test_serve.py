@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import requests
 from ray import serve
@@ -54,12 +57,30 @@ def search(url: str, query: str, market: str) -> dict[str, Any]:
     return found
 
 
+def only_here(port: int) -> None:
+    """HAProxy serves the port, and nothing of it listens beyond this machine."""
+    if "RAY_SERVE_ENABLE_HA_PROXY" not in os.environ:
+        return  # there is none for this machine
+    folder = str(Path(os.environ["RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"]).parent)
+    listening = {
+        (found.laddr.ip, found.laddr.port)
+        for one in psutil.process_iter(["name", "cmdline"])
+        if one.info["name"] == "haproxy" and any(folder in part for part in one.info["cmdline"])
+        for found in one.net_connections()
+        if found.status == psutil.CONN_LISTEN
+    }
+    assert ("127.0.0.1", port) in listening
+    assert {ip for ip, _ in listening} == {"127.0.0.1"}
+
+
 def test_a_champion_answers_over_http_and_is_exchanged_under_load(served: tuple[RunConfig, str]) -> None:
     config, url = served
     registry = open_registry(config)
     first = registry.history().champion
     assert first is not None
-    assert requests.get(f"{url}/readyz", timeout=TIMEOUT_S).json()["bundle"] == first.bundle
+    ready = requests.get(f"{url}/readyz", headers={"x-request-id": "r.1"}, timeout=TIMEOUT_S)
+    assert (ready.json()["bundle"], ready.headers["x-request-id"]) == (first.bundle, "r.1")
+    only_here(int(url.rpartition(":")[2]))
     titles = {language: sample.sentences(language)[0] for language in sample.LANGUAGES}
     for language, title in titles.items():
         found = search(url, title, language)

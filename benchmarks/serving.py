@@ -2,8 +2,8 @@
 
     python benchmarks/serving.py --run RUN --infinity INFINITY_EMB [--seconds 8] [--rounds 3]
 
-RUN is a finished, judged run of jobs/align.py; its weights answer in every arm, with two threads, on this machine,
-which also holds the clients. Each arm is a server of its own (`serving_arms.py`; infinity-emb in an environment with
+RUN is a finished, judged run of jobs/align.py; its weights answer in every arm on this machine, which also holds the
+clients; a peer has its threads, ours those that Serve gives a replica. Each arm is a server of its own (`serving_arms.py`; infinity-emb in an environment with
 `peers/serving.txt`, by its command INFINITY_EMB). First the vectors are compared. Then clients ask `/v1/embeddings` for
 a text of 16 words each, one after the other: 1, 8 and 32 at a time; then for 64 texts at once; then at random times
 (Poisson) at 70 % of the most that was reached.
@@ -18,6 +18,7 @@ import json
 import os
 import random
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
@@ -123,7 +124,8 @@ def server(name: str, weights: str, arguments: argparse.Namespace) -> Iterator[s
                 "--served-model-name",
                 MODEL,
             ]
-            command = [arguments.infinity, "v2", "--model-id", weights, "--port", str(port), *prefix]
+            known = for_transformers_4(Path(weights), Path(folder))
+            command = [arguments.infinity, "v2", "--model-id", known, "--port", str(port), *prefix]
         if name == "ours":
             registry = registered(arguments.run, Path(folder))
             settings = [f"release.registry_uri={registry}", f"serving.port={port}"]
@@ -141,6 +143,15 @@ def server(name: str, weights: str, arguments: argparse.Namespace) -> Iterator[s
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(30)
                 process.kill()
+
+
+def for_transformers_4(weights: Path, folder: Path) -> str:
+    """The same weights for infinity-emb, which holds transformers 4: there the class of a tokenizer has another name."""
+    copy = shutil.copytree(weights, folder / "weights")
+    told = json.loads((copy / "tokenizer_config.json").read_text(encoding="utf-8"))
+    told["tokenizer_class"] = "PreTrainedTokenizerFast"
+    (copy / "tokenizer_config.json").write_text(json.dumps(told), encoding="utf-8")
+    return str(copy)
 
 
 def registered(run: Path, folder: Path) -> str:

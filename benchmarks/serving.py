@@ -3,10 +3,10 @@
     python benchmarks/serving.py --run RUN --infinity INFINITY_EMB [--seconds 8] [--rounds 3]
 
 RUN is a finished, judged run of jobs/align.py; its weights answer in every arm on this machine, which also holds the
-clients; a peer has its threads, ours those that Serve gives a replica. Each arm is a server of its own (`serving_arms.py`; infinity-emb in an environment with
-`peers/serving.txt`, by its command INFINITY_EMB). First the vectors are compared. Then clients ask `/v1/embeddings` for
-a text of 16 words each, one after the other: 1, 8 and 32 at a time; then for 64 texts at once; then at random times
-(Poisson) at 70 % of the most that was reached.
+clients; a peer has its threads, ours those that Serve gives a replica. Each arm is a server of its own
+(`serving_arms.py`; infinity-emb in an environment with `peers/serving.txt`, by its command INFINITY_EMB). First the
+vectors are compared. Then clients ask `/v1/embeddings` for a text of 16 words each, one after the other: 1, 8 and 32 at
+a time; then for 64 texts at once; then at random times (Poisson) at 70 % of the most that was reached.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def server(name: str, weights: str, arguments: argparse.Namespace) -> Iterator[s
 
 
 def for_transformers_4(weights: Path, folder: Path) -> str:
-    """The same weights for infinity-emb, which holds transformers 4: there the class of a tokenizer has another name."""
+    """The same weights for infinity-emb, whose transformers 4 knows the class of a tokenizer by another name."""
     copy = shutil.copytree(weights, folder / "weights")
     told = json.loads((copy / "tokenizer_config.json").read_text(encoding="utf-8"))
     told["tokenizer_class"] = "PreTrainedTokenizerFast"

@@ -1,4 +1,7 @@
-"""Serves on this machine until it is told to stop: `python -m serve_app release.registry_uri=runs/registry`."""
+"""Serves until it is told to stop: `python -m serve_app release.registry_uri=runs/registry`.
+
+On this machine, with a Ray of its own, or on the cluster that `cluster.address` or RAY_ADDRESS names.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +27,15 @@ def main() -> int:
 def _serve(path: str | None, overrides: list[str]) -> None:
     config = configuration.load(path, overrides)
     _check_host(config.serving)
-    with front.folder() as folder:
-        # Nodes of another cluster were told before they began.
-        if not (config.cluster.address or "RAY_ADDRESS" in os.environ):
-            _check_port(config.serving)
-            os.environ |= front.environment(Path(folder)) | os.environ
+    if config.cluster.address or "RAY_ADDRESS" in os.environ:
         _until_stopped(config)
+        return
+    _check_port(config.serving)
+    own = config.model_copy(update={"cluster": config.cluster.model_copy(update={"address": "local"})})
+    with front.folder() as folder:
+        if config.serving.host in front.HOSTS and os.environ.get("RAY_SERVE_ENABLE_HA_PROXY", "1") != "0":
+            os.environ |= front.environment(Path(folder)) | os.environ
+        _until_stopped(own)
 
 
 def _until_stopped(config: RunConfig) -> None:

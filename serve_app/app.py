@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 import math
 import threading
@@ -29,6 +30,7 @@ from serve_app.door import Door
 from serve_app.errors import ApiError
 from serve_app.keys import Keys
 from serve_app.models import Asked, Models
+from serve_app.together import Together, UnansweredError, answered_soon
 
 log = logging.getLogger("mlray.serve")
 
@@ -38,6 +40,13 @@ _IN_LINE = 256
 """Requests of one language that wait until a replica takes them up."""
 _FRESH_S = 1.0
 """For which an answer about readiness is good."""
+_INSIDE_CPU, _INSIDE_GPU = (4, 32), (16, 64)
+"""Requests that a replica works on at a time: while several languages ask, and for one alone. A pass on CPU takes about
+as long as its texts one by one; on a GPU larger ones pay."""
+_SHORT, _CALLS = ("search", "embed", "recommend"), 2
+"""What is asked together, and such calls to a replica at a time."""
+_FEW = 8
+"""Texts of a request that is short."""
 _ASKED = ("search", "embed", "recommend", "translate", "support")
 _CHANGING = {"upsert", "delete"}
 """What is not asked for a second time."""
@@ -58,18 +67,26 @@ class Replica:
         except Exception as error:
             return errors.failure(error, what)
 
+    async def ask_all(self, asked: list[tuple[Any, ...]]) -> list[Any]:
+        """`ask` of several at a time; None for what is to be asked alone, as it takes long."""
+        return await answered_soon([self.ask(*one) for one in asked])
+
 
 class Behind:
     """`api.Backend` by a handle of the replicas; what customers ask stands in line by language (see `Door`)."""
 
     def __init__(self, replicas: DeploymentHandle, settings: Serving) -> None:
         self._replicas, self._watch_s = replicas, settings.watch_s
+        inside = _INSIDE_GPU if settings.gpus_per_replica else _INSIDE_CPU
+        shared, alone = (number * settings.num_replicas for number in inside)
         # One each: a translation takes many times as long as a vector.
-        self._doors = {what: Door(_busy(what, settings), _IN_LINE, settings.timeout_s / 2) for what in _ASKED}
+        self._doors = {what: Door(shared, alone, _IN_LINE, settings.timeout_s / 2) for what in _ASKED}
+        calls = _CALLS * settings.num_replicas
+        self._together = {what: Together[tuple[Any, ...], Any](self._all, calls) for what in _SHORT}
         self._known: frozenset[str] = frozenset()
         self._looked = -math.inf
         self._looking = asyncio.Lock()
-        self._ready: asyncio.Future[Any] | None = None
+        self._ready: asyncio.Task[Any] | None = None
         self._asked = -math.inf
 
     async def search(self, query: str, market: str, k: int, asked: Asked) -> dict[str, Any]:
@@ -115,16 +132,28 @@ class Behind:
     async def ready(self) -> str | None:
         """See `Models.ready`; what was told `_FRESH_S` ago at most, however many strangers ask."""
         if self._ready is None or time.monotonic() > self._asked + _FRESH_S:
-            self._asked, self._ready = time.monotonic(), asyncio.ensure_future(self._ask("ready"))
+            # In no request's context: it does not end with the request of whoever asks first.
+            asking = asyncio.create_task(self._ask("ready"), context=contextvars.Context())
+            self._asked, self._ready = time.monotonic(), asking
         bundle: str | None = await asyncio.shield(self._ready)
         return bundle
 
     async def _in_line(self, what: str, tag: str, *told: Any) -> dict[str, Any]:
         """As `_ask`, when it is the language's turn; what the champion does not know has one line together."""
         primary, known = tag.partition("-")[0], await self._languages()
-        async with self._doors[what].passed(primary if primary in known else languages.UNKNOWN):
-            found: dict[str, Any] = await self._ask(what, *told)
-            return found
+        line, door = primary if primary in known else languages.UNKNOWN, self._doors[what]
+        await door.enter(line)
+        asking = asyncio.create_task(self._ask(what, *told))
+
+        def over(_: object) -> None:
+            door.leave(line)
+            if not asking.cancelled():
+                asking.exception()  # taken, also where nobody waits for it any more
+
+        asking.add_done_callback(over)
+        # What a client that goes has asked alone ends; what goes with others is answered, and keeps its place.
+        found: dict[str, Any] = await (asyncio.shield(asking) if what in _SHORT else asking)
+        return found
 
     async def _languages(self) -> frozenset[str]:
         """Languages and markets of the champion, as it was `serving.watch_s` ago at most."""
@@ -139,6 +168,19 @@ class Behind:
                 self._looked = time.monotonic()
         return self._known
 
+    async def _all(self, asked: list[tuple[Any, ...]]) -> list[Any]:
+        found: list[Any] = await self._replicas.ask_all.remote(asked)
+        return found
+
+    async def _sent(self, what: str, *told: Any) -> Any:
+        """What a replica has answered, in a call with others or alone."""
+        many = what == "embed" and len(told[0]) > _FEW
+        if what in _SHORT and not many:
+            found = await self._together[what].ask((what, *told))
+            if found is not None:
+                return found
+        return await self._replicas.ask.remote(what, *told)
+
     async def _ask(self, what: str, *told: Any) -> Any:
         """The answer of a replica; of another one, if the first is lost or serves nothing, and asking changes nothing.
 
@@ -147,10 +189,10 @@ class Behind:
         """
         for left in range(0 if what in _CHANGING else 1, -1, -1):
             try:
-                found = await self._replicas.ask.remote(what, *told)
+                found = await self._sent(what, *told)
             except BackPressureError:
                 raise ApiError(503, "overloaded", "too many requests wait; try again later", 1.0) from None
-            except (RayError, RayServeException) as error:
+            except (RayError, RayServeException, UnansweredError) as error:
                 if left:
                     continue
                 log.error("%s: no replica has answered: %s", what, type(error).__name__)
@@ -161,17 +203,6 @@ class Behind:
                 raise found
             return found
         raise ApiError(503, "unavailable", "the models are not there; try again later", 1.0)
-
-
-def _busy(what: str, settings: Serving) -> int:
-    """Requests that keep the replicas busy.
-
-    On CPU a pass takes as long as its texts one by one. Before a GPU Python is the slower one, with some hundred
-    requests a second; only translations take so long that larger passes pay.
-    """
-    if not settings.gpus_per_replica:
-        return 2 * settings.num_replicas
-    return (settings.batch_tokens // 64 if what == "translate" else 16) * settings.num_replicas
 
 
 def _tag(text: str, asked: Asked) -> str:

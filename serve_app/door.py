@@ -1,49 +1,50 @@
 """Who may go on to the models: the languages in turn, and a flood only as far as it does not slow the others down.
 
 A process of Python serves some hundred requests a second, and what it has taken up is answered in the order in which it
-came. So a flood must wait before it is taken up. The first of a line goes on at once; more of it only while fewer are
-inside than keep the models busy, and whose line has the fewest inside goes first.
+came. So a flood must wait before it is taken up. The first of a line goes on at once; more of it only while few are
+inside, and whose line has the fewest inside goes first. A language that has asked alone for a second has more.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import math
+import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator
 
 from serve_app.batching import Overloaded
+
+_ALONE_S = 1.0
+"""Without a request in another line after which a line is alone."""
 
 
 class Door:
     """Who is inside, and who waits. All methods belong to one event loop."""
 
-    def __init__(self, busy: int, waiting: int, patience_s: float) -> None:
+    def __init__(self, shared: int, alone: int, waiting: int, patience_s: float) -> None:
         """
         Args:
-            busy: requests inside that keep the models busy: only the first of a line joins so many.
+            shared: requests inside, which only the first of a line joins.
+            alone: the same for a line while nobody of another one is here, or came a moment ago.
             waiting: requests that may stand in one line; one more is refused at once.
             patience_s: after which who waits is refused.
         """
-        self._busy, self._waiting, self._patience_s = busy, waiting, patience_s
+        self._shared, self._alone, self._waiting, self._patience_s = shared, alone, waiting, patience_s
+        self._last, self._before = ("", -math.inf), ("", -math.inf)
+        """The last line that somebody came to, and the last other one, each with the time of that."""
         self._inside: Counter[str] = Counter()
         self._lines: dict[str, deque[asyncio.Future[None]]] = {}
         """The first is the next whose turn it is."""
 
-    @contextlib.asynccontextmanager
-    async def passed(self, line: str) -> AsyncIterator[None]:
-        """Waits for a place; it is given up at the end.
+    async def enter(self, line: str) -> None:
+        """Waits for a place, which `leave` gives up.
 
         Raises:
             Overloaded: the line is too long, or too slow.
         """
-        await self._enter(line)
-        try:
-            yield
-        finally:
-            self._leave(line)
-
-    async def _enter(self, line: str) -> None:
+        if line != self._last[0]:
+            self._before = self._last
+        self._last = line, time.monotonic()
         if line not in self._lines and self._fits(line):
             self._take(line)
             return
@@ -56,14 +57,15 @@ class Door:
                 await turn
         except BaseException as error:
             if turn.done() and not turn.cancelled():
-                self._leave(line)  # its turn came while its client went
+                self.leave(line)  # its turn came while its client went
             if isinstance(error, TimeoutError):
                 raise Overloaded(1.0) from None
             raise
         finally:
             self._tidy()
 
-    def _leave(self, line: str) -> None:
+    def leave(self, line: str) -> None:
+        """Gives a place to whoever is next."""
         self._inside[line] -= 1
         if not self._inside[line]:
             del self._inside[line]
@@ -85,7 +87,9 @@ class Door:
                 del self._lines[line]
 
     def _fits(self, line: str) -> bool:
-        return not self._inside[line] or self._inside.total() < self._busy
+        _, other = self._before if line == self._last[0] else self._last
+        alone = time.monotonic() > other + _ALONE_S and {line} >= self._lines.keys() | self._inside.keys()
+        return not self._inside[line] or self._inside.total() < (self._alone if alone else self._shared)
 
     def _take(self, line: str) -> None:
         self._inside[line] += 1

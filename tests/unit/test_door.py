@@ -14,12 +14,13 @@ import yaml
 from ray import serve
 
 from mlray.config import ConfigError, Serving
-from serve_app import app
+from serve_app import app, together
 from serve_app.app import Behind
 from serve_app.batching import Overloaded
 from serve_app.door import Door
 from serve_app.errors import ApiError
 from serve_app.models import Asked
+from serve_app.together import answered_soon
 
 
 class Guests:
@@ -42,24 +43,29 @@ class Guests:
         await settled()
 
     async def _stay(self, name: str) -> None:
-        async with self.door.passed(name[:2]):
-            self.inside.append(name)
-            try:
-                await self._ends[name].wait()
-            finally:
-                self.inside.remove(name)
+        await self.door.enter(name[:2])
+        self.inside.append(name)
+        try:
+            await self._ends[name].wait()
+        finally:
+            self.inside.remove(name)
+            self.door.leave(name[:2])
 
 
 async def settled() -> None:
-    for _ in range(10):
+    for _ in range(100):
         await asyncio.sleep(0)
 
 
 def played(
-    story: Callable[[Guests], Awaitable[None]], busy: int = 2, waiting: int = 100, patience_s: float = 60.0
+    story: Callable[[Guests], Awaitable[None]],
+    shared: int = 2,
+    alone: int = 2,
+    waiting: int = 100,
+    patience_s: float = 60.0,
 ) -> None:
     async def run() -> None:
-        guests = Guests(Door(busy, waiting, patience_s))
+        guests = Guests(Door(shared, alone, waiting, patience_s))
         await story(guests)
         for task in guests.tasks.values():
             task.cancel()
@@ -81,6 +87,51 @@ def test_a_flood_goes_on_only_while_the_models_have_less_to_do() -> None:
         assert guests.inside == ["en1", "en2"]
 
     played(story)
+
+
+def test_a_language_has_more_while_it_asks_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("serve_app.door.time.monotonic", lambda: now)
+
+    async def story(guests: Guests) -> None:
+        nonlocal now
+        await guests.come("en0", "en1", "en2", "en3", "en4")
+        assert guests.inside == ["en0", "en1", "en2", "en3"]
+        await guests.come("de0")
+        for name in ("en0", "en1", "de0"):
+            await guests.go(name)
+        assert guests.inside == ["en2", "en3"]
+        now += 0.9
+        await guests.come("en5")
+        assert guests.inside == ["en2", "en3"]
+        now += 0.2
+        await guests.go("en2")  # nobody else has come for a second
+        assert guests.inside == ["en3", "en4", "en5"]
+        await guests.come("en6", "en7")
+        assert guests.inside == ["en3", "en4", "en5", "en6"]
+
+    played(story, alone=4)
+
+
+def test_a_language_is_not_alone_while_another_waits_or_is_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("serve_app.door.time.monotonic", lambda: now)
+
+    async def story(guests: Guests) -> None:
+        nonlocal now
+        await guests.come("en0", "de0", "de1", "de2")
+        now += 2.0
+        await guests.come("en1", "en2", "en3")
+        assert guests.inside == ["en0", "de0"]
+        await guests.go("de0")
+        assert guests.inside == ["en0", "de1"]
+        await guests.go("en0")
+        assert guests.inside == ["de1", "en1"]
+        for name in ("de1", "de2"):
+            await guests.go(name)
+        assert guests.inside == ["en1", "en2", "en3"]
+
+    played(story, alone=8)
 
 
 def test_languages_that_wait_take_turns() -> None:
@@ -150,7 +201,7 @@ def test_two_floods_share_and_a_third_language_goes_before_both() -> None:
             await guests.go(name)
         assert guests.inside == ["en1", "de1", "fr0", "en2"]
 
-    played(story, busy=4)
+    played(story, shared=4, alone=4)
 
 
 def test_who_goes_at_the_head_of_a_line_does_not_cost_it_its_turn() -> None:
@@ -180,15 +231,24 @@ class Replicas:
 
     def __init__(self) -> None:
         self.asked = list[str]()
+        self.calls = list[list[tuple[Any, ...]]]()
         self.go_on = asyncio.Event()
         self.ask = SimpleNamespace(remote=self._answer)
+        self.ask_all = SimpleNamespace(remote=self._answers)
         champion = {"languages": ["de", "en", "pt-BR"], "recommends": ["mx"], "markets": {"fr": 9}}
         self.told: Any = {"champion": champion}
         self.readies = self.empty = 0
+        self.slow = asyncio.Event()
+        self.slow.set()
+
+    async def _answers(self, asked: list[tuple[Any, ...]]) -> list[Any]:
+        self.calls.append(asked)
+        return await answered_soon([self._answer(*one) for one in asked])
 
     async def _answer(self, what: str, *told: Any) -> Any:
         if what == "ready":
             self.readies += 1
+            await self.slow.wait()
             return "b-1"
         if what == "about":
             return self.told
@@ -198,6 +258,13 @@ class Replicas:
         return ApiError(503, "no_champion", "no model is served yet") if self.empty >= 0 else {}
 
 
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No call waits for the answer of another."""
+    monkeypatch.setattr(together, "_HELD_S", 0.0)
+
+
+@pytest.mark.usefixtures("at_once")
 def test_made_up_languages_and_markets_have_one_line_together() -> None:
     async def run() -> None:
         replicas = Replicas()
@@ -206,14 +273,14 @@ def test_made_up_languages_and_markets_have_one_line_together() -> None:
         made_up += [behind.recommend(f"aa-x-{number}", [], 3) for number in range(20)]
         tasks = [asyncio.create_task(one) for one in made_up]
         await settled()
-        assert len(replicas.asked) == 2
+        assert len(replicas.asked) == 32
         tasks += [asyncio.create_task(behind.recommend(tag, [], 3)) for tag in ("mx", "de-AT", "de-CH", "fr")]
         await settled()
-        assert replicas.asked[2:] == ["recommend mx", "recommend de-AT", "recommend fr"]
+        assert replicas.asked[32:] == ["recommend mx", "recommend de-AT", "recommend fr"]
         replicas.go_on.set()
         await asyncio.gather(*tasks)
         assert len(replicas.asked) == 44
-        assert replicas.asked.index("recommend de-CH") < 20  # before the most of the flood
+        assert replicas.asked.index("recommend de-CH") < 40  # before the most of the flood
 
     asyncio.run(run())
 
@@ -229,6 +296,7 @@ def test_a_request_is_answered_where_nobody_tells_of_the_champion() -> None:
     asyncio.run(run())
 
 
+@pytest.mark.usefixtures("at_once")
 def test_a_search_stands_in_the_line_of_its_language_whatever_the_market() -> None:
     """English customers flood the German shop and the French one: a German customer goes before them."""
 
@@ -238,10 +306,10 @@ def test_a_search_stands_in_the_line_of_its_language_whatever_the_market() -> No
         flood = [behind.search("a", ("de", "fr")[n % 2], 3, Asked("en")) for n in range(40)]
         tasks = [asyncio.create_task(one) for one in flood]
         await settled()
-        assert len(replicas.asked) == 2
+        assert len(replicas.asked) == 32
         tasks += [asyncio.create_task(behind.search("a", "fr", 3, Asked("de")))]
         await settled()
-        assert replicas.asked[2:] == ["search fr"]
+        assert replicas.asked[32:] == ["search fr"]
         replicas.go_on.set()
         await asyncio.gather(*tasks)
 
@@ -261,6 +329,58 @@ def test_however_many_ask_whether_it_is_ready_a_replica_is_asked_once() -> None:
     asyncio.run(run())
 
 
+@pytest.mark.usefixtures("at_once")
+def test_a_client_that_goes_keeps_the_place_of_what_still_runs() -> None:
+    async def run() -> None:
+        replicas = Replicas()
+        behind = Behind(replicas, Serving())  # type: ignore[arg-type]
+        flood = [asyncio.create_task(behind.search("a", "de", 3, Asked("en"))) for _ in range(40)]
+        await settled()
+        for task in flood:
+            task.cancel()
+        await settled()
+        assert all(task.cancelled() for task in flood)
+        flood = [asyncio.create_task(behind.search("a", "de", 3, Asked("en"))) for _ in range(5)]
+        await settled()
+        assert len(replicas.asked) == 32
+        replicas.go_on.set()
+        await asyncio.gather(*flood)
+        assert len(replicas.asked) == 37
+
+    asyncio.run(run())
+
+
+def test_short_requests_go_in_one_call_and_many_texts_alone() -> None:
+    async def run() -> None:
+        replicas = Replicas()
+        behind = Behind(replicas, Serving())  # type: ignore[arg-type]
+        asked = [["a"], ["b"], ["c"], ["d"] * 8, ["e"] * 9]
+        tasks = [asyncio.create_task(behind.embed(texts, Asked("en"), None, None)) for texts in asked]
+        await settled()
+        replicas.go_on.set()
+        await asyncio.gather(*tasks)
+        assert sorted(map(len, replicas.calls)) == [1, 1, 2]
+        assert len(replicas.asked) == 5
+
+    asyncio.run(run())
+
+
+def test_whoever_asks_first_whether_it_is_ready_may_go() -> None:
+    async def run() -> None:
+        replicas = Replicas()
+        replicas.slow = asyncio.Event()
+        behind = Behind(replicas, Serving())  # type: ignore[arg-type]
+        first, second = (asyncio.create_task(behind.ready()) for _ in range(2))
+        await settled()
+        first.cancel()
+        await settled()
+        replicas.slow.set()
+        assert await second == "b-1"
+        assert (replicas.readies, first.cancelled()) == (1, True)
+
+    asyncio.run(run())
+
+
 def test_another_replica_is_asked_where_the_first_serves_nothing() -> None:
     async def run() -> None:
         replicas = Replicas()
@@ -275,6 +395,7 @@ def test_another_replica_is_asked_where_the_first_serves_nothing() -> None:
     asyncio.run(run())
 
 
+@pytest.mark.usefixtures("at_once")
 def test_translations_hold_no_place_of_a_search() -> None:
     async def run() -> None:
         replicas = Replicas()
@@ -282,14 +403,14 @@ def test_translations_hold_no_place_of_a_search() -> None:
         told = ("en", dict[str, str](), list[str](), Asked("de", "en"))
         slow = [asyncio.create_task(behind.translate([f"t{n}"], *told)) for n in range(50)]
         await settled()
-        assert len(replicas.asked) == 2
+        assert len(replicas.asked) == 32
         slow += [asyncio.create_task(behind.search("kettle", "de", 3, Asked()))]
         slow += [asyncio.create_task(behind.embed(["kettle"], Asked(None, "de-DE"), None, None))]
         slow += [asyncio.create_task(behind.support(["Wo bleibt meine Bestellung?"], 3, Asked()))]
         await settled()
-        assert replicas.asked[2:] == [
-            "search de",
+        assert sorted(replicas.asked[32:]) == [
             "embed ['kettle']",
+            "search de",
             "support ['Wo bleibt meine Bestellung?']",
         ]
         replicas.go_on.set()

@@ -4,66 +4,86 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import types
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from ray.serve._private import haproxy
+from ray.serve.config import HTTPOptions
 
 from serve_app import front
 
-CONFIGURATION = """\
-defaults
-    mode http
-frontend prometheus
-    bind :{figures}
-frontend http_frontend
-    bind {host}:{port}
-    default_backend own
-backend own
-listen stats
-  bind *:{stats}
-  stats enable
-"""
+PORTS = 18404, 19101, 18500
 
 
-def test_what_is_no_frontend_listens_on_this_machine_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        front.importlib,
-        "import_module",
-        lambda _: types.SimpleNamespace(get_haproxy_binary=lambda: "/bin/echo"),
+def written_by_ray(folder: Path, host: str) -> Path:
+    """The configuration that the pinned Ray gives HAProxy."""
+    path = folder / "haproxy.cfg"
+    settings = haproxy.HAProxyConfig(
+        http_options=HTTPOptions(host=host, port=8000),
+        socket_path=str(folder / "admin.sock"),
+        stats_port=PORTS[0],
+        metrics_port=PORTS[1],
     )
-    found = front.environment(tmp_path, (18404, 19101, 18500))
-    assert (found["RAY_SERVE_HAPROXY_STATS_PORT"], found["RAY_SERVE_HAPROXY_METRICS_PORT"]) == (
-        "18404",
-        "19101",
-    )
-    written = tmp_path / "haproxy.cfg"
-    told = {"figures": 19101, "stats": 18404, "host": "*", "port": 8000}
-    written.write_text(CONFIGURATION.format(**told))
-    called = [found["RAY_SERVE_HAPROXY_BINARY_PATH"], "-db", "-f", str(written), "-sf", "12"]
-    assert subprocess.check_output(called, text=True) == f"-db -f {written} -sf 12\n"
-    here = CONFIGURATION.replace("bind :{figures}", "bind 127.0.0.1:{figures}")
-    here = here.replace("bind *:{stats}", "bind 127.0.0.1:{stats}")
-    named = "http_frontend\n    option forwardfor except 127.0.0.0/8"
-    assert written.read_text() == here.replace("http_frontend", named).format(**told)
-    gone = subprocess.run([*called[:3], str(tmp_path / "none")], capture_output=True, check=False)
-    assert (gone.returncode, gone.stdout) == (1, b"")  # not with every port open
+    haproxy.HAProxyApi(cfg=settings, config_file_path=str(path))._generate_config_file_internal()
+    return path
 
 
-def test_haproxy_takes_the_configuration(tmp_path: Path) -> None:
-    found = front.environment(tmp_path, (8404, 9101, 8500))
-    if not found:
+def started(script: str, configuration: Path) -> subprocess.CompletedProcess[str]:
+    """What Ray does, but that HAProxy only checks the configuration."""
+    called = [script, "-db", "-f", str(configuration), "-dR", "-c"]
+    return subprocess.run(called, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> str:
+    found = front.environment(tmp_path, PORTS)
+    if sys.platform != "linux":
         pytest.skip("no HAProxy for this machine")
-    written = tmp_path / "haproxy.cfg"
-    told = CONFIGURATION.format(figures=9101, stats=8404, host="127.0.0.1", port=8000)
-    written.write_text(
-        told.replace(
-            "mode http", "mode http\n    timeout client 1s\n    timeout server 1s\n    timeout connect 1s"
-        )
-    )
-    subprocess.check_output([found["RAY_SERVE_HAPROXY_BINARY_PATH"], "-db", "-f", str(written), "-c"])
+    told = [found[f"RAY_SERVE_{name}"] for name in ("HAPROXY_STATS_PORT", "HAPROXY_METRICS_PORT")]
+    assert [*told, found["RAY_SERVE_FALLBACK_PROXY_HTTP_PORT"]] == [str(port) for port in PORTS]
+    return found["RAY_SERVE_HAPROXY_BINARY_PATH"]
+
+
+@pytest.mark.parametrize(("host", "bound"), [("127.0.0.1", "127.0.0.1:8000"), ("0.0.0.0", "*:8000")])
+def test_what_is_no_frontend_listens_on_this_machine_alone(
+    tmp_path: Path, script: str, host: str, bound: str
+) -> None:
+    path = written_by_ray(tmp_path, host)
+    before = path.read_text()
+    # Else this script has done its duty.
+    assert f"bind *:{PORTS[0]}" in before
+    assert f"bind :{PORTS[1]}" in before
+    found = started(script, path)
+    assert found.returncode == 0, found.stderr
+    lines = [line.strip() for line in path.read_text().splitlines()]
+    binds = [line.removeprefix("bind ") for line in lines if line.startswith("bind ")]
+    assert binds == [f"127.0.0.1:{PORTS[1]}", bound, f"127.0.0.1:{PORTS[0]}"]
+    at = lines.index("frontend http_frontend")
+    added = ["option forwardfor except 127.0.0.0/8", "timeout http-request 10s"]
+    assert lines[at + 1 : at + 3] == added
+    same = [line for line in lines if line not in added and not line.startswith("bind ")]
+    assert same == [one for line in before.splitlines() if not (one := line.strip()).startswith("bind ")]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace("listen stats", "listen statistics"),
+        lambda text: text.replace("frontend http_frontend", "frontend http"),
+        lambda text: text + "listen more\n  bind :9999\n  mode http\n",
+    ],
+)
+def test_with_a_configuration_that_it_does_not_know_nothing_listens(
+    tmp_path: Path, script: str, change: Callable[[str], str]
+) -> None:
+    path = written_by_ray(tmp_path, "0.0.0.0")
+    path.write_text(change(path.read_text()))
+    found = started(script, path)
+    assert (found.returncode, found.stdout) == (1, "")
+    assert "is not the one that this script knows" in found.stderr
+    assert started(script, tmp_path / "none").returncode == 1
 
 
 def test_without_a_binary_ray_serves_as_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,6 +92,7 @@ def test_without_a_binary_ray_serves_as_ever(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(front.importlib, "import_module", missing)
     assert front.environment(tmp_path) == {}
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_lines_for_a_shell_are_the_settings(capsys: pytest.CaptureFixture[str]) -> None:

@@ -152,7 +152,7 @@ class Behind:
 
         asking.add_done_callback(over)
         # What a client that goes has asked alone ends; what goes with others is answered, and keeps its place.
-        found: dict[str, Any] = await (asyncio.shield(asking) if what in _SHORT else asking)
+        found: dict[str, Any] = await (asyncio.shield(asking) if _short(what, told) else asking)
         return found
 
     async def _languages(self) -> frozenset[str]:
@@ -174,8 +174,7 @@ class Behind:
 
     async def _sent(self, what: str, *told: Any) -> Any:
         """What a replica has answered, in a call with others or alone."""
-        many = what == "embed" and len(told[0]) > _FEW
-        if what in _SHORT and not many:
+        if _short(what, told):
             found = await self._together[what].ask((what, *told))
             if found is not None:
                 return found
@@ -203,6 +202,11 @@ class Behind:
                 raise found
             return found
         raise ApiError(503, "unavailable", "the models are not there; try again later", 1.0)
+
+
+def _short(what: str, told: tuple[Any, ...]) -> bool:
+    """Whether a request goes with others: what takes long goes alone."""
+    return what in _SHORT and (what != "embed" or len(told[0]) <= _FEW)
 
 
 def _tag(text: str, asked: Asked) -> str:

@@ -110,7 +110,7 @@ def test_the_lines_for_a_shell_are_the_settings(capsys: pytest.CaptureFixture[st
     ("switched", "binary", "good"),
     [
         ("0", "", True),
-        ("1", f"/tmp/front-1/{front.NAME}", True),
+        ("1", f"front/{front.NAME}", True),
         ("1", "", False),
         ("1", "/bin/haproxy", False),
     ],

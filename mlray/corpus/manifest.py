@@ -10,8 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, astuple, dataclass
 
 import numpy as np
 
@@ -21,6 +20,8 @@ from mlray.corpus import lines
 from mlray.corpus.sources import SourceFile
 
 CHUNK_BYTES = 16 << 20
+_FORM = 2
+"""Of `manifest.json`."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class ChunkEntry:
 
     chunk: lines.Chunk
     parts: tuple[Part, ...]
+    digest: str = ""
+    """Hash of its good documents and their rows."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,12 @@ class Manifest:
     held_out: tuple[HeldOut, ...]
     refused: tuple[Refused, ...]
     fingerprint: str
+
+    @property
+    def digest(self) -> str:
+        """Hash of the documents in their order: equal where a position means the same, wherever the files lie."""
+        rows = [[entry.digest, [astuple(part) for part in entry.parts]] for entry in self.chunks]
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
     @property
     def languages(self) -> list[str]:
@@ -117,16 +126,9 @@ def check_languages(manifest: Manifest, wanted: Iterable[str]) -> None:
 
 def fingerprint(files: list[SourceFile], corpus: Corpus) -> str:
     """Hash of everything the manifest depends on: files with their ETags, column mapping, limits."""
-    parts = [json.dumps(_told(file), sort_keys=True) for file in files]
+    parts = [json.dumps(asdict(file), sort_keys=True) for file in files]
     parts.append(f"{corpus.max_chars} {corpus.validation_rows} {CHUNK_BYTES}")
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def _told(file: SourceFile) -> dict[str, Any]:
-    """A file without what older manifests do not know of it, so that their runs go on."""
-    return {
-        key: value for key, value in asdict(file).items() if key not in {"query", "rows"} or value is not None
-    }
 
 
 def save(manifest: Manifest, folder: str, settings: Storage) -> None:
@@ -137,6 +139,7 @@ def save(manifest: Manifest, folder: str, settings: Storage) -> None:
     files = dict.fromkeys(entry.chunk.file for entry in manifest.chunks)
     numbers = {file: number for number, file in enumerate(files)}
     body = {
+        "form": _FORM,
         "fingerprint": manifest.fingerprint,
         "files": [asdict(file) for file in files],
         "chunks": [_chunk_row(entry, numbers) for entry in manifest.chunks],
@@ -148,16 +151,20 @@ def save(manifest: Manifest, folder: str, settings: Storage) -> None:
 
 
 def load(folder: str, settings: Storage) -> Manifest | None:
-    """The manifest below `folder`, or None if there is none yet."""
+    """The manifest below `folder`, or None if there is none yet, or that of another version."""
     uri = storage.join(folder, "manifest.json")
     if not storage.exists(uri, settings):
         return None
     body = json.loads(storage.read_bytes(uri, settings))
+    if body.get("form") != _FORM:
+        return None
     files = [SourceFile.of(file) for file in body["files"]]
     entries = []
-    for number, start, stop, parts in body["chunks"]:
+    for number, start, stop, digest, parts in body["chunks"]:
         chunk = lines.Chunk(files[number], start, stop)
-        entries.append(ChunkEntry(chunk, tuple(Part(a, b, c, tuple(rows)) for a, b, c, rows in parts)))
+        entries.append(
+            ChunkEntry(chunk, tuple(Part(a, b, c, tuple(rows)) for a, b, c, rows in parts), digest)
+        )
     held_out = tuple(HeldOut(*row) for row in body["held_out"])
     return Manifest(
         tuple(entries), held_out, tuple(Refused(*row) for row in body["refused"]), body["fingerprint"]
@@ -178,4 +185,4 @@ def part_sizes(manifest: Manifest, language: str) -> tuple[np.ndarray, np.ndarra
 
 def _chunk_row(entry: ChunkEntry, numbers: dict[SourceFile, int]) -> list[object]:
     parts = [[part.language, part.documents, part.characters, part.held_out] for part in entry.parts]
-    return [numbers[entry.chunk.file], entry.chunk.start, entry.chunk.stop, parts]
+    return [numbers[entry.chunk.file], entry.chunk.start, entry.chunk.stop, entry.digest, parts]

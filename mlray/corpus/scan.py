@@ -63,14 +63,18 @@ def read_file(file: SourceFile, max_chars: int, validation_rows: int, settings: 
     entries = []
     for number, chunk in enumerate(cuts):
         counts: dict[str, list[int]] = {}
+        digest = hashlib.blake2b(digest_size=16)
         for record in _records(chunk, max_chars, settings, refused):
             count = counts.setdefault(record.language, [0, 0])
             count[0] += 1
             count[1] += len(record.text) + len(record.pair)
+            digest.update("\x1f".join(map(str, record)).encode())
             if validation_rows:
                 kept = candidates.setdefault(record.language, _Candidates(validation_rows))
                 kept.offer(record.text, record.pair, (number, record.row))
-        entries.append({"start": chunk.start, "stop": chunk.stop, "counts": counts})
+        entries.append(
+            {"start": chunk.start, "stop": chunk.stop, "counts": counts, "digest": digest.hexdigest()}
+        )
     for kept in candidates.values():
         kept.trim()
     fragment = {
@@ -131,9 +135,8 @@ def merge(
                 rows = tuple(row for row, _ in held_out)
                 left = characters - sum(length for _, length in held_out)
                 parts.append(Part(language, documents - len(rows), left, rows))
-            entries.append(
-                ChunkEntry(lines.Chunk(files[number], chunk["start"], chunk["stop"]), tuple(parts))
-            )
+            piece = lines.Chunk(files[number], chunk["start"], chunk["stop"])
+            entries.append(ChunkEntry(piece, tuple(parts), chunk["digest"]))
     refused = [Refused(**entry) for number in sorted(parsed) for entry in parsed[number]["refused"]]
     return Manifest(tuple(entries), tuple(held), tuple(refused), manifest_fingerprint)
 

@@ -91,10 +91,9 @@ class SourceFile:
     @classmethod
     def of(cls, values: dict[str, Any]) -> SourceFile:
         """What `dataclasses.asdict` and JSON have made of one."""
-        pairs = tuple((label, name) for label, name in values.get("label_map", ()))
-        first, last = values.get("part", (0.0, 1.0))  # a manifest of an older version has none
-        fields = {"columns": tuple(values["columns"]), "part": (first, last), "label_map": pairs}
-        return cls(**{**values, **fields, "rows": tuple(values.get("rows") or ()) or None})
+        fields = {name: tuple(values[name]) for name in ("columns", "part")}
+        fields["label_map"] = tuple((label, name) for label, name in values["label_map"])
+        return cls(**{**values, **fields, "rows": tuple(values["rows"]) if values["rows"] else None})
 
     @property
     def fallback(self) -> str:

@@ -48,6 +48,8 @@ class Progress:
     """Validations since then."""
     digest: int = 0
     """Sum of the digests of all steps: equal for runs that saw the same documents equally often."""
+    corpus: str = ""
+    """Digest of the documents that `position` counts; see `Manifest.digest`."""
     losses: list[tuple[int, float, int]] = field(default_factory=list)
     """(step, training loss, digest so far), every `log_every` steps."""
     validations: list[dict[str, Any]] = field(default_factory=list)

@@ -199,8 +199,8 @@ def _work(values: dict[str, Any]) -> None:
 
 def _train(config: RunConfig, shared: Any, found: checkpoints.Checkpoint | None, refused: list[str]) -> None:
     """Opens the parts of the run and trains to the last checkpoint."""
-    folders, progress = Folders.of(config), found.progress if found else Progress()
-    manifest = parts.open_manifest(config)
+    folders, manifest = Folders.of(config), parts.open_manifest(config)
+    progress = found.progress if found else Progress(corpus=manifest.digest)
     tokens = parts.open_tokenizer(config, folders)
     task = parts.open_task(config, tokens, manifest)
     cutter = task.cutter(tokenizer.encoder(tokens), config.corpus.sequence_length)

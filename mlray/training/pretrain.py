@@ -79,7 +79,7 @@ def prepare(config: RunConfig) -> Prepared:
     if found:
         resume.check(config, found)
     placement.connect(config)
-    manifest = _manifest(config, folders, files, resumes=found is not None)
+    manifest = _manifest(config, folders, files, found)
     manifests.check_languages(manifest, config.corpus.languages)
     _check_early_stopping(config, manifest)
     tokens = _tokenizer(config, folders, manifest, resumes=found is not None)
@@ -205,19 +205,19 @@ def _check_early_stopping(config: RunConfig, manifest: Manifest) -> None:
 
 
 def _manifest(
-    config: RunConfig, folders: Folders, files: list[sources.SourceFile], resumes: bool
+    config: RunConfig, folders: Folders, files: list[sources.SourceFile], found: checkpoints.Checkpoint | None
 ) -> Manifest:
+    """The manifest, made again if its files look others: copied elsewhere they hold the same documents."""
     fingerprint = manifests.fingerprint(files, config.corpus)
-    manifest = manifests.load(folders.corpus, config.storage)
-    if manifest is not None and manifest.fingerprint == fingerprint:
-        return manifest
-    if manifest is not None and resumes:
-        raise ConfigError(
-            f"the corpus or its limits changed since {folders.root} began, so its position means nothing any more; "
-            "choose another run.name, or start over with train.resume=false"
-        )
-    manifest = stream.build_manifest(files, config.corpus, config.storage, fingerprint)
-    manifests.save(manifest, folders.corpus, config.storage)
+    kept = manifests.load(folders.corpus, config.storage)
+    if kept is not None and kept.fingerprint == fingerprint:
+        manifest = kept
+    else:
+        manifest = stream.build_manifest(files, config.corpus, config.storage, fingerprint)
+    if found:
+        resume.check_corpus(found, manifest)
+    if manifest is not kept:
+        manifests.save(manifest, folders.corpus, config.storage)
     return manifest
 
 

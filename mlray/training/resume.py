@@ -73,6 +73,19 @@ def check(config: RunConfig, found: Checkpoint) -> None:
                 )
 
 
+def check_corpus(found: Checkpoint, manifest: Manifest) -> None:
+    """Refuses to go on in other documents than those that the position of a checkpoint counts.
+
+    Raises:
+        ConfigError: a document was changed, added or taken away, or another limit of the corpus moves them.
+    """
+    if found.progress.corpus != manifest.digest:
+        raise ConfigError(
+            f"the documents of the corpus, or its limits, are others than {found.uri} was trained on, so its position "
+            "means nothing in them; choose another run.name, or start over with train.resume=false"
+        )
+
+
 def vectors(config: RunConfig, found: Checkpoint) -> str | None:
     """The file of the items' vectors that a checkpoint was trained with, by its name in the run folder."""
     saved = yaml.safe_load(storage.read_bytes(storage.join(found.uri, "config.yaml"), config.storage))
@@ -167,7 +180,7 @@ def tokenizer_fingerprint(config: RunConfig, manifest: Manifest) -> str:
         config.tokenizer.model_dump(mode="json"),
         config.model.path,
         config.objective.name,
-        manifest.fingerprint,
+        manifest.digest,
         config.corpus.alpha,
         config.corpus.window_rows,
         config.run.seed,

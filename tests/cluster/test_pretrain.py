@@ -102,11 +102,22 @@ def copy_of_a_run(s3: str, bucket: str, source: str, target: str, step: int) -> 
             client.copy_object(Bucket=bucket, Key=key, CopySource={"Bucket": bucket, "Key": entry["Key"]})
 
 
-def test_a_checkpoint_of_two_workers_goes_on_with_one(
+def copy_of_the_corpus(s3: str, bucket: str, target: str) -> dict[str, Any]:
+    """The corpus at another place, and the section that names it."""
+    client = boto3.client("s3", endpoint_url=s3)
+    for entry in client.list_objects_v2(Bucket=bucket, Prefix="corpus/")["Contents"]:
+        key = entry["Key"].replace("corpus/", f"{target}/")
+        client.copy_object(Bucket=bucket, Key=key, CopySource={"Bucket": bucket, "Key": entry["Key"]})
+    section = sample.config(bucket, target).corpus.model_dump(mode="json")
+    return {**section, "sources": [{"uri": f"s3://{bucket}/{target}", "language": "partition"}]}
+
+
+def test_a_checkpoint_of_two_workers_goes_on_with_one_and_a_copy_of_the_corpus(
     undisturbed: dict[str, Any], s3: str, bucket: str
 ) -> None:
     copy_of_a_run(s3, bucket, "undisturbed", "resized", step=5)
-    report = pretrain(sample.config(bucket, "resized", cluster={"num_workers": 1}))
+    moved = copy_of_the_corpus(s3, bucket, "moved")
+    report = pretrain(sample.config(bucket, "resized", cluster={"num_workers": 1}, corpus=moved))
     assert report["steps"] == 10
     assert report["losses"][:5] == undisturbed["losses"][:5]
     for (step, loss, digest), (other_step, other_loss, other_digest) in zip(
@@ -114,6 +125,25 @@ def test_a_checkpoint_of_two_workers_goes_on_with_one(
     ):
         assert (step, digest) == (other_step, other_digest)
         assert loss == pytest.approx(other_loss, abs=1e-4)
+
+
+def test_a_checkpoint_does_not_go_on_in_other_documents(
+    undisturbed: dict[str, Any], s3: str, bucket: str
+) -> None:
+    copy_of_a_run(s3, bucket, "undisturbed", "edited", step=5)
+    edited = copy_of_the_corpus(s3, bucket, "edited-corpus")
+    client = boto3.client("s3", endpoint_url=s3)
+    place = {"Bucket": bucket, "Key": "edited-corpus/lang=en/part-0.jsonl"}
+    text = client.get_object(**place)["Body"].read()
+    client.put_object(**place, Body=text.replace(b"the", b"a", 1))
+    folder = f"s3://{bucket}/runs/edited/corpus/manifest.json"
+    settings = sample.config(bucket, "edited").storage
+    before = storage.read_bytes(folder, settings)
+    with pytest.raises(
+        ConfigError, match=r"^the documents of the corpus, or its limits, are others than .*-0*5 "
+    ):
+        pretrain(sample.config(bucket, "edited", corpus=edited))
+    assert storage.read_bytes(folder, settings) == before
 
 
 def test_job_submit_runs_the_job_and_a_finished_run_is_only_reported(

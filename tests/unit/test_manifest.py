@@ -292,6 +292,41 @@ def test_fingerprint_follows_files_and_limits_only(tmp_path: Path) -> None:
     assert len({base, *others}) == 6
 
 
+def test_the_digest_is_of_the_documents_wherever_they_lie(
+    tmp_path: Path, build_manifest: BuildManifest
+) -> None:
+    lines = [f"Satz {number}" for number in range(30)]
+
+    def digest(place: str, lines: list[str], limit: int = 3) -> str:
+        (tmp_path / place).mkdir()
+        path = write_lines(tmp_path / place / "de.txt", lines)
+        if place == "packed":
+            path.with_suffix(".txt.gz").write_bytes(gzip.compress(path.read_bytes()))
+            path.unlink()
+        return build_manifest((Source(uri=str(path.parent)),), Corpus(validation_rows=limit)).digest
+
+    base = digest("here", lines)
+    assert digest("there", lines) == digest("packed", lines) == base
+    others = [
+        digest("fewer", lines[:-1]),
+        digest("edited", ["Satz null", *lines[1:]]),
+        digest("turned", lines[::-1]),
+        digest("blank", ["", *lines]),  # refused, but all that follow have other rows
+        digest("limit", lines, limit=2),
+    ]
+    assert len({base, *others}) == 6
+
+
+def test_a_manifest_of_another_version_is_made_again(tmp_path: Path, build_manifest: BuildManifest) -> None:
+    manifest = build_manifest((Source(uri=str(write_lines(tmp_path / "de.txt", ["eins"]))),), Corpus())
+    manifests.save(manifest, str(tmp_path / "run"), SETTINGS)
+    path = tmp_path / "run" / "manifest.json"
+    body = json.loads(path.read_text("utf-8"))
+    del body["form"]
+    path.write_text(json.dumps(body), "utf-8")
+    assert manifests.load(str(tmp_path / "run"), SETTINGS) is None
+
+
 def test_a_file_beside_two_others_is_kept_apart(tmp_path: Path, build_manifest: BuildManifest) -> None:
     for language, lines in (("en", ["one", "two"]), ("de", ["eins", "zwei"]), ("fr", ["un", "deux"])):
         write_lines(tmp_path / f"x.{language}", lines)

@@ -149,6 +149,13 @@ def test_an_adapter_does_not_go_on_above_another_language_adapter(tmp_path: Path
     adapters.load(fresh, tmp_path / "weights", german, objective="masked")  # to judge it, any will do
 
 
+def test_a_position_holds_in_its_own_documents_alone(tmp_path: Path) -> None:
+    found = Checkpoint(str(tmp_path), Progress(step=5, corpus=MANIFEST.digest))
+    resume.check_corpus(found, MANIFEST)
+    with pytest.raises(ConfigError, match=rf"^the documents .* are others than {tmp_path} was trained on"):
+        resume.check_corpus(found, manifest_of([{"de": 4}]))
+
+
 def test_a_run_is_over_after_its_steps_or_when_it_was_stopped() -> None:
     endless, patient = tiny.train(steps=10), tiny.train(steps=10, early_stopping="macro.loss", patience=2)
     assert [resume.finished(Progress(step=step), endless) for step in (9, 10, 11)] == [False, True, True]

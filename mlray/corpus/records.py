@@ -52,20 +52,20 @@ def chunks(file: SourceFile, chunk_bytes: int, settings: Storage) -> list[Chunk]
     return [Chunk(file, cut, min(cut + chunk_bytes, file.size)) for cut in cuts]
 
 
-def read(chunk: Chunk, max_chars: int, settings: Storage, first_row: int = 0) -> Iterator[list[Record]]:
-    """Batches of records from row `first_row` on.
+def read(chunk: Chunk, max_chars: int, settings: Storage) -> Iterator[list[Record]]:
+    """Batches of records.
 
     Raises:
         BrokenChunk: after the last readable record, where the rest of the chunk is damaged.
         StorageError: the file is gone or unreachable.
     """
     if chunk.file.format == "parquet":
-        batches = _read_parquet(chunk, max_chars, settings, first_row)
+        batches = _read_parquet(chunk, max_chars, settings)
     else:
         parse = _parse_table if chunk.file.format in tables.FORMATS else _parse_lines
         if chunk.file.pair_uri:
             parse = _parse_aligned
-        batches = _batched(parse(chunk, max_chars, settings), first_row)
+        batches = _batched(parse(chunk, max_chars, settings))
     if chunk.file.without:
         batches = (_permitted(batch, chunk.file, settings) for batch in batches)
     if chunk.file.part == (0.0, 1.0) and chunk.file.rows is None:
@@ -102,7 +102,7 @@ def _texts(record: Record, file: SourceFile) -> list[str]:
     return [record.text, *([] if file.labelled else record.pair.split(SEPARATOR))]
 
 
-def _read_parquet(chunk: Chunk, max_chars: int, settings: Storage, first_row: int) -> Iterator[list[Record]]:
+def _read_parquet(chunk: Chunk, max_chars: int, settings: Storage) -> Iterator[list[Record]]:
     file = chunk.file
     wanted = fields.columns(file)
     row = 0
@@ -116,14 +116,8 @@ def _read_parquet(chunk: Chunk, max_chars: int, settings: Storage, first_row: in
                 )
             batches = table.iter_batches(_BATCH_ROWS, row_groups=[chunk.start], columns=wanted)
             for batch in batches:
-                if row + len(batch) > first_row:
-                    cut = batch.slice(max(first_row - row, 0))
-                    columns = [_values(cut.column(name)) for name in wanted]
-                    start = row + len(batch) - len(cut)
-                    rows = zip(*columns, strict=True)
-                    yield [
-                        fields.record(start + i, list(cells), file, max_chars) for i, cells in enumerate(rows)
-                    ]
+                rows = zip(*(_values(batch.column(name)) for name in wanted), strict=True)
+                yield [fields.record(row + i, list(cells), file, max_chars) for i, cells in enumerate(rows)]
                 row += len(batch)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
             access.raise_if_transport(error, file.uri, settings)
@@ -151,14 +145,12 @@ def _decoded(value: object) -> object:
     return value
 
 
-def _batched(parsed: Iterator[Record | BrokenChunk], first_row: int) -> Iterator[list[Record]]:
+def _batched(parsed: Iterator[Record | BrokenChunk]) -> Iterator[list[Record]]:
     batch: list[Record] = []
     for record in parsed:
         if isinstance(record, BrokenChunk):
             yield batch
             raise record
-        if record.row < first_row:
-            continue
         batch.append(record)
         if len(batch) == _BATCH_ROWS:
             yield batch

@@ -16,6 +16,7 @@ from mlray.corpus.packing import Piece
 from mlray.corpus.testsets import Case
 from mlray.corpus.windows import Window
 from mlray.models import adapters, backbone, tokenizer
+from mlray.models.origin import Origin
 from mlray.objectives import answers, labels, multitask
 from mlray.objectives.checks import check_positions
 from mlray.objectives.table import OBJECTIVES, Task
@@ -111,7 +112,7 @@ class Judge:
         objective = OBJECTIVES[config.objective.name]
         self._config = config
         tokens = tokenizer.load(folder, objective.special_tokens)
-        self._labels = adapters.labels_of(adapter) if adapter else objective.labels_in(folder)
+        self._labels = Origin.of(adapter).labels if adapter else objective.labels_in(folder)
         self._model = objective.build(config, tokens, folder, self._labels)
         check_positions(config, backbone.positions(self._model))
         if adapter:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,15 +19,11 @@ import transformers
 from safetensors.torch import load_file
 
 from mlray.config import Adapter, ConfigError, RunError
+from mlray.models import origin
 from mlray.models.adapter_settings import settings
 from mlray.models.backbone import Backbone, save_tokenizer
 
 TASK, LANGUAGE = "task", "language"
-_BACKBONE_FILE, _WEIGHTS_FILE = "backbone.json", "adapter_model.safetensors"
-_LANGUAGE_OBJECTIVES = ("masked", "causal", "denoising")
-"""What the adapter of a language is trained for: its text alone."""
-_READ_AS = {"distillation": "contrastive"}
-"""Objective of a training -> the one whose models its adapter serves: vectors are vectors, whatever taught them."""
 
 
 def digest(model: Backbone) -> str:
@@ -58,7 +53,7 @@ def add(model: Backbone, config: Adapter, language: Path | None = None) -> Any:
     if language is None:
         with _fitting():
             return peft.get_peft_model(model.model, own, adapter_name=TASK)
-    _check_language(language, digest(model))
+    origin.check_language(language, digest(model))
     wrapped = _open(model, language, LANGUAGE)
     with _fitting():
         wrapped.add_adapter(TASK, own)
@@ -75,16 +70,16 @@ def load(model: Backbone, folder: Path, language: Path | None = None, *, objecti
         ConfigError: there is no adapter; it belongs to another backbone or another objective; it was trained above a
             language adapter and none is given, or the reverse; or `language` is none of a language.
     """
-    _check_use(folder, objective, above_language=language is not None)
     found = digest(model)
-    check_backbone(folder, found)
+    origin.check(folder, found, objective, above_language=language is not None)
     if language is None:
         return _open(model, folder, TASK)
-    _check_language(language, found)
+    origin.check_language(language, found)
     wrapped = _open(model, language, LANGUAGE)
     with _fitting():
         wrapped.load_adapter(str(folder), adapter_name=TASK)
         wrapped.base_model.set_adapter([LANGUAGE, TASK])
+    check_keys(wrapped, folder, TASK)
     return wrapped.eval()
 
 
@@ -106,7 +101,7 @@ def export(
         tokenizer: saved beside it.
         weights: whole trained tensors by the name that the packed model gives them.
         folder: where to.
-        language_digest: of the language adapter below, see `language_digest_of`.
+        language_digest: of the language adapter below, see `origin.language_digest`.
 
     Raises:
         RunError: a tensor is missing or empty, as others have seen under ZeRO-3, none has moved, or the file read back
@@ -124,18 +119,18 @@ def export(
         state_dict=state,
         save_embedding_layers=False,
     )
-    _verify({name: state[name] for name in wanted}, folder / TASK / _WEIGHTS_FILE)
+    _verify({name: state[name] for name in wanted}, folder / TASK / origin.WEIGHTS_FILE)
     _lift(folder)
     own = wrapped.base_model.model.config
-    body = {
-        "sha256": backbone_digest,
-        "objective": objective,
-        "above_language": LANGUAGE in wrapped.peft_config,
-        "language_sha256": language_digest,
-        "labels": [own.id2label[number] for number in range(len(own.id2label))],
-        "prompt_completion": getattr(own, "prompt_completion", False),
-    }
-    (folder / _BACKBONE_FILE).write_text(json.dumps(body, ensure_ascii=False) + "\n", encoding="utf-8")
+    told = origin.Origin(
+        sha256=backbone_digest,
+        objective=objective,
+        above_language=LANGUAGE in wrapped.peft_config,
+        language_sha256=language_digest,
+        labels=[own.id2label[number] for number in range(len(own.id2label))],
+        prompt_completion=getattr(own, "prompt_completion", False),
+    )
+    told.write(folder)
     save_tokenizer(tokenizer, folder)
 
 
@@ -166,130 +161,41 @@ def _fingerprint(tensor: torch.Tensor) -> str:
     return hashlib.sha256(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
-def labels_of(folder: Path) -> list[str]:
-    """The labels that an adapter's head was trained on.
-
-    Raises:
-        ConfigError: there is no adapter.
-    """
-    return [str(label) for label in _read(folder)["labels"]]
-
-
-def is_paired(folder: Path) -> bool:
-    """Whether an adapter was trained on prompts with what answers them; see `decoder.build`.
-
-    Raises:
-        ConfigError: there is no adapter.
-    """
-    return bool(_read(folder).get("prompt_completion", False))
-
-
 def merge(wrapped: Any) -> Any:
     """The plain `transformers` model with the active adapters added into its weights."""
     return wrapped.merge_and_unload()
 
 
 def _open(model: Backbone, folder: Path, name: str) -> Any:
-    with _fitting(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Found missing adapter keys")  # told below, as an error
+    with _fitting():
         wrapped = peft.PeftModel.from_pretrained(model.model, str(folder), adapter_name=name).eval()
+    check_keys(wrapped, folder, name)
+    return wrapped
+
+
+def check_keys(wrapped: Any, folder: Path, name: str) -> None:
+    """Refuses an adapter of which `peft` has left out a tensor, or filled one in.
+
+    Raises:
+        ConfigError: it names one.
+    """
     wanted = peft.get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=False)
-    if odd := sorted(wanted.keys() ^ load_file(folder / _WEIGHTS_FILE).keys()):
+    if odd := sorted(wanted.keys() ^ load_file(folder / origin.WEIGHTS_FILE).keys()):
         raise ConfigError(
             f"the adapter at {folder} and the model differ in {odd[0]}; an adapter fits models with a head as it was "
             "trained with, or all without one"
         )
-    return wrapped
-
-
-def check(folder: Path, found: str, objective: str) -> None:
-    """Refuses an adapter that was not trained for an objective on the bare backbone with this digest.
-
-    Raises:
-        ConfigError: it says why.
-    """
-    _check_use(folder, objective, above_language=False)
-    check_backbone(folder, found)
-
-
-def _check_use(folder: Path, objective: str, *, above_language: bool) -> None:
-    told = _read(folder)
-    if objective not in {told["objective"], _READ_AS.get(told["objective"])}:
-        raise ConfigError(f"the adapter at {folder} was trained for {told['objective']}, not for {objective}")
-    if told["above_language"] != above_language:
-        advice = "empty adapter.language_path" if above_language else "name one in adapter.language_path"
-        above = "above a language adapter" if told["above_language"] else "without a language adapter below"
-        raise ConfigError(f"the adapter at {folder} was trained {above}; {advice}")
-
-
-def _check_language(folder: Path, found: str) -> None:
-    told = _read(folder)
-    if told["objective"] not in _LANGUAGE_OBJECTIVES or told["above_language"]:
-        above = " above a language adapter" if told["above_language"] else ""
-        raise ConfigError(
-            f"the adapter at {folder} was trained for {told['objective']}{above}; adapter.language_path takes one that "
-            f"was trained alone for {', '.join(_LANGUAGE_OBJECTIVES)}"
-        )
-    check_backbone(folder, found)
-
-
-def language_digest_of(folder: Path) -> str:
-    """sha256 of a language adapter's weights."""
-    return hashlib.sha256((folder / _WEIGHTS_FILE).read_bytes()).hexdigest()
-
-
-def check_language_below(folder: Path, language: Path) -> None:
-    """Refuses to train an adapter on above another language adapter than it began above.
-
-    Raises:
-        ConfigError: it names the two.
-    """
-    expected, found = _read(folder).get("language_sha256"), language_digest_of(language)
-    if expected != found:
-        raise ConfigError(
-            f"the adapter at {folder} was trained above the language adapter {str(expected)[:12]} and that at "
-            f"{language} is {found[:12]}; put the former back, or start over with train.resume=false"
-        )
-
-
-def backbone_of(folder: Path) -> str:
-    """The digest of the backbone that an adapter was trained on.
-
-    Raises:
-        ConfigError: there is no adapter.
-    """
-    return str(_read(folder)["sha256"])
-
-
-def check_backbone(folder: Path, found: str) -> None:
-    """Refuses an adapter of another backbone than the one with this digest.
-
-    Raises:
-        ConfigError: it names the two.
-    """
-    expected = backbone_of(folder)
-    if expected != found:
-        raise ConfigError(
-            f"the adapter at {folder} was trained on the backbone {expected[:12]} and this one is {found[:12]}; set "
-            "model.path to the adapter's own"
-        )
-
-
-def _read(folder: Path) -> dict[str, Any]:
-    try:
-        body: dict[str, Any] = json.loads((folder / _BACKBONE_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"no adapter at {folder}: {error}") from None
-    if not (folder / _WEIGHTS_FILE).is_file():  # peft would look for another format, or on a hub
-        raise ConfigError(f"no adapter at {folder}: {_WEIGHTS_FILE} is missing")
-    return body
 
 
 @contextlib.contextmanager
 def _fitting() -> Iterator[None]:
     """What `peft` refuses, as one line."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", "Found missing adapter keys"
+            )  # `check_keys` tells them, as an error
+            yield
     except (ValueError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(

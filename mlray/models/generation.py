@@ -20,6 +20,7 @@ from mlray.config import Model as ModelConfig
 from mlray.models import adapters, decoder, translator
 from mlray.models import tokenizer as tokenizers
 from mlray.models.backbone import Backbone
+from mlray.models.origin import Origin
 
 
 class _Model:
@@ -168,7 +169,7 @@ class Continuer(_Model):
     ) -> None:
         """As `_Model`; `paired`: whether it has learnt pairs, by default as its checkpoint or adapter says."""
         super().__init__(folder, adapter, language, device)
-        told = adapters.is_paired(adapter) if adapter else decoder.is_paired(self._model)
+        told = Origin.of(adapter).prompt_completion if adapter else decoder.is_paired(self._model)
         self.paired = told if paired is None else paired
 
     def _open(self, config: ModelConfig, folder: Path | str) -> Backbone:

@@ -20,8 +20,9 @@ import torch
 from peft.tuners.lora import LoraLayer
 
 from mlray.config import ConfigError
-from mlray.models import adapters
+from mlray.models import adapters, origin
 from mlray.models.backbone import Backbone
+from mlray.models.origin import Origin
 
 _BASE = "__base__"
 """peft's name for no adapter."""
@@ -38,7 +39,7 @@ class Mixed:
             wrapped: `peft`'s view of that.
         """
         self._model, self._wrapped = model, wrapped
-        self._digest = adapters.backbone_of(own) if own else ""
+        self._digest = Origin.of(own).sha256 if own else ""
         self._plain = adapters.TASK if own else _BASE
         self._numbers: dict[str, int] = {}
         """Adapter -> its place in the matrices of every layer; 0 is what the model has anyway."""
@@ -62,7 +63,7 @@ class Mixed:
         if name in {*self.names, self._plain, adapters.LANGUAGE}:
             raise ConfigError(f"there is an adapter {name} already")
         self._digest = self._digest or adapters.digest(self._model)  # while it is bare
-        adapters.check(folder, self._digest, objective)
+        origin.check(folder, self._digest, objective)
         config = peft.PeftConfig.from_pretrained(str(folder))
         if config.peft_type != peft.PeftType.LORA or config.use_dora:
             raise ConfigError(
@@ -73,9 +74,12 @@ class Mixed:
             self._wrapped = peft.PeftModel(self._model.model, config, adapter_name=name)
         try:
             self._wrapped.load_adapter(str(folder), adapter_name=name)
+            adapters.check_keys(self._wrapped, folder, name)
         except Exception as error:  # of safetensors, torch or peft
             if name in self.names:  # peft adds it before it reads its weights
                 self.unload(name)
+            if isinstance(error, ConfigError):
+                raise
             raise ConfigError(f"the adapter at {folder} cannot be read: {type(error).__name__}") from error
         self._wrapped.eval()
         self._stack()

@@ -23,7 +23,7 @@ from mlray import configuration, storage
 from mlray.config import ConfigError, RunConfig, Storage
 from mlray.corpus import vectors
 from mlray.evaluation.report import Report
-from mlray.models import adapters, tokenizer
+from mlray.models import adapters, origin, tokenizer
 from mlray.models.embedder import checkpoint_of
 from mlray.objectives.embedding import TextEmbedder
 from mlray.objectives.recommending import NextItem
@@ -141,7 +141,7 @@ def _check_backbone(stage: Path, config: RunConfig) -> None:
     known = config.model_copy(update={"model": checkpoint_of(config.model, str(weights), Storage())})
     names = json.loads(labels.read_text(encoding="utf-8")) if labels.is_file() else []
     model = row.build(known, tokenizer.load(weights), weights, names)
-    adapters.check_backbone(stage / "adapter", adapters.digest(model))
+    origin.check_backbone(stage / "adapter", adapters.digest(model))
 
 
 def _add_markets(stage: Path, uris: Mapping[str, str], settings: Storage) -> None:

@@ -18,7 +18,7 @@ from mlray.corpus import manifest as manifests
 from mlray.corpus.mixture import Mixture
 from mlray.corpus.packing import Cutter
 from mlray.corpus.windows import WindowReader
-from mlray.models import adapters, embedder, freezing, tokenizer
+from mlray.models import adapters, embedder, freezing, origin, tokenizer
 from mlray.objectives.table import OBJECTIVES, Task
 from mlray.training import contents
 from mlray.training.folders import Folders
@@ -129,7 +129,7 @@ def open_export(
         place = config.adapter.language_path
         language = stack.enter_context(storage.local_copy(place, config.storage)) if place else None
         wrapped = adapters.add(model, config.adapter, language)
-        below = adapters.language_digest_of(language) if language else None
+        below = origin.language_digest(language) if language else None
     return functools.partial(
         adapters.export, wrapped, found, config.objective.name, tokens, language_digest=below
     )

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from mlray import storage
 from mlray.config import ConfigError, Contrastive, RunConfig, RunError, Train
 from mlray.corpus.manifest import Manifest
-from mlray.models import adapters, backbone, freezing
+from mlray.models import adapters, backbone, freezing, origin
 from mlray.models.backbone import Backbone
 from mlray.training.checkpoint import Checkpoint, Progress
 
@@ -106,10 +106,10 @@ def check_backbone(config: RunConfig, found: Checkpoint, model: Backbone) -> Non
         return
     below = config.adapter.language_path
     with storage.local_copy(storage.join(found.uri, "weights"), config.storage) as folder:
-        adapters.check_backbone(folder, adapters.digest(model))
+        origin.check_backbone(folder, adapters.digest(model))
         if below:
             with storage.local_copy(below, config.storage) as language:
-                adapters.check_language_below(folder, language)
+                origin.check_language_below(folder, language)
 
 
 def _check_frozen(config: RunConfig, found: Checkpoint, model: Backbone) -> None:

@@ -12,7 +12,7 @@ import transformers
 from mlray import storage
 from mlray.config import ConfigError
 from mlray.evaluation import evaluate
-from mlray.models import adapters
+from mlray.models.origin import Origin
 from mlray.tuning.finetune import finetune, judge
 from tests.cluster import corpus as sample
 from tests.cluster.conftest import ROOT
@@ -60,7 +60,7 @@ def test_an_adapter_is_trained_and_judged_in_every_language(undisturbed: dict[st
         plain = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
         assert not any("lora" in name for name, _ in plain.named_parameters())
     with storage.local_copy(kept["about"]["adapter"], config.storage) as folder:
-        assert adapters.labels_of(folder) == sorted({row["label"] for row in map(json.loads, lines)})
+        assert Origin.of(folder).labels == sorted({row["label"] for row in map(json.loads, lines)})
     # Where the workers have GPUs and the job's own node has none, one of them judges: with the same result.
     elsewhere = config.model_copy(
         update={

@@ -11,11 +11,13 @@ import peft
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from mlray.config import Adapter, ConfigError, Contrastive, Model, Objective, RunError
 from mlray.corpus import packing
 from mlray.corpus.windows import Window
 from mlray.models import adapters, backbone, embedder, tokenizer
+from mlray.models.origin import Origin
 from mlray.objectives import labels
 from mlray.objectives.table import Task
 from mlray.training import checkpoint, loop
@@ -90,7 +92,7 @@ def test_only_the_adapter_and_the_head_move_and_what_is_saved_is_what_was_traine
     adapters.export(wrapped, digest, "tagging", tiny.tokens(), weights, tmp_path)
     again = test_labels.model("words", TAGS, folder=base)
     adapters.load(again, tmp_path, objective="tagging")
-    assert adapters.labels_of(tmp_path) == TAGS
+    assert Origin.of(tmp_path).labels == TAGS
     with torch.no_grad():
         again.eval()
         assert all(
@@ -210,6 +212,12 @@ def language_adapter(
     return folder
 
 
+def lose_a_tensor(folder: Path) -> None:
+    """Writes an adapter's file again without its first tensor."""
+    path = folder / "adapter_model.safetensors"
+    save_file(dict(list(load_file(path).items())[1:]), path)
+
+
 def test_a_language_is_swapped_below_a_task_that_stays(base: Path, tmp_path: Path) -> None:
     german, swahili = (
         language_adapter(base, tmp_path / name, seed) for seed, name in enumerate(("de", "sw"))
@@ -246,6 +254,11 @@ def test_a_language_is_swapped_below_a_task_that_stays(base: Path, tmp_path: Pat
     assert 10 < int(found.sum()) < 0.3 * len(found)
     assert int((kept & found).sum()) > 0.8 * int(found.sum())
     assert int((kept & ~found).sum()) < 0.05 * len(found)
+    lose_a_tensor(tmp_path / "task")
+    with pytest.raises(ConfigError, match=r"/task and the model differ in base_model"):
+        adapters.load(
+            test_labels.model("words", TAGS, folder=base), tmp_path / "task", german, objective="tagging"
+        )
 
 
 def test_what_is_no_language_adapter_lies_below_no_task(base: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from mlray.config import Adapter, ConfigError, Contrastive, Model, RunConfig
 from mlray.models import adapters, embedder
 from mlray.objectives.embedding import TextEmbedder
 from tests.unit import tiny
+from tests.unit.test_adapters import lose_a_tensor
 from tests.unit.test_embedder import exported
 
 pytestmark = pytest.mark.filterwarnings(
@@ -146,6 +147,10 @@ def test_what_cannot_be_read_leaves_nothing_behind(made: Path, tmp_path: Path, o
     for _ in range(2):
         with pytest.raises(ConfigError, match=r"cannot be read: SafetensorError"):
             mixed.load("de", torn)
+    shutil.copy(made / "de" / weights.name, weights)
+    lose_a_tensor(torn)
+    with pytest.raises(ConfigError, match=r"/de and the model differ in base_model"):
+        mixed.load("de", torn)
     assert (mixed.read(cut) == before).all()
     weights.write_bytes(whole)
     mixed.load("de", torn)

@@ -34,16 +34,16 @@ def describe(
     return file
 
 
-def read(chunk: Chunk, max_chars: int = MAX_CHARS, first_row: int = 0) -> list[Record]:
-    return list(itertools.chain.from_iterable(records.read(chunk, max_chars, SETTINGS, first_row)))
+def read(chunk: Chunk, max_chars: int = MAX_CHARS) -> list[Record]:
+    return list(itertools.chain.from_iterable(records.read(chunk, max_chars, SETTINGS)))
 
 
-def read_until_broken(chunk: Chunk, first_row: int = 0) -> tuple[list[Record], str]:
+def read_until_broken(chunk: Chunk) -> tuple[list[Record], str]:
     """What comes before a chunk breaks, and the reason."""
     found: list[Record] = []
 
     def drain() -> None:
-        for batch in records.read(chunk, MAX_CHARS, SETTINGS, first_row):
+        for batch in records.read(chunk, MAX_CHARS, SETTINGS):
             found.extend(batch)
 
     with pytest.raises(BrokenChunk) as caught:
@@ -339,15 +339,6 @@ def test_truncated_gzip_gives_what_comes_before(truncated: tuple[Chunk, list[str
     assert reason.startswith("damaged gzip: ")
 
 
-@pytest.mark.parametrize("first_row", [10, 2999])
-def test_truncated_gzip_is_told_whatever_the_first_row(
-    first_row: int, truncated: tuple[Chunk, list[str]]
-) -> None:
-    found, reason = read_until_broken(truncated[0], first_row)
-    assert [record.row for record in found] == list(range(first_row, first_row + len(found)))
-    assert reason.startswith("damaged gzip: ")
-
-
 def test_what_is_no_gzip_is_broken(tmp_path: Path) -> None:
     path = tmp_path / "de.txt.gz"
     path.write_bytes(b"plain text\nwith a wrong name\n")
@@ -515,14 +506,6 @@ def test_positions_are_the_raw_rows(long_chunks: Sequence[tuple[Chunk, list[Reco
         ]
 
 
-@pytest.mark.parametrize("first_row", [0, 1, 2047, 2048, 2049, 4096, 4999, 5000, 9000])
-def test_reading_from_a_row_gives_the_tail(
-    first_row: int, long_chunks: Sequence[tuple[Chunk, list[Record]]]
-) -> None:
-    for chunk, full in long_chunks:
-        assert read(chunk, first_row=first_row) == full[first_row:]
-
-
 def test_file_that_is_gone_is_no_damage(tmp_path: Path) -> None:
     write_parquet(tmp_path / "de.parquet", {"text": ["a"]})
     (tmp_path / "fr.txt").write_text("a\n", encoding="utf-8")
@@ -563,7 +546,6 @@ def test_lines_of_two_files_are_pairs_and_a_bad_one_keeps_its_neighbours(tmp_pat
         bad(5, "longer than 1000 characters", "en-de"),
         good(6, "seven", "sieben", "en-de"),
     ]
-    assert read(chunk, first_row=6) == [good(6, "seven", "sieben", "en-de")]
 
 
 @pytest.mark.parametrize(("text", "pair"), [(b"one\ntwo\n", b"eins\n"), (b"one\n", b"eins\nzwei\n")])

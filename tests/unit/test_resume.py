@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from mlray import configuration
 from mlray.config import ConfigError, RunConfig
 from mlray.models import adapters, backbone
+from mlray.models.origin import Origin
 from mlray.training import parts, resume
 from mlray.training.checkpoint import Checkpoint, Progress
 from tests.unit import test_adapters, tiny
@@ -93,12 +93,12 @@ def test_an_adapter_does_not_go_on_above_other_weights(tmp_path: Path) -> None:
     config = configuration.load(None, ["adapter.kind=lora", "model.path=base"])
     model = tiny.encoder()
     found = Checkpoint(str(tmp_path), Progress(step=5))
-    place = tmp_path / "weights" / "backbone.json"
-    place.parent.mkdir()
-    (place.parent / "adapter_model.safetensors").touch()
-    place.write_text(json.dumps({"sha256": adapters.digest(model)}))
+    place = tmp_path / "weights"
+    place.mkdir()
+    (place / "adapter_model.safetensors").touch()
+    Origin(adapters.digest(model), "masked", above_language=False, labels=[]).write(place)
     resume.check_backbone(config, found, model)
-    place.write_text(json.dumps({"sha256": "0" * 64}))
+    Origin("0" * 64, "masked", above_language=False, labels=[]).write(place)
     with pytest.raises(ConfigError, match="was trained on the backbone 000000000000 and this one is"):
         resume.check_backbone(config, found, model)
     resume.check_backbone(RunConfig(), found, model)  # no adapter: the checkpoint holds all of the model

@@ -24,6 +24,8 @@ from mlray.models.backbone import PackedEncoder
 _LARGEST_SCALE = math.log(100.0)
 """Of a learnt temperature (Radford et al. 2021)."""
 _POOLING_FILE = "1_Pooling/config.json"
+_POOLINGS = {"mean": "mean_tokens", "cls": "cls_token", "last": "lasttoken"}
+"""Pooling -> its name in that file, after `pooling_mode_`."""
 
 
 class Embedder(PackedEncoder):
@@ -178,7 +180,6 @@ def export(model: Embedder, tokens: Any, weights: dict[str, torch.Tensor], folde
     """
     kept = {name: tensor for name, tensor in weights.items() if name != "log_scale_1"}
     backbone.export(model, tokens, kept, folder)
-    modes = {"mean": "mean", "cls": "cls", "last": "lasttoken"}
     width = int(model.model.config.hidden_size)
     files = {
         "modules.json": [
@@ -189,7 +190,7 @@ def export(model: Embedder, tokens: Any, weights: dict[str, torch.Tensor], folde
         "sentence_bert_config.json": {"max_seq_length": backbone.positions(model), "do_lower_case": False},
         _POOLING_FILE: {
             "word_embedding_dimension": width,
-            **{f"pooling_mode_{_told(name)}": modes[model.pooling] == name for name in modes.values()},
+            **{f"pooling_mode_{name}": model.pooling == pooling for pooling, name in _POOLINGS.items()},
         },
     }
     for name, body in files.items():
@@ -208,13 +209,12 @@ def pooling_of(folder: Path | str) -> str | None:
     if not path.is_file():
         return None
     told = json.loads(path.read_text(encoding="utf-8"))
-    modes = {"mean": "mean_tokens", "cls": "cls_token", "last": "lasttoken"}
-    named = [mode for mode, name in modes.items() if told.get(f"pooling_mode_{name}")]
-    if "pooling_mode" in told:
+    named = [pooling for pooling, name in _POOLINGS.items() if told.get(f"pooling_mode_{name}")]
+    if "pooling_mode" in told:  # newer: mean, cls or lasttoken
         named = [{"lasttoken": "last"}.get(told["pooling_mode"], told["pooling_mode"])]
-    if len(named) != 1 or named[0] not in modes:
+    if len(named) != 1 or named[0] not in _POOLINGS:
         raise ConfigError(
-            f"{path} pools by {told.get('pooling_mode', named)}; take one of {', '.join(modes)}"
+            f"{path} pools by {told.get('pooling_mode', named)}; take one of {', '.join(_POOLINGS)}"
         )
     kinds = [str(one["type"]).rpartition(".")[-1] for one in json.loads(modules.read_text(encoding="utf-8"))]
     extra = sorted(set(kinds) - {"Transformer", "Pooling", "Normalize"})
@@ -234,7 +234,3 @@ def check_pooling(model: Any, folder: Path | str) -> None:
             f"contrastive.pooling={model.pooling}, and an adapter is read as its backbone, whose 1_Pooling says {own}; "
             f"set contrastive.pooling={own}"
         )
-
-
-def _told(mode: str) -> str:
-    return {"mean": "mean_tokens", "cls": "cls_token", "lasttoken": "lasttoken"}[mode]

@@ -63,6 +63,8 @@ def loss(
 ) -> tuple[float, int, torch.Tensor]:
     """The sum over own pairs of InfoNCE in nats, how many of them found their target first, and the gradient (N, H).
 
+    First of all targets and hard negatives, whatever else is a negative: so that losses can be compared by it.
+
     The logit of two texts is the product of their vectors (`models.embedder`: cosine / temperature). With `dimensions`
     it is the mean over those prefixes and the whole, each brought to the length of the whole (Matryoshka, Kusupati et
     al. 2022). The right target's logit is lessened by margin / temperature (Yang et al. 2019). Negatives are the
@@ -111,7 +113,9 @@ class _Search:
 
     rows_P: torch.Tensor
     columns_M: torch.Tensor
-    """Texts; the first P are the right ones, pair by pair."""
+    """Texts; the first P are the right ones, pair by pair, and hard negatives and queries follow."""
+    answers: int
+    """How many of them are no queries."""
     item_P: torch.Tensor
     item_M: torch.Tensor
     speaks_ML: torch.Tensor | None
@@ -127,12 +131,10 @@ def _search(
 ) -> _Search:
     of, to = way
     rows_P, right_P = (_by_pair(texts, role) for role in (of, to))
-    parts = [right_P]
+    answers = [right_P]
     if to == TARGET:
-        parts.append(np.flatnonzero(texts.roles_N > TARGET))
-    if config.negatives == "all":
-        parts.append(rows_P)
-    columns_M = np.concatenate(parts)
+        answers.append(np.flatnonzero(texts.roles_N > TARGET))
+    columns_M = np.concatenate([*answers, rows_P] if config.negatives == "all" else answers)
     speaks_ML = None
     if config.language_quota:
         width = int(texts.languages_N.max(initial=0)) + 1
@@ -143,7 +145,7 @@ def _search(
         weight_M = math.log(config.hard_weight) * hard_M
     told = (rows_P, columns_M, items_N[rows_P], items_N[columns_M], texts.languages_N[rows_P])
     rows, columns, item_P, item_M, spoken_P = (torch.from_numpy(array).to(device) for array in told)
-    return _Search(rows, columns, item_P, item_M, speaks_ML, spoken_P, weight_M)
+    return _Search(rows, columns, sum(map(len, answers)), item_P, item_M, speaks_ML, spoken_P, weight_M)
 
 
 def _by_pair(texts: Texts, role: int) -> np.ndarray:
@@ -171,7 +173,8 @@ def _add(
         right_b = own_b[:, None]
         same_bM = (search.item_P[own_b][:, None] == search.item_M[None]).scatter_(1, right_b, False)
         logits_bM.masked_fill_(same_bM, -math.inf)
-        found += int((logits_bM.argmax(-1) == own_b).sum())  # whatever the margin and the quota make of it
+        # Before the margin and the quota: whatever they make of it.
+        found += int((logits_bM[:, : search.answers].argmax(-1) == own_b).sum())
         logits_bM.scatter_add_(1, right_b, -config.margin * queries_bH.square().sum(-1, keepdim=True))
         if search.speaks_ML is not None:
             speaks_ML, spoken_b = search.speaks_ML.to(logits_bM.dtype), search.spoken_P[own_b]

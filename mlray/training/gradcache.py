@@ -22,6 +22,7 @@ from mlray.objectives.pairing import Texts
 from mlray.objectives.table import Task
 from mlray.schema import PackedBatch
 from mlray.training.engine import Engine
+from mlray.training.turns import turns, with_macro
 
 _CGROUP = Path("/sys/fs/cgroup")
 _SHARE = 0.4
@@ -165,18 +166,15 @@ def gather_rows(engine: Engine, tensor: torch.Tensor) -> list[torch.Tensor]:
 def validate(engine: Engine, batches: list[PackedBatch], task: Task) -> dict[str, dict[str, float]]:
     """Loss (nats) and accuracy of each language's held-out pairs among themselves, and the `macro` mean.
 
-    Every worker gives the same batches and takes its turn; one without a batch left repeats another's with no
-    weight, because sharded weights are gathered by all workers together.
+    Every worker gives the same batches; see `turns`.
     """
     vectors, told = [], []
     engine.train(False)
     with torch.no_grad():
-        for first in range(0, len(batches), engine.world_size):
-            place = first + engine.rank
-            batch = batches[min(place, len(batches) - 1)]
+        for place, batch, counts in turns(engine, batches):
             inputs = task.inputs(batch)
             output = engine.forward(inputs.model)
-            own = len(output) if place < len(batches) else 0
+            own = len(output) if counts else 0
             vectors.append(output[:own])
             told.append(np.vstack([pairing.known(inputs.texts).stack(), batch.languages_D])[:, :own])
             told[-1][1] += place << 32  # no pair has the number of another batch's
@@ -217,7 +215,4 @@ def _figures(vectors_NH: torch.Tensor, told_6N: np.ndarray, task: Task) -> dict[
             "bits_per_char": 0.0,
             "predictions": float(count),
         }
-    if table:
-        keys = ("loss", "accuracy", "bits_per_char")
-        table["macro"] = {key: float(np.mean([row[key] for row in table.values()])) for key in keys}
-    return table
+    return with_macro(table)

@@ -26,6 +26,7 @@ from mlray.objectives.table import Task
 from mlray.schema import PackedBatch, Position
 from mlray.training import gradcache
 from mlray.training.engine import Engine
+from mlray.training.turns import turns, with_macro
 
 
 @dataclass(frozen=True)
@@ -166,8 +167,7 @@ def _share(
 def validate(engine: Engine, batches: list[PackedBatch], task: Task) -> dict[str, dict[str, float]]:
     """Loss (nats a prediction), accuracy and bits per character (0 for labels) of each language, and the `macro` mean.
 
-    Every worker gives the same batches and takes its turn; one without a batch left repeats another's with no
-    weight, because sharded weights are gathered by all workers together.
+    Every worker gives the same batches; see `turns`.
     """
     if task.over_batch:
         return gradcache.validate(engine, batches, task)
@@ -175,27 +175,22 @@ def validate(engine: Engine, batches: list[PackedBatch], task: Task) -> dict[str
     sums = np.zeros((4, L))
     engine.train(False)
     with torch.no_grad():
-        for first in range(0, len(batches), engine.world_size):
-            place = first + engine.rank
-            batch = batches[min(place, len(batches) - 1)]
+        for _, batch, counts in turns(engine, batches):
             scores = _score(engine, batch, task, L)
-            sums += scores if place < len(batches) else 0.0
+            sums += scores if counts else 0.0
     engine.train()
-    losses, correct, counts, characters = engine.total(sums.ravel()).reshape(4, L)
+    losses, correct, predictions, characters = engine.total(sums.ravel()).reshape(4, L).tolist()
     table = {
         name: {
-            "loss": losses[i] / counts[i],
-            "accuracy": correct[i] / counts[i],
+            "loss": losses[i] / predictions[i],
+            "accuracy": correct[i] / predictions[i],
             "bits_per_char": losses[i] / math.log(2) / characters[i] if characters[i] else 0.0,
-            "predictions": counts[i],
+            "predictions": predictions[i],
         }
         for i, name in enumerate(task.languages)
-        if counts[i]
+        if predictions[i]
     }
-    if table:
-        keys = ("loss", "accuracy", "bits_per_char")
-        table["macro"] = {key: float(np.mean([row[key] for row in table.values()])) for key in keys}
-    return {name: {key: float(value) for key, value in row.items()} for name, row in table.items()}
+    return with_macro(table)
 
 
 def _score(engine: Engine, batch: PackedBatch, task: Task, num_languages: int) -> np.ndarray:

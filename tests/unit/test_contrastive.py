@@ -142,6 +142,14 @@ def test_a_pair_that_is_nearest_is_found() -> None:
     for kwargs in ({}, {"margin": 0.3}, {"language_quota": 1}):
         texts = texts_of(PLAIN, SPOKEN)
         assert contrastive.loss(crossed, texts, np.arange(4), Contrastive.model_validate(kwargs))[1] == 2
+    # All queries are nearer to each other than to any target: their own is the nearest target all the same.
+    apart = torch.cat([torch.ones(4, 4), eye[::2]], dim=-1)
+    queries = torch.nn.functional.normalize(apart, dim=-1)
+    mixed = torch.stack([queries, torch.cat([torch.zeros(4, 4), eye[::2]], dim=-1)], dim=1).flatten(0, 1)
+    for negatives in ("targets", "all"):
+        assert (
+            contrastive.loss(mixed, texts_of(PLAIN), np.arange(4), Contrastive(negatives=negatives))[1] == 4
+        )
     close = torch.nn.functional.normalize(eye + 0.4, dim=-1)
     assert contrastive.loss(close, texts_of(PLAIN), np.arange(4), Contrastive(margin=2.0))[1] == 4
 

@@ -14,14 +14,16 @@ def main() -> int:
     parser = configuration.parser("Promote a bundle, or roll back; without either, print the history.")
     acts = parser.add_mutually_exclusive_group()
     acts.add_argument("--to", choices=("challenger", "champion"), help="what the run or bundle becomes")
-    acts.add_argument("--rollback", action="store_true", help="back to the champion before, model and index")
+    acts.add_argument("--rollback", action="store_true", help="back to an earlier champion, model and index")
     parser.add_argument("--run", help="folder of an evaluated run, or of a sweep (--to challenger)")
     for name, what in (("adapter", "what is found in it"), ("recommender-adapter", "its sessions")):
         told = f"MARKET=RUN, by whose adapter {what} is read (--to challenger)"
         parser.add_argument(f"--{name}", action="append", default=[], help=told)
     for name, what in {"recommender": "sessions", "translator": "translations", "writer": "answers"}.items():
         parser.add_argument(f"--{name}", help=f"run of a model of {what} (--to challenger)")
-    parser.add_argument("--bundle", help="name of a bundle (--to champion); without it the challenger")
+    parser.add_argument(
+        "--bundle", help="name (--to champion, --rollback); else the challenger, the one before"
+    )
     parser.add_argument("--index", help="name of its product index, or auto (--to champion)")
     parser.add_argument("--knowledge", help="name of its index of answers, or auto (--to champion)")
     parser.add_argument("--judged", help="output of jobs/evaluate.py --bundle champion on newer test sets")
@@ -31,10 +33,10 @@ def main() -> int:
     if (arguments.to == "challenger") != bool(arguments.run):
         parser.error("--to challenger and --run go together")
     beside = ("adapter", "recommender", "recommender_adapter", "translator", "writer")
-    if arguments.to != "challenger" and any(getattr(arguments, name) for name in beside):
-        parser.error("adapters and models beside the run go with --to challenger")
-    if (arguments.dry_run or arguments.judged) and arguments.to != "champion":
-        parser.error("--dry-run and --judged are of the gate, and go with --to champion")
+    gate = ("index", "knowledge", "judged", "dry_run", *(() if arguments.rollback else ("bundle",)))
+    for act, names in (("challenger", beside), ("champion", gate)):
+        if arguments.to != act and any(getattr(arguments, name) for name in names):
+            parser.error(f"--{', --'.join(names).replace('_', '-')} go with --to {act}")
 
     def work() -> None:
         config = configuration.load(arguments.config, arguments.overrides)

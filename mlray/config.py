@@ -364,7 +364,7 @@ class Sweep(_Section):
     """Of the validation, per language."""
     gap_weight: float = Field(0.5, ge=0)
     floors: dict[str, float] = {}
-    """Language -> value of the metric; a trial below it at a rung is stopped, and cannot win."""
+    """Language -> value of the metric; a trial that is below it from `grace_steps` on is stopped, and cannot win."""
     min_rows: int = Field(20, ge=1)
     """Held-out rows that each language must have."""
     mlflow_uri: str | None = None
@@ -379,7 +379,7 @@ class Release(_Section):
     min_gain: float = 0.0
     """The mean over the languages must gain so much on every task that has changed; below 0 it may lose."""
     tolerance: float = Field(1.0, ge=0)
-    """No language may lose more."""
+    """No language may lie further below the best that a champion has had in it on the same rows."""
     tolerances: dict[str, Annotated[float, Field(ge=0)]] = {}
     """The same for single languages or directions."""
     confirmed_only: bool = False

@@ -9,6 +9,7 @@ import contextlib
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from mlray.config import Storage
 
 _TAKEN = {"PreconditionFailed", "ConditionalRequestConflict"}
 """What S3 answers to a conditional write that lost."""
+_PARTIAL = ".part"
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ def create_bytes(uri: str, data: bytes, storage: Storage) -> bool:
 def _temporary(path: Path, data: bytes) -> Iterator[Path]:
     """A file beside `path` that holds `data` to the disk; gone after the block, unless it got another name."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PARTIAL)
     try:
         with os.fdopen(descriptor, "wb") as file:
             os.fchmod(descriptor, 0o644)
@@ -171,6 +173,12 @@ def _temporary(path: Path, data: bytes) -> Iterator[Path]:
         yield Path(name)
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+def is_partial(path: str) -> bool:
+    """Whether a path is that of a file which is being written, or whose writer was killed."""
+    name = path.rpartition("/")[2]
+    return name.startswith(".") and name.endswith(_PARTIAL)
 
 
 def upload(local: Path, uri: str, storage: Storage) -> None:
@@ -187,7 +195,9 @@ def upload(local: Path, uri: str, storage: Storage) -> None:
             return
         target = Path(uri)
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.part")
+        temporary = target.with_name(
+            f".{target.name}.{uuid.uuid4().hex}{_PARTIAL}"
+        )  # others may write the same
         try:
             shutil.copyfile(local, temporary)
             temporary.replace(target)
@@ -220,9 +230,12 @@ def staging() -> Iterator[Path]:
 
 
 def delete_others(uri: str, known: Collection[str], storage: Storage) -> None:
-    """Removes every file below a folder that is none of `known` (paths from there); one that is gone is no error."""
+    """Removes every file below a folder that is none of `known` (paths from there) and that nobody is writing.
+
+    One that is gone is no error.
+    """
     for path in walk(uri, storage):
-        if path in known:
+        if path in known or is_partial(path):
             continue
         with named(uri, storage):
             if is_s3(uri):

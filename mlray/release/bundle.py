@@ -152,7 +152,7 @@ def _add_markets(stage: Path, uris: Mapping[str, str], settings: Storage) -> Non
         encoder.load(tag, target)  # refuses what does not fit
         with storage.staging() as judged:
             _copy_judged(run, judged, target, settings)
-            evaluations.take_over(stage, tag, judged)
+            evaluations.take_over(stage, tag, judged, uris)
 
 
 def _add_companion(stage: Path, name: str, run: _Run, settings: Storage) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from mlray import languages, seal, storage
@@ -45,27 +45,31 @@ def add(stage: Path, judged: Path) -> None:
         rows.write((judged / ROWS).read_text(encoding="utf-8"))
 
 
-def take_over(stage: Path, tag: str, judged: Path) -> None:
-    """Puts the evaluation of a market's adapter into that of the bundle, where the market is searched.
+def take_over(stage: Path, tag: str, judged: Path, known: Collection[str] = ()) -> None:
+    """Puts the evaluation of a market's adapter into that of the bundle, wherever it is this one that reads.
 
     Args:
         stage: the bundle that is being made; its evaluation is rewritten.
         tag: of the market.
         judged: folder with the adapter's own.
+        known: the markets that have an adapter, if one without is read by that of a related one.
 
     Raises:
-        ConfigError: the adapter was not judged on the market.
+        ConfigError: the adapter was not judged wherever it reads and the bundle was judged.
     """
     ours, theirs = Report.read(stage), Report.read(judged)
     taken = [
         (task, name)
-        for task, table in theirs.cells.items()
+        for task, table in ours.cells.items()
         for name in table
-        if languages.target(name) == tag and name in ours.cells.get(task, {})
+        if task in theirs.cells
+        and tag in {market := languages.target(name), languages.nearest(market, known)}
     ]
-    if not taken:
+    left = [f"{task}, {name}" for task, name in taken if name not in theirs.cells[task]]
+    if left or not taken:
+        where = f" ({left[0]})" if left else ""
         raise ConfigError(
-            f"the adapter for {tag} was not judged where the bundle was; evaluate it on the same rows"
+            f"the adapter for {tag} was not judged where the bundle was{where}; evaluate it on the same rows"
         )
     replace(stage, judged, taken)
 

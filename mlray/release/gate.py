@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console
@@ -27,6 +28,8 @@ class Line:
     language: str
     metric: str
     champion: float
+    best: float
+    """Of the champion and those before it on these rows: small losses do not add up over promotions."""
     challenger: float | None
     """None: it was not judged on this language."""
     tolerance: float
@@ -56,18 +59,45 @@ class Verdict:
         return {**asdict(self), "passed": self.passed}
 
 
-def judge(champion: Report, challenger: Report, p_values: Mapping[str, float], settings: Release) -> Verdict:
+Cell = tuple[str, str, str]
+"""Task, language, metric."""
+
+
+def best(verdict: Mapping[str, Any] | None) -> dict[Cell, float]:
+    """The highest figures up to the bundle that a verdict has let pass; none for the first champion.
+
+    Args:
+        verdict: as `Verdict.to_dict` has written it.
+    """
+    lines = verdict["lines"] if verdict else ()
+    return {
+        (line["task"], line["language"], line["metric"]): max(
+            line.get("best", line["champion"]), line["challenger"]
+        )
+        for line in lines
+    }
+
+
+def judge(
+    champion: Report,
+    challenger: Report,
+    p_values: Mapping[str, float],
+    settings: Release,
+    reached: Mapping[Cell, float] = MappingProxyType({}),
+) -> Verdict:
     """Compares task by task and language by language.
 
-    A challenger passes if on every task the mean over the languages gains at least `min_gain` and no language loses
-    more than its tolerance. A task whose figures are all as they were, such as that of a model beside the main one,
-    need not gain if another does. With `confirmed_only` a loss that was tested counts only where it is none of chance.
+    A challenger passes if on every task the mean over the languages gains at least `min_gain` and no language is more
+    than its tolerance below the best that a champion has had in it. A task whose figures are all as they were, such as
+    that of a model beside the main one, need not gain if another does. With `confirmed_only` a loss that was tested
+    counts only where it is none of chance.
 
     Args:
         champion: whose tasks and languages must all be there.
         challenger: may have more.
         p_values: `<task> <language> <metric>` -> p of the paired test, as `Comparison.cells` are called.
         settings: the limits, in points.
+        reached: the best of champions on the same rows, see `best`.
 
     Raises:
         ConfigError: a limit is for a language that the champion was not judged on.
@@ -84,20 +114,22 @@ def judge(champion: Report, challenger: Report, p_values: Mapping[str, float], s
         if metric not in metrics:  # such as the language bias, which no gate is made of
             continue
         other = challenger.cells.get(task, {})
-        found = [
-            _line(task, language, metric, table, other, p_values.get(f"{task} {language} {metric}"), settings)
-            for language in sorted(table)
-        ]
+        found = []
+        for language in sorted(table):
+            cell, p = (task, language, metric), p_values.get(f"{task} {language} {metric}")
+            now = float(table[language][metric].value)
+            after = float(other[language][metric].value) if language in other else None
+            found.append(_line(cell, (now, after), reached.get(cell, -math.inf), p, settings))
         lines += found
         refusals += [line.refused for line in found if line.refused]
         shared = [(line.champion, line.challenger) for line in found if line.challenger is not None]
         if not shared:
             continue
-        before, after = (sum(side) / len(shared) for side in zip(*shared, strict=True))
-        macro[task] = (before, after)
-        if after - before < settings.min_gain - _SLACK:
+        before, mean = (sum(side) / len(shared) for side in zip(*shared, strict=True))
+        macro[task] = (before, mean)
+        if mean - before < settings.min_gain - _SLACK:
             short[task] = (
-                f"{task}: the mean {metric} goes from {before:.2f} to {after:.2f}, and release.min_gain asks for "
+                f"{task}: the mean {metric} goes from {before:.2f} to {mean:.2f}, and release.min_gain asks for "
                 f"{settings.min_gain:+g}"
             )
     moved = {line.task for line in lines if line.champion != line.challenger}
@@ -108,31 +140,26 @@ def judge(champion: Report, challenger: Report, p_values: Mapping[str, float], s
 
 
 def _line(
-    task: str,
-    language: str,
-    metric: str,
-    champion: Mapping[str, Any],
-    challenger: Mapping[str, Any],
-    p: float | None,
-    settings: Release,
+    cell: Cell, pair: tuple[float, float | None], earlier: float, p: float | None, settings: Release
 ) -> Line:
-    before = float(champion[language][metric].value)
-    tolerance = settings.tolerances.get(language, settings.tolerance)
-    if language not in challenger:
-        why = f"{task}, {language}: the challenger was not judged on this language"
-        return Line(task, language, metric, before, None, tolerance, p, why)
-    after = float(challenger[language][metric].value)
-    lost, refused = before - after, None
-    real = p is None or p < settings.significance  # what was not tested may be no chance
-    if not math.isfinite(lost):
+    (task, language, metric), (before, after) = cell, pair
+    tolerance, best = settings.tolerances.get(language, settings.tolerance), max(before, earlier)
+    refused = None
+    if after is None:
+        refused = f"{task}, {language}: the challenger was not judged on this language"
+    elif not math.isfinite(before - after):
         refused = f"{task}, {language}: {metric} goes from {before} to {after}, which is no figure"
-    elif lost > tolerance + _SLACK and (real or not settings.confirmed_only):
-        test = "no paired test" if p is None else f"p = {p:.4f}"
-        refused = (
-            f"{task}, {language}: {metric} falls by {lost:.2f} from {before:.2f} to {after:.2f} ({test}), and its "
-            f"tolerance is {tolerance:g}"
-        )
-    return Line(task, language, metric, before, after, tolerance, p, refused)
+    elif best - after > tolerance + _SLACK:
+        by_now = before - after <= tolerance + _SLACK  # the champion has lost some of it already
+        tested = p is not None and not by_now  # what was not tested may be no chance
+        test = f"p = {p:.4f}" if tested else "no paired test"
+        whose = f"{best:.2f}, an earlier champion's," if by_now else f"{best:.2f}"
+        if not (settings.confirmed_only and tested and p >= settings.significance):
+            refused = (
+                f"{task}, {language}: {metric} falls by {best - after:.2f} from {whose} to {after:.2f} ({test}), and "
+                f"its tolerance is {tolerance:g}"
+            )
+    return Line(task, language, metric, before, best, after, tolerance, p, refused)
 
 
 def show(verdict: Verdict, console: Console) -> None:

@@ -57,7 +57,7 @@ def rejudged(registry: Registry, name: str, uri: str) -> Iterator[tuple[Report, 
     """The report of a bundle, and where its predictions lie: those at `uri` of the languages there, else its own.
 
     So a champion is compared with a challenger that was judged on newer test sets. A market that has an adapter keeps
-    its figures, which are the adapter's, and so does every model beside the main one.
+    its figures, which are the adapter's, as does a related one that it reads, and every model beside the main one.
 
     Args:
         registry: where the bundle is.
@@ -82,7 +82,7 @@ def rejudged(registry: Registry, name: str, uri: str) -> Iterator[tuple[Report, 
             (task, language)
             for task, table in found.cells.items()
             for language in table
-            if languages.target(language) not in known
+            if languages.nearest(languages.target(language), known) is None
         ]
         evaluations.replace(stage, other, taken)
         yield Report.read(stage), str(stage / evaluations.ROWS)

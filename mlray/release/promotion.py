@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 
 from rich.console import Console
 from rich.markup import escape
@@ -31,7 +31,7 @@ def decide(config: RunConfig, asked: Namespace) -> None:
     """
     console, verdict = Console(), None
     if asked.rollback:
-        rollback(config, asked.why)
+        rollback(config, asked.why, asked.bundle, console)
     elif asked.to == "challenger":
         beside = Beside(
             markets=_markets("--adapter", asked.adapter),
@@ -139,24 +139,42 @@ def _beside(event: Event) -> dict[str, str | None]:
     return {"index": event.index, "knowledge": event.knowledge}
 
 
-def rollback(config: RunConfig, why: str) -> Event:
+def rollback(config: RunConfig, why: str, name: str | None = None, console: Console | None = None) -> Event:
     """Makes the bundle and its indexes champion that were so before the present ones.
 
+    Args:
+        config: where the registry is.
+        why: a sentence for the history.
+        name: of an earlier champion; None is the last one that is whole.
+        console: is told of those that are not.
+
     Raises:
-        ConfigError: there was none before.
-        RunError: they are not whole any more, or somebody else was first.
+        ConfigError: there was none before, or not this one.
+        RunError: none is whole any more, or somebody else was first.
     """
     registry = open_registry(config)
     before = registry.history()
-    if len(before.reigns) < 2:
-        raise ConfigError(f"{registry.uri} has no champion before the present one, nothing to go back to")
-    earlier = before.reigns[-2]
-    registry.check("bundles", earlier.bundle)
-    beside = _beside(earlier)
-    for one in beside.values():
-        if one is not None:
-            registry.check("indexes", one)
-    return registry.append(before, action="rollback", bundle=earlier.bundle, why=why, **beside)
+    earlier = [one for one in before.reigns[:-1] if name in {None, one.bundle}]
+    if not earlier:
+        what = f"{name} is no earlier champion" if name else "there is no champion before the present one"
+        raise ConfigError(f"{registry.uri}: {what}, nothing to go back to")
+    faults = []
+    for one in reversed(earlier):
+        if (fault := _fault(registry, one)) is None:
+            return registry.append(before, action="rollback", bundle=one.bundle, why=why, **_beside(one))
+        faults.append(fault)
+        if console:
+            console.print(f"passed over: {fault}", markup=False, highlight=False)
+    raise RunError(f"{faults[0]}; nothing was changed")
+
+
+def _fault(registry: Registry, reign: Event) -> str | None:
+    """What is wrong with a bundle or one of the indexes that were served with it."""
+    beside = [("indexes", one) for one in _beside(reign).values() if one is not None]
+    for kind, one in [("bundles", reign.bundle), *beside]:
+        if fault := registry.fault(kind, one):
+            return f"{registry.place(kind, one)} is damaged: {fault}"
+    return None
 
 
 def only_index(registry: Registry, name: str, kind: str) -> str:
@@ -165,12 +183,12 @@ def only_index(registry: Registry, name: str, kind: str) -> str:
     Raises:
         ConfigError: there is none, or several.
     """
-    built = [
-        one
-        for one in registry.names("indexes")
-        for about in [registry.about("indexes", one)]
-        if about.get("bundle") == name and about.get("kind", "index") == kind
-    ]
+    built = []
+    for one in registry.names("indexes"):
+        with suppress(RunError):  # a damaged one is none to choose, and may belong to another bundle
+            about = registry.about("indexes", one)
+            if about.get("bundle") == name and about.get("kind", "index") == kind:
+                built.append(one)
     if len(built) != 1:
         made = f"jobs/index.py --bundle {name}" + " --knowledge" * (kind == "knowledge")
         told = f"there are {', '.join(built)}; name one" if built else f"{made} makes one"
@@ -208,6 +226,7 @@ def _verdict(
     if history.champion is None or history.champion.bundle == name:  # only the index is another
         return None
     champion = history.champion.bundle
+    registry.check("bundles", champion)  # its figures decide as much as those of the other
     own = nullcontext(bundle.report_of(registry, champion))
     new, new_rows = bundle.report_of(registry, name)
     with judging.rejudged(registry, champion, judged) if judged else own as (old, old_rows):
@@ -219,7 +238,9 @@ def _verdict(
                 "them, and promote with --judged FOLDER"
             ) from None
     p_values = {key: cell.p for key, cell in found.cells.items()}
-    return gate.judge(old, new, p_values, config.release)
+    reigned = (one.verdict for one in reversed(history.reigns) if one.bundle == champion and one.verdict)
+    best = {} if judged else gate.best(next(reigned, None))  # figures on other rows tell nothing of these
+    return gate.judge(old, new, p_values, config.release, best)
 
 
 def show(history: History, console: Console) -> None:

@@ -51,6 +51,11 @@ class Event:
     knowledge: str | None = None
     """The index of what customer service answers with."""
 
+    @property
+    def served(self) -> tuple[str, str | None, str | None]:
+        """Bundle and indexes."""
+        return self.bundle, self.index, self.knowledge
+
 
 @dataclass(frozen=True)
 class History:
@@ -60,13 +65,15 @@ class History:
 
     @property
     def reigns(self) -> tuple[Event, ...]:
-        """The promotions that hold, the last that of the champion: a rollback has taken the one before it away."""
+        """The promotions that hold, the last that of the champion: a rollback has taken those after it away."""
         found: list[Event] = []
         for event in self.events:
             if event.action == "promote":
                 found.append(event)
             elif event.action == "rollback" and found:
                 found.pop()
+                while found and found[-1].served != event.served:
+                    found.pop()
         return tuple(found)
 
     @property
@@ -197,7 +204,8 @@ class Registry:
         body = storage.read_bytes(storage.join(place, mark), self.settings)
         if _short(body) != name.rpartition("-")[-1]:
             return f"{mark} does not match its name"
-        extra = sorted(set(storage.walk(place, self.settings)) - {*json.loads(body)["files"], mark})
+        there = {path for path in storage.walk(place, self.settings) if not storage.is_partial(path)}
+        extra = sorted(there - {*json.loads(body)["files"], mark})
         return f"{extra[0]} is not one of its files" if extra else None
 
     def check(self, kind: str, name: str) -> None:

@@ -75,6 +75,10 @@ class Board:
             "values": self.values[trial],
         }
 
+    def ended_trials(self) -> set[str]:
+        """Those that will report no more."""
+        return {name for name, state in self.states.items() if state != "runs"}
+
     def ended(self, trial: str) -> str:
         """A sentence on a trial that has ended by itself or was stopped."""
         last = self.last().get(trial)

@@ -13,8 +13,17 @@ DRIVER_CPUS = 0.2
 """Of a trial's driver, which waits for its workers."""
 _MEASURES = ("contrastive.", "distillation.", "objective.")
 """What the loss itself is made of."""
-_FREE = {"cluster", "storage", "evaluation", "release", "serving"}
+_QUESTIONS = {
+    *("objective.mask_rate", "objective.whole_word", "objective.noise_rate", "objective.span_length"),
+    *("objective.permute_sentences", "recommendation.candidates"),
+}
+"""What a validation asks is made of these: with others it is harder or easier, whatever was learnt."""
+_FREE = {"cluster", "evaluation", "release", "serving"}
 """Sections by which no trial differs from those before a resume."""
+_FREE_KEYS = {"sweep.mlflow_uri", "storage.timeout_s"}
+"""Likewise."""
+_STOPPED = {"random", "grid", "tpe"}
+"""Algorithms whose trials `sweep.early_stopping` stops."""
 
 
 def settings(config: RunConfig) -> None:
@@ -33,14 +42,57 @@ def settings(config: RunConfig) -> None:
             "train.early_stopping ends a trial before its last step, where trials are compared; "
             "sweep.early_stopping stops those that fall behind"
         )
-    measures = [key for key in config.sweep.space if key.startswith(_MEASURES)]
+    _check_measure(config)
+    _check_stops(config)
+    if config.sweep.mlflow_uri is not None:
+        _check_mlflow(config.sweep.mlflow_uri)
+
+
+def _check_measure(config: RunConfig) -> None:
+    questions = set(_QUESTIONS)
+    if config.objective.name == "next_item" and config.recommendation.candidates == "batch":
+        questions.add("train.micro_batch_size")  # the candidates are those of a micro-batch
+    measures = [key for key in config.sweep.space if key.startswith(_MEASURES) and key not in questions]
     if config.sweep.metric == "loss" and measures:
         raise ConfigError(
             f"sweep.metric=loss is another measure with every {measures[0]}; compare trials by accuracy, or leave "
             "the key out of sweep.space"
         )
-    if config.sweep.mlflow_uri is not None and importlib.util.find_spec("mlflow") is None:
+    if asked := [key for key in config.sweep.space if key in questions]:
+        raise ConfigError(
+            f"sweep.space.{asked[0]}: the validation of each trial would ask another question, so trials could not be "
+            "compared; leave the key out"
+        )
+
+
+def _check_stops(config: RunConfig) -> None:
+    """Refuses early stops and clones for which no validation is left."""
+    sweep, steps, every = config.sweep, config.train.steps, config.train.validate_every
+    if sweep.algorithm == "pbt" and not 2 <= sweep.num_trials <= sweep.max_concurrent:
+        raise ConfigError(
+            f"sweep.algorithm=pbt runs its whole population side by side: sweep.num_trials={sweep.num_trials} must "
+            f"be 2 or more, and sweep.max_concurrent={sweep.max_concurrent} as many"
+        )
+    stops = sweep.early_stopping and sweep.algorithm in _STOPPED
+    first = -(-sweep.grace_steps // every) * every
+    if (stops or sweep.algorithm == "pbt") and first >= steps:
+        what = "cloned" if sweep.algorithm == "pbt" else "stopped early"
+        raise ConfigError(
+            f"no trial could be {what}: the first validation from sweep.grace_steps={sweep.grace_steps} on is at "
+            f"{first}, and train.steps={steps}; lower grace_steps or train.validate_every"
+            + ("" if sweep.algorithm == "pbt" else ", or set sweep.early_stopping=false")
+        )
+
+
+def _check_mlflow(uri: str) -> None:
+    if importlib.util.find_spec("mlflow") is None:
         raise ConfigError("sweep.mlflow_uri needs MLflow: pip install 'mlray[mlflow]'")
+    from mlflow import MlflowClient
+
+    try:
+        MlflowClient(uri).search_experiments(max_results=1)
+    except Exception as error:  # of whatever keeps it: a database, HTTP, files
+        raise ConfigError(f"sweep.mlflow_uri={uri} does not answer: {str(error).splitlines()[0]}") from None
 
 
 def begun(config: RunConfig, root: str, *, resume: bool) -> None:
@@ -61,7 +113,11 @@ def begun(config: RunConfig, root: str, *, resume: bool) -> None:
     )
     now = config.model_dump(mode="json")
     for section in sorted(now.keys() - _FREE):
-        changed = [key for key, value in now[section].items() if before[section][key] != value]
+        changed = [
+            key
+            for key, value in now[section].items()
+            if before[section][key] != value and f"{section}.{key}" not in _FREE_KEYS
+        ]
         if changed:
             raise ConfigError(
                 f"{section}.{changed[0]} is not what {root} was begun with; set it back, or begin with another run.name"
@@ -80,16 +136,7 @@ def room(config: RunConfig, count: int, drivers: int) -> None:
         ConfigError: the cluster cannot place one, or not so many at a time.
     """
     placement.check(config)
-    settings, cluster = config.sweep, config.cluster
-    if settings.algorithm == "pbt" and not 2 <= settings.num_trials <= settings.max_concurrent:
-        raise ConfigError(
-            f"sweep.algorithm=pbt runs its whole population side by side: sweep.num_trials={settings.num_trials} must "
-            f"be 2 or more, and sweep.max_concurrent={settings.max_concurrent} as many"
-        )
-    if settings.grace_steps > config.train.steps:
-        raise ConfigError(
-            f"sweep.grace_steps={settings.grace_steps} lies behind train.steps={config.train.steps}"
-        )
+    cluster = config.cluster
     together = cluster.model_copy(update={"num_workers": cluster.num_workers * count})
     one, needed = placement.wanted_cpus(config), DRIVER_CPUS * drivers + placement.wanted_cpus(config) * count
     try:

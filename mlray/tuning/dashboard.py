@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 from ray import tune
 from ray.util.metrics import Gauge
 
 from mlray import storage
+from mlray.access import StorageError
 from mlray.tuning.board import Board, Row
 from mlray.tuning.page import page
 from mlray.tuning.trial import TRIALS
@@ -50,29 +52,34 @@ class Dashboard(tune.Callback):  # type: ignore[misc]
         """After each validation of a trial."""
         if "objective" in result:
             self._measure(self.board.told(str(trial.trial_id), result))
-            self._keep()
-            if time.monotonic() - self._written > _WRITE_S:
-                self.write()
+            late = time.monotonic() - self._written > _WRITE_S
+            self._try(self.write if late else self._keep)
 
     def on_trial_complete(self, trials: list[Any], trial: Any, **_: Any) -> None:
         """When a trial has ended by itself or was stopped."""
         line = self.board.ended(str(trial.trial_id))
-        ended = sum(state != "runs" for state in self.board.states.values())
-        print(f"{line}; {ended} of {len(trials)} ended", flush=True)
-        self.write()
+        print(f"{line}; {len(self.board.ended_trials())} of {len(trials)} ended", flush=True)
+        self._try(self.write)
 
     def on_trial_error(self, trial: Any, **_: Any) -> None:
         """When a trial has failed."""
         name = str(trial.trial_id)
         self.board.states[name] = "failed"
         print(f"trial {name} failed", flush=True)
-        self.write()
+        self._try(self.write)
 
     def write(self) -> None:
         """Rewrites the page and what it is made of."""
         self._keep()
         storage.write_bytes(self.place, page(self.board).encode(), self.board.config.storage)
         self._written = time.monotonic()
+
+    def _try(self, write: Callable[[], None]) -> None:
+        """Writes; should that fail, Ray Tune would take it for a failure of the trial that was told of."""
+        try:
+            write()
+        except StorageError as error:
+            print(f"{error}; the dashboard is written again after the next validation", flush=True)
 
     def _keep(self) -> None:
         body = json.dumps(self.board.state(), ensure_ascii=False, indent=1).encode()

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.tune.error import TuneError
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, PopulationBasedTraining
 from ray.tune.search import BasicVariantGenerator
 from rich.console import Console
@@ -37,9 +38,10 @@ from mlray.tuning.finetune import finetune
 
 _OWN_ROWS = ("corpus.", "objective.", "train.global_batch_size", "train.micro_batch_size")
 """Keys by which a trial reads other rows than its neighbours."""
-
-
 _OPTUNA = {"tpe", "pareto"}
+"""Algorithms that draw each trial when the ones before it have told."""
+_BEGUN = "experiment_state-"
+"""What Ray Tune can go on with: the file that it writes when the first trials are made."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def sweep(config: RunConfig, *, resume: bool = False) -> Outcome:
     base = prepared.config
     languages = objective.languages(prepared.manifest, base.sweep)
     # What was begun elsewhere goes on with less, but Ray Tune starts all drivers that were there again.
-    drivers = base.sweep.max_concurrent
+    drivers = min(base.sweep.max_concurrent, _wanted(base))
     checks.room(base, 1 if resume else drivers, drivers)
     storage.write_bytes(storage.join(root, "config.yaml"), config.to_yaml().encode(), config.storage)
     shared = _share(base, prepared)
@@ -83,9 +85,17 @@ def sweep(config: RunConfig, *, resume: bool = False) -> Outcome:
         {"CPU": checks.DRIVER_CPUS},
     )
     dashboard = Dashboard(board, root)
-    results = tuner(trainable, domains, base, dashboard, resume=resume).fit()
+    try:
+        results = tuner(trainable, domains, base, dashboard, resume=resume).fit()
+    except TuneError as error:
+        raise RunError(f"{str(error).strip().splitlines()[-1]}; --resume goes on") from error
     dashboard.read()
     return _conclude(results, dashboard)
+
+
+def _wanted(base: RunConfig) -> int:
+    """How many trials there are to be."""
+    return (space.size(base) if base.sweep.algorithm == "grid" else None) or base.sweep.num_trials
 
 
 def _common(config: RunConfig, root: str) -> dict[str, Any]:
@@ -123,12 +133,11 @@ def tuner(
     """
     place = storage.absolute(base.run.storage_uri)
     filesystem = access.filesystem(base.storage) if access.is_s3(place) else None
-    place = place.removeprefix("s3://")
     begun = storage.join(place, "tune")
     space_of_tune = {} if base.sweep.algorithm in _OPTUNA else domains  # Optuna draws itself
-    if resume and tune.Tuner.can_restore(begun, storage_filesystem=filesystem):
+    if resume and any(name.startswith(_BEGUN) for name in storage.walk(begun, base.storage)):
         return tune.Tuner.restore(
-            begun,
+            begun.removeprefix("s3://"),
             trainable,
             resume_unfinished=True,
             storage_filesystem=filesystem,
@@ -150,7 +159,7 @@ def tuner(
         ),
         run_config=tune.RunConfig(
             name="tune",
-            storage_path=place,
+            storage_path=place.removeprefix("s3://"),
             storage_filesystem=filesystem,
             stop=_over(base),
             callbacks=[dashboard, *_loggers(base)],
@@ -217,7 +226,7 @@ def _kept(config: RunConfig, board: Board, best: Row) -> float:
     """
     if best.step >= config.train.steps:
         return best.objective
-    told = next(trial.last(config), None)
+    told = trial.last(config)
     if told is None:
         return best.objective
     found = objective.score(told["languages"], board.languages, board.config.sweep)
@@ -232,9 +241,17 @@ def _kept(config: RunConfig, board: Board, best: Row) -> float:
 def _conclude(results: Any, dashboard: Dashboard) -> Outcome:
     board = dashboard.board
     names = {Path(one.path).name for one in results}
-    board.keep(names)  # one that a killed sweep had just begun may have come again under another name
-    board.over = True
+    ended, wanted = board.ended_trials(), max(len(names), _wanted(board.config))
+    # One that a killed sweep had just begun may have come again under another name; one that had ended counts, though
+    # Ray Tune was killed before it knew.
+    board.keep(names | ended)
+    left = wanted - len(names & ended)
+    board.over = not left
     dashboard.write()
+    if left:  # Ray Tune returns at Ctrl-C as if it were done
+        raise RunError(
+            f"{left} of {wanted} trials have not ended, and none is chosen before all have; --resume goes on"
+        )
     failed = {Path(one.path).name: str(one.error).splitlines()[-1] for one in results if one.error}
     best = board.best()
     if best is None:

@@ -13,7 +13,7 @@ import json
 import os
 import tempfile
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -123,13 +123,14 @@ def _ended(base: RunConfig, name: str) -> dict[str, Any] | None:
     return board.report(name)
 
 
-def last(config: RunConfig) -> Iterator[dict[str, Any]]:
-    """The last validation of a run, as its workers told it."""
+def last(config: RunConfig) -> dict[str, Any] | None:
+    """The last validation of a run, as its workers told it; None if it has made none."""
     found, _ = checkpoints.newest(Folders.of(config).checkpoints, config.storage)
-    if found and found.progress.validations:
-        last, losses = found.progress.validations[-1], found.progress.losses
-        loss = losses[-1][1] if losses else 0.0
-        yield {"step": last["step"], "loss": loss, "languages": last["languages"], "checkpoint": found.uri}
+    if found is None or not found.progress.validations:
+        return None
+    last, losses = found.progress.validations[-1], found.progress.losses
+    loss = losses[-1][1] if losses else 0.0
+    return {"step": last["step"], "loss": loss, "languages": last["languages"], "checkpoint": found.uri}
 
 
 def _told(pointer: Any) -> str:
@@ -198,5 +199,7 @@ def _reports(config: RunConfig, shared: Shared) -> Generator[dict[str, Any]]:
         queue.shutdown(force=True)
     if faults:
         raise faults[0]
-    if not heard:  # it had nothing left to do: its report was lost with who should have heard it
-        yield from last(config)
+    if not heard and (
+        told := last(config)
+    ):  # it had nothing left to do: its report was lost with who should hear it
+        yield told

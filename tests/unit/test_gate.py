@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 
 import pytest
@@ -43,6 +44,30 @@ def test_better_everywhere_passes() -> None:
 @pytest.mark.parametrize(("lost", "passed"), [(1.0, True), (1.01, False)])
 def test_the_tolerance_is_the_last_loss_that_passes(lost: float, passed: bool) -> None:
     assert verdict({"de": 70.0, "fr": 50.0, "ja": 40.0 - lost}).passed is passed
+
+
+def test_small_losses_do_not_add_up_over_promotions() -> None:
+    first = gate.judge(report(BEFORE), report(second := {"de": 61.0, "fr": 51.0, "ja": 39.1}), {}, Release())
+    assert first.passed
+    best = gate.best(json.loads(json.dumps(first.to_dict())))
+    assert best == {
+        ("retrieval", name, "MRR"): value for name, value in (("de", 61.0), ("fr", 51.0), ("ja", 40.0))
+    }
+    third = {"de": 62.0, "fr": 51.0, "ja": 38.9}
+    p_values = {
+        "retrieval ja MRR": 0.9
+    }  # of the loss against the champion alone, which is within its tolerance
+    for confirmed_only in (False, True):
+        found = gate.judge(
+            report(second), report(third), p_values, Release(confirmed_only=confirmed_only), best
+        )
+        assert found.refusals == (
+            "retrieval, ja: MRR falls by 1.10 from 40.00, an earlier champion's, to 38.90 (no paired test), and its "
+            "tolerance is 1",
+        )
+    assert gate.judge(report(second), report({**third, "ja": 39.0}), p_values, Release(), best).passed
+    assert gate.judge(report(second), report(third), p_values, Release()).passed
+    assert gate.best(None) == {}
 
 
 def test_a_language_may_have_a_tolerance_of_its_own() -> None:

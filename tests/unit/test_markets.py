@@ -92,6 +92,30 @@ def test_an_adapter_that_does_not_belong_is_refused(tmp_path: Path) -> None:
     assert open_registry(config).names("bundles") == []
 
 
+def test_an_adapter_is_judged_wherever_it_reads(tmp_path: Path) -> None:
+    """In a related market that has none of its own, and whatever the language of the query."""
+    hits = {"en-da": [2] * 8, "en-nb": [2] * 8, "nb-da": [2] * 8}
+    main = ended(tmp_path, "main", exported, hits)
+    base = Path(main) / "checkpoints" / "step-00000002" / "weights"
+    lora = ["adapter.kind=lora", f"model.path={base}"]
+    config = configured(tmp_path)
+    for lacks in ("en-nb", "nb-da"):
+        run = ended(
+            tmp_path, f"without-{lacks}", lambda folder: adapter(base, folder, 1),
+            {name: [1] * 8 for name in hits if name != lacks}, *lora,
+        )  # fmt: skip
+        with pytest.raises(ConfigError, match=rf"was not judged where the bundle was \(retrieval, {lacks}\)"):
+            promotion.challenge(config, main, "", Beside({"da": run}))
+    whole = ended(
+        tmp_path, "whole", lambda folder: adapter(base, folder, 1), {name: [1] * 8 for name in hits}, *lora
+    )
+    event = promotion.challenge(config, main, "", Beside({"da": whole}))
+    report, _ = bundle.report_of(open_registry(config), event.bundle)
+    assert {name: row["R@1"].value for name, row in report.cells["retrieval"].items()} == dict.fromkeys(
+        hits, 100.0
+    )
+
+
 def test_an_adapter_whose_backbone_has_changed_is_no_bundle(tmp_path: Path) -> None:
     base = exported(tmp_path / "base")
     lora = ["adapter.kind=lora", f"model.path={base}"]

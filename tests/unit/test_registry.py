@@ -15,6 +15,7 @@ from typing import Any
 import boto3
 import pytest
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+from rich.console import Console
 from werkzeug.serving import make_server
 
 from mlray import configuration, seal, storage
@@ -191,6 +192,89 @@ def test_a_rollback_restores_model_and_index(tmp_path: Path) -> None:
         promotion.rollback(config, "")
     promotion.promote(config, *served[1], "it was the network")
     assert promotion.rollback(config, "").bundle == served[0][0]
+
+
+def champions(tmp_path: Path, *named: tuple[str, dict[str, list[int]]]) -> tuple[RunConfig, list[str]]:
+    """Bundles that became champion one after the other."""
+    config, names = configured(tmp_path), []
+    for name, hits in named:
+        names.append(promotion.challenge(config, finished(tmp_path, name, hits), "").bundle)
+        _, event = promotion.promote(config, None, None, "")
+        assert event is not None
+    return config, names
+
+
+def test_what_one_promotion_may_cost_three_may_not(tmp_path: Path) -> None:
+    """2.5 points of Japanese each time, with a tolerance of 3."""
+    hits = [
+        {"de-en": [1] * n + [2] * (40 - n), "ja-en": [1] * (30 - n) + [2] * (10 + n)} for n in (10, 12, 14)
+    ]
+    config, _ = champions(tmp_path, ("a", hits[0]))
+    config = configuration.change(config, {"release.tolerance": 3.0})
+    promotion.challenge(config, finished(tmp_path, "b", hits[1]), "")
+    verdict, event = promotion.promote(config, None, None, "")
+    assert verdict is not None
+    assert event is not None
+    assert [line.best for line in verdict.lines] == pytest.approx([62.5, 75.0])
+    promotion.challenge(config, finished(tmp_path, "c", hits[2]), "")
+    verdict, event = promotion.promote(config, None, None, "")
+    assert verdict is not None
+    assert verdict.refusals == (
+        "retrieval, ja-en: MRR falls by 5.00 from 75.00, an earlier champion's, to 70.00 (no paired test), and its "
+        "tolerance is 3",
+    )
+    assert event is None
+
+
+def test_a_champion_whose_figures_were_altered_lets_nothing_pass(tmp_path: Path) -> None:
+    config, (weak,) = champions(tmp_path, ("weak", WEAK))
+    promotion.challenge(config, finished(tmp_path, "strong", STRONG), "")
+    place = Path(open_registry(config).place("bundles", weak)) / "report.json"
+    place.write_text(place.read_text().replace("50.0", "10.0"))
+    with pytest.raises(RunError, match=rf"{weak} is damaged: report\.json"):
+        promotion.promote(config, None, None, "")
+
+
+def test_a_rollback_goes_to_whoever_is_named_or_whole(tmp_path: Path) -> None:
+    middle = {"de-en": [1] * 20 + [2] * 20, "ja-en": [1] * 20 + [2] * 20}
+    config, (weak, better, strong) = champions(tmp_path, ("a", WEAK), ("b", middle), ("c", STRONG))
+    registry = open_registry(config)
+    with pytest.raises(ConfigError, match=f"{strong} is no earlier champion"):
+        promotion.rollback(config, "", strong)
+    assert promotion.rollback(config, "", weak).bundle == weak
+    assert [one.bundle for one in registry.history().reigns] == [weak]
+    for name in (better, strong):
+        promotion.promote(config, name, None, "")
+    (Path(registry.place("bundles", better)) / "weights" / "config.json").unlink()
+    with pytest.raises(RunError, match=f"{better} is damaged: weights/config.json"):
+        promotion.rollback(config, "", better)
+    console = Console(record=True, width=300)
+    assert promotion.rollback(config, "", console=console).bundle == weak
+    assert f"passed over: {registry.place('bundles', better)} is damaged" in console.export_text()
+
+
+def test_a_damaged_index_of_another_bundle_is_no_hindrance(tmp_path: Path) -> None:
+    config, (weak,) = champions(tmp_path, ("weak", WEAK))
+    registry = open_registry(config)
+    index = indexed(registry, weak, tmp_path / "index")
+    other = indexed(registry, "other", tmp_path / "other-index")
+    (Path(registry.place("indexes", other)) / "INDEX.json").write_text("{")
+    assert promotion.only_index(registry, weak, "index") == index
+
+
+def test_what_another_is_writing_is_left_alone(tmp_path: Path) -> None:
+    config = configured(tmp_path)
+    run = finished(tmp_path, "weak", WEAK)
+    registry = open_registry(config)
+    name = promotion.challenge(config, run, "").bundle
+    place = Path(registry.place("bundles", name))
+    half = place / "weights" / ".model.safetensors.0123.part"
+    half.write_bytes(b"half")
+    registry.check("bundles", name)
+    (place / "weights" / "config.json").write_text("altered")
+    assert promotion.challenge(config, run, "").bundle == name  # makes it again
+    registry.check("bundles", name)
+    assert half.read_bytes() == b"half"
 
 
 def test_an_index_of_another_encoder_is_refused(tmp_path: Path) -> None:

@@ -7,14 +7,18 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from mlray import configuration, seal
+from mlray.access import StorageError
 from mlray.config import ConfigError, RunConfig, RunError
 from mlray.training.checkpoint import Progress
 from mlray.tuning import checks, sweep, trial
 from mlray.tuning.board import Board, Row
+from mlray.tuning.dashboard import Dashboard
 from tests.unit.test_board import filled, tell
 
 
@@ -158,8 +162,13 @@ def test_a_sweep_is_begun_once_and_resumed_as_it_was(tmp_path: Path) -> None:
         "evaluation.max_bad_rows=3",
         "storage.timeout_s=3.0",
         "serving.port=1",
+        "sweep.mlflow_uri=sqlite:///x.db",
     ]
     checks.begun(configuration.load(None, elsewhere), str(tmp_path), resume=True)
+    # Ray Tune's state holds callbacks that write by the storage of the beginning.
+    moved = configuration.load(None, ["storage.endpoint_url=http://127.0.0.1:9"])
+    with pytest.raises(ConfigError, match=r"storage\.endpoint_url is not what"):
+        checks.begun(moved, str(tmp_path), resume=True)
     # An older version knew fewer keys: what it did not write is as it is by default.
     (tmp_path / "config.yaml").write_text("sweep: {gap_weight: 0.5}\n")
     checks.begun(config, str(tmp_path), resume=True)
@@ -178,14 +187,89 @@ def test_what_would_show_only_after_the_trials_is_refused_before(monkeypatch: py
         ConfigError, match=r"sweep\.metric=loss is another measure with every contrastive\.temp"
     ):
         checks.settings(configuration.change(good, {"sweep.metric": "loss"}))
+    for asked in ("objective.mask_rate", "recommendation.candidates"):
+        space = {asked: {"choice": [0.2] if "rate" in asked else ["all"]}}
+        with pytest.raises(
+            ConfigError, match=rf"sweep\.space\.{asked}: the validation of each trial would ask"
+        ):
+            checks.settings(configuration.change(good, {"sweep.space": space}))
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"sweep\.mlflow_uri needs MLflow"):
         checks.settings(configuration.change(good, {"sweep.mlflow_uri": "sqlite:///x.db"}))
 
 
+@pytest.mark.parametrize(
+    ("changes", "refused"),
+    [
+        (
+            {"sweep.grace_steps": 100, "train.steps": 100},
+            "stopped early: .*=100 on is at 100, and train.steps=100",
+        ),
+        (
+            {"sweep.grace_steps": 70, "train.steps": 100, "train.validate_every": 50},
+            "stopped early: .* is at 100",
+        ),
+        ({"sweep.grace_steps": 50, "train.steps": 100, "train.validate_every": 50}, ""),
+        ({"sweep.grace_steps": 100, "train.steps": 100, "sweep.early_stopping": False}, ""),
+        ({"sweep.grace_steps": 100, "train.steps": 100, "sweep.algorithm": "pareto"}, ""),
+        (
+            {
+                "sweep.grace_steps": 100,
+                "train.steps": 100,
+                "sweep.algorithm": "pbt",
+                "sweep.max_concurrent": 8,
+            },
+            "cloned",
+        ),
+        ({"sweep.algorithm": "pbt", "sweep.max_concurrent": 7}, "runs its whole population side by side"),
+    ],
+)
+def test_stops_for_which_no_validation_is_left_are_refused(changes: dict[str, Any], refused: str) -> None:
+    config = configuration.change(
+        configuration.load(None, ["sweep.num_trials=8", "train.validate_every=10"]), changes
+    )
+    if refused:
+        with pytest.raises(ConfigError, match=refused):
+            checks._check_stops(config)
+    else:
+        checks._check_stops(config)
+
+
+def test_no_trial_wins_before_all_have_ended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ray Tune returns at Ctrl-C as if it were done."""
+    known = filled()
+    known.config = configuration.change(
+        known.config, {"sweep.num_trials": 5, "run.storage_uri": str(tmp_path)}
+    )
+    tell(known, "running", 10, 0.9, 0.9)
+    shown = Dashboard(known, str(tmp_path))
+    results = [
+        SimpleNamespace(path=f"{tmp_path}/tune/{name}") for name in ("fair", "unfair", "weak", "running")
+    ]
+    # "slow" had ended before the driver was killed, and Ray Tune has not heard of it.
+    with pytest.raises(RunError, match=r"^2 of 5 trials have not ended, .*; --resume goes on$"):
+        sweep._conclude(results, shown)
+    assert set(known.states) == {"fair", "unfair", "weak", "slow", "running"}
+    assert not (tmp_path / "winner.json").exists()
+    assert "http-equiv" in (tmp_path / "dashboard.html").read_text()  # it is to go on
+
+
+def test_a_dashboard_that_cannot_be_written_fails_no_trial(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    shown = Dashboard(filled(), f"{tmp_path}/file")
+    shown.on_trial_complete([None] * 4, SimpleNamespace(trial_id="weak"))
+    shown.on_trial_error(SimpleNamespace(trial_id="slow"))
+    assert shown.board.states["slow"] == "failed"
+    assert capsys.readouterr().out.count("the dashboard is written again after the next validation") == 2
+    with pytest.raises(StorageError):
+        shown.write()
+
+
 def test_a_trial_whose_last_report_was_lost_tells_it_again(tmp_path: Path) -> None:
     config = named(tmp_path, "one")
-    assert list(trial.last(config)) == []
+    assert trial.last(config) is None
     for step in (10, 20):
         place = tmp_path / "one" / "checkpoints" / f"step-{step:08d}"
         place.mkdir(parents=True)
@@ -195,8 +279,12 @@ def test_a_trial_whose_last_report_was_lost_tells_it_again(tmp_path: Path) -> No
         )
         (place / "progress.json").write_text(progress.to_json())
         (place / "COMMIT.json").write_text(json.dumps({"step": step, "files": seal.describe(place)}))
-    (told,) = trial.last(config)
-    assert told == {"step": 20, "loss": 1.5, "languages": {"de": {"accuracy": 0.2}}, "checkpoint": str(place)}
+    assert trial.last(config) == {
+        "step": 20,
+        "loss": 1.5,
+        "languages": {"de": {"accuracy": 0.2}},
+        "checkpoint": str(place),
+    }
 
 
 def test_a_trial_is_over_at_its_last_step_or_below_a_floor() -> None:
@@ -214,7 +302,7 @@ def test_a_winner_that_falls_below_its_floor_later_is_none(monkeypatch: pytest.M
     board = Board("swept", base, ("de", "ja"))
     best = Row("a", 15, 0.5, 0.6, 0.41, "ja", (), {"de": 0.79, "ja": 0.41}, "a")
     told = {"step": 40, "languages": {"de": {"accuracy": 0.8}, "ja": {"accuracy": 0.5}}}
-    monkeypatch.setattr(trial, "last", lambda _: iter([told]))
+    monkeypatch.setattr(trial, "last", lambda _: told)
     assert sweep._kept(base, board, best) == pytest.approx(0.65 - 0.5 * 0.15)  # by hand
     told["languages"]["ja"]["accuracy"] = 0.35
     with pytest.raises(

@@ -6,8 +6,8 @@ RUN is a finished, judged run of jobs/align.py; its weights answer in every arm 
 clients; a peer has its threads, ours those that Serve gives a replica. Each arm is a server of its own
 (`serving_arms.py`; infinity-emb in an environment with `peers/serving.txt`, by its command INFINITY_EMB). First the
 vectors are compared. Then clients ask `/v1/embeddings` for a text of 16 words each, one after the other: 1, 8 and 32 at
-a time; then for 64 texts at once; then at random times (Poisson) at 70 % of the most that was reached. All are told that
-the texts are English, as a shop's pages would: ours lets languages wait in lines of their own.
+a time; then for 64 texts at once; then at random times (Poisson) at 70 % of the most that was reached. All are told
+that the texts are English, as a shop's pages would: ours lets languages wait in lines of their own.
 """
 
 from __future__ import annotations

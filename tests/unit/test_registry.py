@@ -352,6 +352,40 @@ def test_of_two_promoters_one_wins_each_time(tmp_path: Path) -> None:
         assert champion.bundle == won[0]
 
 
+def test_of_two_promotions_that_begin_together_one_passes_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With gate, checks and indexes: both have read the same history before either writes."""
+    config, _ = champions(tmp_path, ("first", WEAK))
+    registry, served = open_registry(config), {}
+    for name in ("one", "other"):
+        made = promotion.challenge(config, finished(tmp_path, name, STRONG), "").bundle
+        served[made] = indexed(registry, made, tmp_path / f"index-{name}")
+    together, seen, read = threading.Barrier(2, timeout=30), threading.local(), Registry.history
+
+    def history(self: Registry, *known: History) -> History:
+        found = read(self, *known)
+        if not hasattr(seen, "it"):
+            seen.it = together.wait()
+        return found
+
+    def act(name: str) -> str:
+        try:
+            promotion.promote(config, name, served[name], "")
+        except ConflictError as error:
+            return str(error)
+        return ""
+
+    with monkeypatch.context() as patched, ThreadPoolExecutor(2) as pool:
+        patched.setattr(Registry, "history", history)
+        told = dict(zip(served, pool.map(act, served), strict=True))
+    (won,) = (name for name, fault in told.items() if not fault)
+    assert f"was first: promote of {won}" in "".join(told.values())
+    champion = registry.history().champion
+    assert champion is not None
+    assert (champion.bundle, champion.index) == (won, served[won])
+
+
 class Serial:
     """moto, a request at a time: its conditional write looks and then writes, where S3's is one step."""
 

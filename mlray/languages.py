@@ -124,7 +124,7 @@ def nearest(tag: str, known: Iterable[str]) -> str | None:
 
 def _is_tag(tag: str) -> bool:
     try:
-        langcodes.Language.get(tag)
+        langcodes.Language.get(langcodes.standardize_tag(tag))  # as it is compared: `de-eur-b2b` is none then
     except LanguageTagError:
         return False
     return True

@@ -62,7 +62,7 @@ def _until_stopped(config: RunConfig) -> None:
     )
     try:
         serve.run(bind(config), name="mlray")
-        print(f"serves      http://{config.serving.host}:{config.serving.port}/docs", flush=True)
+        print(f"serves      http://{config.serving.host}:{config.serving.port}/", flush=True)
         stopped.wait()
     finally:
         serve.delete("mlray")

@@ -85,7 +85,7 @@ class Behind:
         self._together = {what: Together[tuple[Any, ...], Any](self._all, calls) for what in _SHORT}
         self._known: frozenset[str] = frozenset()
         self._looked = -math.inf
-        self._looking = asyncio.Lock()
+        self._look: asyncio.Task[None] | None = None
         self._ready: asyncio.Task[Any] | None = None
         self._asked = -math.inf
 
@@ -107,7 +107,7 @@ class Behind:
         self, texts: list[str], target: str, glossary: dict[str, str], names: list[str], asked: Asked
     ) -> dict[str, Any]:
         """See `Models.translate`."""
-        tag = _tag(texts[0], asked)
+        tag = _tag(" ".join(texts), asked)
         return await self._in_line("translate", tag, texts, target, glossary, names, asked)
 
     async def support(self, messages: list[str], k: int, asked: Asked, write: bool = False) -> dict[str, Any]:
@@ -140,8 +140,8 @@ class Behind:
 
     async def _in_line(self, what: str, tag: str, *told: Any) -> dict[str, Any]:
         """As `_ask`, when it is the language's turn; what the champion does not know has one line together."""
-        primary, known = tag.partition("-")[0], await self._languages()
-        line, door = primary if primary in known else languages.UNKNOWN, self._doors[what]
+        primary = tag.partition("-")[0]
+        line, door = primary if primary in self._lines() else languages.UNKNOWN, self._doors[what]
         await door.enter(line)
         asking = asyncio.create_task(self._ask(what, *told))
 
@@ -155,18 +155,18 @@ class Behind:
         found: dict[str, Any] = await (asyncio.shield(asking) if _short(what, told) else asking)
         return found
 
-    async def _languages(self) -> frozenset[str]:
-        """Languages and markets of the champion, as it was `serving.watch_s` ago at most."""
-        async with self._looking:
-            if time.monotonic() > self._looked + self._watch_s:
-                with contextlib.suppress(ApiError):  # those of before will do
-                    champion = (await self.about())["champion"] or {}
-                    kinds = ("languages", "recommends", "markets")
-                    self._known = frozenset(
-                        tag.partition("-")[0] for kind in kinds for tag in champion.get(kind, ())
-                    )
-                self._looked = time.monotonic()
+    def _lines(self) -> frozenset[str]:
+        """Languages and markets of the champion, as far as they are known; nobody waits for a new look."""
+        if time.monotonic() > self._looked + self._watch_s:
+            self._looked = time.monotonic()
+            self._look = asyncio.create_task(self._learn(), context=contextvars.Context())
         return self._known
+
+    async def _learn(self) -> None:
+        with contextlib.suppress(ApiError):  # those of before will do
+            champion = (await self.about())["champion"] or {}
+            kinds = ("languages", "recommends", "markets")
+            self._known = frozenset(tag.partition("-")[0] for kind in kinds for tag in champion.get(kind, ()))
 
     async def _all(self, asked: list[tuple[Any, ...]]) -> list[Any]:
         found: list[Any] = await self._replicas.ask_all.remote(asked)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from mlray.config import RunError
+from mlray.config import ConfigError, RunError
 from mlray.corpus import vectors
 from mlray.release.changes import Change, Changes, Product
 from mlray.release.index import ProductIndex
+
+log = logging.getLogger("mlray.serve")
 
 _GROUP = 64
 """Products that are put in at a time, while searches wait."""
@@ -80,6 +83,16 @@ class Catalogue:
         with self._searching:
             return [self._index.title(market, name) for name in names]
 
+    def missing(self, products: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Those of (market, id) that are not there once all is taken up that has been written."""
+        last: dict[tuple[str, str], bool] = {}
+        with contextlib.suppress(RunError):  # one that is damaged; `take` tells it
+            for change in self._changes.after(self._taken) if self._changes else ():
+                last |= {(one.market, one.id): True for one in change.upsert}
+                last |= dict.fromkeys(change.delete, False)
+        gone = set(self.unknown(products))
+        return [one for one in products if not last.get(one, one not in gone)]
+
     def unknown(self, products: list[tuple[str, str]]) -> list[tuple[str, str]]:
         """Those of (market, id) that are not there."""
         with self._searching:
@@ -94,10 +107,15 @@ class Catalogue:
         assert self._changes is not None, "an index that never changes was changed"
         return self._changes.append(change, self._taken)
 
-    def take_up(self) -> None:
-        """As `take`; an earlier change that is damaged is left to whoever takes up the others, and tells it."""
+    def take_up(self, number: int) -> bool:
+        """As `take`; an earlier change that is damaged is left to whoever takes up the others, and tells it.
+
+        Returns:
+            Whether the change of this number is taken up.
+        """
         with contextlib.suppress(RunError):
             self.take()
+        return self._taken >= number
 
     def take(self) -> None:
         """Takes up the changes that have been written since the last time, by whomever.
@@ -133,7 +151,13 @@ class Catalogue:
             for first in range(0, len(products), _GROUP):
                 group = products[first : first + _GROUP]
                 told = [one.id if self._by_id else one.text for one in group]
-                vectors_NH = self._read()(told, [market] * len(group))
+                try:
+                    vectors_NH = self._read()(told, [market] * len(group))
+                except (ConfigError, RunError):  # nothing could be read at all
+                    raise
+                except Exception as error:  # of these texts: the changes behind them are not held up
+                    log.error("%d products of a change are left out: %s", len(group), type(error).__name__)
+                    continue
                 titles = [one.text.split("\n", 1)[0] for one in group]
                 with self._searching:
                     self._index.upsert(market, [one.id for one in group], vectors_NH, titles)

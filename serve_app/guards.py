@@ -21,6 +21,8 @@ OPEN = ("/healthz", "/readyz", "/")
 """Routes without a key: health, and the page, which holds nothing and asks for one itself."""
 _PROXIED = (b"forwarded", b"via", b"x-forwarded-for", b"x-forwarded-host")
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_DIGITS = 18
+"""Of a length; Python reads no number of thousands."""
 
 
 class Guards:
@@ -116,7 +118,7 @@ class Guards:
         """
         limit, size, messages = self._settings.max_body_bytes, 0, list[Message]()
         told = headers.get(b"content-length", b"0")
-        if not told.isdigit() or int(told) > limit:
+        if not told.isdigit() or len(told) > _DIGITS or int(told) > limit:
             raise _too_large(limit)
         while True:
             message = await receive()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from mlray.access import StorageError
 from mlray.config import RunConfig
 from mlray.release.changes import Change, Product
 from serve_app import recommending, routing, support, translating
@@ -19,6 +22,8 @@ from serve_app.watch import Watch
 
 _CHANGES = 64
 """Changes of products that may wait in a replica."""
+_AGAIN_S = 5.0
+"""After which a change may be asked for again."""
 
 
 @dataclass(frozen=True)
@@ -131,9 +136,9 @@ class Models:
         now = self._ready()
         if now.legs is None:
             raise ApiError(
-                503, "no_translator", f"{now.champion.event.bundle} is served without a translator"
+                404, "no_translator", f"{now.champion.event.bundle} is served without a translator"
             )
-        spoken = self._spoken(texts[0], asked, now)
+        spoken = self._spoken(" ".join(texts), asked, now)  # the first may be a size
         path = translating.choose(now.champion.report, spoken.language, target, self._config.serving)
         found = await translating.translate(now.legs, texts, path, glossary, names)
         step = routing.Step(path.step, None)
@@ -155,7 +160,7 @@ class Models:
         now = self._ready()
         knowledge = now.champion.knowledge
         if knowledge is None:
-            raise ApiError(503, "no_knowledge", f"{now.champion.event.bundle} is served without answers")
+            raise ApiError(404, "no_knowledge", f"{now.champion.event.bundle} is served without answers")
         spoken = self._spoken(messages[-1], asked, now)
         vectors_MH, _, step = await now.vectors(support.looked_at(messages), spoken.language, None)
         confidence = self._config.serving.confidence
@@ -178,7 +183,7 @@ class Models:
         """Adds products to their markets or exchanges their texts, here soon, and wherever this index is served.
 
         Raises:
-            ApiError: no champion, or no index.
+            ApiError: no champion, no index, or storage failed.
         """
         return {**await self._change(Change(upsert=tuple(products))), "unknown": []}
 
@@ -186,9 +191,13 @@ class Models:
         """Takes products (market, id) out of their markets; those that are not there are named.
 
         Raises:
-            ApiError: no champion, no index, or none of them is there.
+            ApiError: no champion, no index, none of them is there, or storage failed.
         """
-        unknown = _catalogue(self._ready()).unknown(products)
+        catalogue = _catalogue(self._ready())
+        with _stored():
+            unknown = await asyncio.get_running_loop().run_in_executor(
+                self._writing, catalogue.missing, products
+            )
         if len(unknown) == len(products):
             raise ApiError(404, "unknown_product", "none of these products is in its market")
         known = tuple(one for one in products if one not in unknown)
@@ -198,17 +207,19 @@ class Models:
         now = self._ready()
         catalogue = _catalogue(now)
         if self._changes >= _CHANGES:
-            raise ApiError(429, "overloaded", "too many changes wait; try again later", 5.0)
+            raise ApiError(429, "overloaded", "too many changes wait; try again later", _AGAIN_S)
         self._changes += 1
         # A client that goes, or for whom it takes too long, has changed the products all the same.
         changing = asyncio.create_task(self._write(catalogue, change))
-        number, taking = await asyncio.shield(changing)
+        with _stored():
+            number, taking = await asyncio.shield(changing)
         done, _ = await asyncio.wait([taking], timeout=self._config.serving.timeout_s / 2)
         event = now.champion.event
-        told = {"change": number, "products": len(change.upsert) + len(change.delete), "taken_up": bool(done)}
+        taken_up = bool(done) and taking.exception() is None and taking.result()
+        told = {"change": number, "products": len(change.upsert) + len(change.delete), "taken_up": taken_up}
         return {**told, "bundle": event.bundle, "index": event.index}
 
-    async def _write(self, catalogue: Catalogue, change: Change) -> tuple[int, asyncio.Future[None]]:
+    async def _write(self, catalogue: Catalogue, change: Change) -> tuple[int, asyncio.Future[bool]]:
         """The number of a change that is written, and its taking up, which goes on."""
         loop = asyncio.get_running_loop()
         try:
@@ -216,7 +227,7 @@ class Models:
         except BaseException:
             self._changes -= 1
             raise
-        taking = loop.run_in_executor(self._taking, catalogue.take_up)
+        taking = loop.run_in_executor(self._taking, catalogue.take_up, number)
         taking.add_done_callback(self._changed)
         return number, taking
 
@@ -241,9 +252,17 @@ class Models:
             raise ApiError(422, "unknown_language", f"language: {error}") from None
 
 
+@contextmanager
+def _stored() -> Iterator[None]:
+    try:
+        yield
+    except StorageError:
+        raise ApiError(503, "storage", "the change could not be written; try again later", _AGAIN_S) from None
+
+
 def _catalogue(now: Reading) -> Catalogue:
     if now.champion.catalogue is None:
-        raise ApiError(503, "no_index", f"{now.champion.event.bundle} is served without an index of products")
+        raise ApiError(404, "no_index", f"{now.champion.event.bundle} is served without an index of products")
     return now.champion.catalogue
 
 

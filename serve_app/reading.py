@@ -84,7 +84,7 @@ class Reading:
         """
         embedder = self.champion.embedder
         if embedder is None:
-            raise ApiError(503, "no_encoder", f"{self.champion.event.bundle} makes no vectors of texts")
+            raise ApiError(404, "no_encoder", f"{self.champion.event.bundle} makes no vectors of texts")
         primary = language.partition("-")[0]
         queue = primary if primary in self.queues else _OTHER
         loop = asyncio.get_running_loop()
@@ -115,7 +115,8 @@ def _warmed(champion: Champion, tag: str) -> bool:
     """Whether an adapter is loaded before anybody asks for it."""
     try:
         champion.load(tag)
-    except (ConfigError, RunError) as error:
-        log.error("the adapter %s is not there yet: %s", tag, error)
+    except Exception as error:  # whatever it is, the model without it serves
+        why = error if isinstance(error, ConfigError | RunError) else type(error).__name__
+        log.error("the adapter %s is not there yet: %s", tag, why)
         return False
     return True

@@ -116,7 +116,7 @@ class RecommendReply(BaseModel):
 class TranslateRequest(_Request):
     """Texts of one language for another."""
 
-    texts: _Texts = Field(examples=[["Wo bleibt meine Bestellung AB-1234?"]])
+    texts: _Texts = Field(description="of one language", examples=[["Wo bleibt meine Bestellung AB-1234?"]])
     target: Tag = Field(description="BCP 47", examples=["en"])
     language: Tag | None = Field(None, description="BCP 47, of the texts; else detected", examples=["de"])
     glossary: dict[_Word, _Word] = Field(

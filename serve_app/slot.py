@@ -43,6 +43,10 @@ class Slot:
             return why
         try:
             champion = Champion.open(self._registry, event, self._device)
+            if champion.catalogue:
+                with contextlib.suppress(RunError):  # `take` tells it at the next look; it serves without
+                    champion.catalogue.take()
+            now = Reading.of(champion, self._settings)
         except StorageError:  # it may be there at the next look
             raise
         except Exception as error:
@@ -50,10 +54,7 @@ class Slot:
             why = str(error) if ours else f"{event.bundle} cannot be opened: {type(error).__name__}"
             self._refused[event.number] = why, time.monotonic() + _AGAIN_S
             raise
-        if champion.catalogue:
-            with contextlib.suppress(RunError):  # `take` tells it at the next look; it serves without
-                champion.catalogue.take()
-        self.now = Reading.of(champion, self._settings)
+        self.now = now
         log.info("opened %s with %s", event.bundle, event.index or "no index")
         return ""
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Generic, TypeVar
+
+from serve_app.errors import ApiError
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -14,7 +17,7 @@ Out = TypeVar("Out")
 _HELD_S = 0.05
 """After which a call that is not answered lets another one go."""
 _GRACE_S = 0.1
-"""For which the first answer of a call waits for the others."""
+"""For which the first answer of a call waits for the others, at least."""
 
 
 class UnansweredError(Exception):
@@ -88,10 +91,18 @@ class Together(Generic[In, Out]):
 
 async def answered_soon(asked: Sequence[Coroutine[Any, Any, Out]]) -> list[Out | None]:
     """The other side of a call: the answers; None for one that keeps the others waiting, which is given up."""
-    tasks = [asyncio.ensure_future(one) for one in asked]
+    tasks, begin = [asyncio.ensure_future(one) for one in asked], time.monotonic()
+    left = set(tasks)
     try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        await asyncio.wait(tasks, timeout=_GRACE_S)
+        while left:
+            done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
+            if not all(
+                isinstance(one.result(), ApiError) for one in done
+            ):  # a refusal is there before any work
+                break
+        if left:
+            # What falls into the next pass of the model takes twice as long as what was in this one.
+            await asyncio.wait(left, timeout=max(_GRACE_S, 1.5 * (time.monotonic() - begin)))
         return [task.result() if task.done() else None for task in tasks]
     finally:
         for task in tasks:

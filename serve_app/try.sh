@@ -16,6 +16,7 @@ log=$(mktemp -t mlray-serve.XXXXXX)
 "$python" -m serve_app "release.registry_uri=$registry" "serving.port=$port" > "$log" 2>&1 &
 app=$!
 trap 'kill $app 2>/dev/null; wait $app || true' EXIT
+trap 'exit 130' INT TERM
 until curl --silent --fail --output /dev/null "$url/readyz"; do
   kill -0 $app 2>/dev/null || { tail -n 3 "$log" >&2; exit 1; }
   waited=$((${waited:-0} + 1))

@@ -41,6 +41,10 @@ class Mixed:
         self._model, self._wrapped = model, wrapped
         self._digest = Origin.of(own).sha256 if own else ""
         self._plain = adapters.TASK if own else _BASE
+        self._shares = wrapped is None or all(
+            name == self._plain and _is_lora(one) for name, one in wrapped.peft_config.items()
+        )
+        """Whether the model's own adapter can be one of several in a pass."""
         self._numbers: dict[str, int] = {}
         """Adapter -> its place in the matrices of every layer; 0 is what the model has anyway."""
         self._pass: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -51,7 +55,7 @@ class Mixed:
     def names(self) -> list[str]:
         """The adapters that are loaded, without the model's own."""
         known = self._wrapped.peft_config if self._wrapped else {}
-        return [name for name in known if name != self._plain]
+        return [name for name in known if name not in {self._plain, adapters.LANGUAGE}]
 
     def load(self, name: str, folder: Path, objective: str) -> None:
         """Opens a trained adapter beside those that are there.
@@ -62,10 +66,14 @@ class Mixed:
         """
         if name in {*self.names, self._plain, adapters.LANGUAGE}:
             raise ConfigError(f"there is an adapter {name} already")
+        if not self._shares:
+            raise ConfigError(
+                "the model's own adapter is no LoRA, or lies above that of a language, and shares no pass with others"
+            )
         self._digest = self._digest or adapters.digest(self._model)  # while it is bare
         origin.check(folder, self._digest, objective)
         config = peft.PeftConfig.from_pretrained(str(folder))
-        if config.peft_type != peft.PeftType.LORA or config.use_dora:
+        if not _is_lora(config):
             raise ConfigError(
                 f"the adapter at {folder} is no LoRA, and no other kind shares a pass with others"
             )
@@ -171,3 +179,7 @@ class Mixed:
             return output_BTO + added_BTO
 
         return add
+
+
+def _is_lora(config: Any) -> bool:
+    return config.peft_type == peft.PeftType.LORA and not config.use_dora

@@ -72,8 +72,8 @@ class History:
                 found.append(event)
             elif event.action == "rollback" and found:
                 found.pop()
-                while found and found[-1].served != event.served:
-                    found.pop()
+                back = [place for place, one in enumerate(found) if one.served == event.served]
+                del found[back[-1] + 1 if back else len(found) :]
         return tuple(found)
 
     @property

@@ -334,6 +334,8 @@ def test_a_client_that_goes_keeps_the_place_of_what_still_runs() -> None:
     async def run() -> None:
         replicas = Replicas()
         behind = Behind(replicas, Serving())  # type: ignore[arg-type]
+        behind._lines()  # asks for the champion's languages
+        await settled()
         flood = [asyncio.create_task(behind.search("a", "de", 3, Asked("en"))) for _ in range(40)]
         await settled()
         for task in flood:

@@ -33,9 +33,17 @@ def adapter(base: Path, folder: Path, seed: int, kind: str = "lora", objective: 
     return moved(network, settings, seed, objective, tiny.tokens(), folder)
 
 
-def moved(network: Any, settings: Adapter, seed: int, objective: str, tokens: Any, folder: Path) -> Path:
+def moved(
+    network: Any,
+    settings: Adapter,
+    seed: int,
+    objective: str,
+    tokens: Any,
+    folder: Path,
+    language: Path | None = None,
+) -> Path:
     """A saved adapter of a network, whose tensors are far from where they began."""
-    digest, wrapped = adapters.digest(network), adapters.add(network, settings)
+    digest, wrapped = adapters.digest(network), adapters.add(network, settings, language)
     torch.manual_seed(seed)
     moving = {name: one.detach() for name, one in network.named_parameters() if one.requires_grad}
     for one in moving.values():
@@ -44,9 +52,9 @@ def moved(network: Any, settings: Adapter, seed: int, objective: str, tokens: An
     return folder
 
 
-def opened(base: Path, own: Path | None = None) -> TextEmbedder:
+def opened(base: Path, own: Path | None = None, language: Path | None = None) -> TextEmbedder:
     config = RunConfig.model_validate({"model": {"family": "xlm-roberta"}, "corpus": {"sequence_length": 60}})
-    return TextEmbedder(config, base, own)
+    return TextEmbedder(config, base, own, language)
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +140,28 @@ def test_what_does_not_fit_is_refused_and_what_was_loaded_stays(made: Path, tmp_
         with pytest.raises(ConfigError, match=f"there is an adapter {name} already"):
             mixed.load(name, made / "ja")
     assert np.abs(mixed.read(mixed.cut(TEXTS), ["de"] * 32) - before).max() < 1e-6
+
+
+@pytest.mark.parametrize("kind", ["dora", "above a language"])
+def test_an_own_adapter_that_is_no_plain_lora_shares_no_pass(made: Path, tmp_path: Path, kind: str) -> None:
+    """Beside others it would be read as one, and every vector would be another."""
+    if kind == "dora":
+        mixed = opened(made / "base", adapter(made / "base", tmp_path / "own", 1, kind="dora"))
+    else:
+        german = adapter(made / "base", tmp_path / "german", 2, objective="masked")
+        network = embedder.build(
+            Model(family="xlm-roberta", max_positions=62), Contrastive(), tiny.tokens(), made / "base"
+        )
+        own = moved(
+            network, Adapter(kind="lora"), 3, "contrastive", tiny.tokens(), tmp_path / "own", language=german
+        )
+        mixed = opened(made / "base", own, german)
+    before = mixed.read(mixed.cut(TEXTS[:4]))
+    with pytest.raises(
+        ConfigError, match="own adapter is no LoRA, or lies above that of a language, and shares no"
+    ):
+        mixed.load("de", made / "de")
+    assert (mixed.read(mixed.cut(TEXTS[:4])) == before).all()
 
 
 @pytest.mark.parametrize("own", [None, "zh"])

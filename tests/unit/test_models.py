@@ -16,7 +16,7 @@ from mlray.access import StorageError
 from mlray.config import Contrastive, Model, RunConfig, Storage
 from mlray.models import embedder
 from mlray.objectives.embedding import TextEmbedder
-from mlray.release import bundle
+from mlray.release import bundle, markets
 from mlray.release.changes import Changes, Product
 from mlray.release.index import ProductIndex
 from mlray.release.registry import Registry
@@ -337,6 +337,10 @@ def test_a_change_that_is_slow_to_read_is_told_as_written(
         assert Changes(registry).position == 1
         deleted = await models.delete([("de", "a0")])  # is written, too, and does not wait for the reading
         assert (deleted["change"], deleted["taken_up"]) == (2, False)
+        # What is written, and not there yet, can be deleted, once.
+        await models.upsert([Product("de", "brief", "warm leise Regal")])
+        deleted = await models.delete([("de", "brief"), ("de", "a0")])
+        assert (deleted["change"], deleted["unknown"]) == (4, [("de", "a0")])
         go.set()
         while models._changes:
             await asyncio.sleep(0.01)
@@ -385,7 +389,7 @@ def test_products_come_and_go_wherever_an_index_is_served(tmp_path: Path) -> Non
     told = asyncio.run(
         models.upsert([Product("de", "later", "noch einer")])
     )  # kept, though it cannot be taken up
-    assert told["change"] == 6
+    assert (told["change"], told["taken_up"]) == (6, False)
     late = opened(tmp_path)  # serves with what could be read
     assert found(late, "de", "spaet") == [("late", "spaet")]
     models.watch.look()
@@ -393,6 +397,48 @@ def test_products_come_and_go_wherever_an_index_is_served(tmp_path: Path) -> Non
     told = asyncio.run(models.about())
     assert told["fault"] == "its products cannot be taken up; the log of the server says why"
     assert found(models, "de", "anders") == [("a1", "anders")]
+
+
+def test_a_change_that_cannot_be_written_may_be_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promoted(tmp_path, "one", 0, prefix="a")
+    models = opened(tmp_path)
+
+    def full(*_: object) -> int:
+        raise StorageError("No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Changes, "append", full)
+        for asked in (models.upsert([Product("de", "new", "warm")]), models.delete([("de", "a0")])):
+            with pytest.raises(ApiError) as refused:
+                asyncio.run(asked)
+            assert (refused.value.status, refused.value.code, refused.value.retry_after_s) == (
+                503,
+                "storage",
+                5.0,
+            )
+    assert asyncio.run(models.delete([("de", "a0")]))["change"] == 1
+
+
+def test_products_that_cannot_be_read_do_not_hold_up_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    promoted(tmp_path, "one", 0, prefix="a")
+    read = markets.reader
+
+    def reader(*told: Any) -> Any:
+        inner = read(*told)
+        return lambda texts, tags: 1 / 0 if "odd" in texts else inner(texts, tags)
+
+    monkeypatch.setattr(markets, "reader", reader)
+    odd = opened(tmp_path)
+    told = asyncio.run(odd.upsert([Product("de", "bad", "odd")]))
+    assert told["taken_up"]
+    assert "1 products of a change are left out: ZeroDivisionError" in caplog.text
+    asyncio.run(odd.upsert([Product("de", "new", "warm leise Regal")]))
+    found = asyncio.run(odd.search("warm leise Regal", "de", 1, Asked()))
+    assert [hit["id"] for hit in found["results"]] == ["new"]
 
 
 def test_what_a_killed_writer_has_left_is_no_change(tmp_path: Path) -> None:
@@ -405,7 +451,7 @@ def test_what_a_killed_writer_has_left_is_no_change(tmp_path: Path) -> None:
 def test_a_market_may_have_a_name_that_is_no_language(tmp_path: Path) -> None:
     promoted(tmp_path, "one", 0, prefix="a", adapters=("de",))
     models = opened(tmp_path)
-    for market in ("de-b2b", "fr-be-fr"):  # which have the form of tags
+    for market in ("de-b2b", "fr-be-fr", "de-eur-b2b"):  # which have the form of tags
         told = asyncio.run(models.upsert([Product(market, "new", "warm leise Regal")]))
         assert told["products"] == 1
     for where in (models, opened(tmp_path)):

@@ -360,7 +360,7 @@ def test_a_shop_without_texts_is_served_by_its_recommender_alone(tmp_path: Path)
     for asked in (models.search("kettle", "de", 3, Asked()), models.embed(["kettle"], Asked(), None, None)):
         with pytest.raises(ApiError, match="makes no vectors of texts") as refused:
             asyncio.run(asked)
-        assert (refused.value.status, refused.value.code) == (503, "no_encoder")
+        assert (refused.value.status, refused.value.code) == (404, "no_encoder")
     asyncio.run(models.upsert([Product("lb", best[0], "Wasserkocher"), Product("de", "a13", "Regal")]))
     renamed = ask(models, "lb", ["a3"], k=4)["results"]  # a title changes nothing of what is learnt of an id
     assert [(hit["id"], hit["score"]) for hit in renamed] == [(hit["id"], hit["score"]) for hit in near]

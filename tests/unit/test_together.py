@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from serve_app import together
+from serve_app.errors import ApiError
 from serve_app.together import Together, UnansweredError, answered_soon
 
 
@@ -163,6 +164,9 @@ def test_who_keeps_the_others_waiting_is_given_up(monkeypatch: pytest.MonkeyPatc
             raise
         return name
 
+    async def refused(refusal: ApiError) -> Any:
+        return refusal
+
     async def run() -> None:
         assert await answered_soon([answer("a", 60.0), answer("b", 0.0), answer("c", 0.01)]) == [
             None,
@@ -171,6 +175,11 @@ def test_who_keeps_the_others_waiting_is_given_up(monkeypatch: pytest.MonkeyPatc
         ]
         await asyncio.sleep(0)
         assert ended == ["a"]
+        # A refusal is there before any work: what has just begun is not slow.
+        refusal = ApiError(404, "unknown_market", "no")
+        assert await answered_soon([refused(refusal), answer("g", 0.15)]) == [refusal, "g"]
+        # What falls into the next pass of the model is not slow either.
+        assert await answered_soon([answer("h", 0.15), answer("i", 0.3)]) == ["h", "i"]
         assert await answered_soon([answer("d", 0.1)]) == ["d"]  # alone it has its time
         task = asyncio.create_task(answered_soon([answer("e", 60.0), answer("f", 60.0)]))
         await asyncio.sleep(0.01)

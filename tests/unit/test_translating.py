@@ -328,10 +328,12 @@ def test_the_language_of_a_text_is_read_from_it_where_none_is_declared(
     text = "Wo bleibt denn meine Bestellung und wann wird sie geliefert"
     found = asyncio.run(models.translate([text], "en", {}, [], Asked()))
     assert (found["way"], found["served_by"]["known_by"]) == (["de", "en"], "detected")
+    several = asyncio.run(models.translate(["XL", text], "en", {}, [], Asked()))  # a size, then a description
+    assert several["way"] == ["de", "en"]
 
 
 def test_a_bundle_without_a_translator_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     models = with_translator(tmp_path, None, monkeypatch, {})
     with pytest.raises(ApiError) as refused:
         asyncio.run(models.translate(["x"], "en", {}, [], Asked("de")))
-    assert (refused.value.status, refused.value.code) == (503, "no_translator")
+    assert (refused.value.status, refused.value.code) == (404, "no_translator")

@@ -21,9 +21,7 @@ def main() -> int:
         parser.add_argument(f"--{name}", action="append", default=[], help=told)
     for name, what in {"recommender": "sessions", "translator": "translations", "writer": "answers"}.items():
         parser.add_argument(f"--{name}", help=f"run of a model of {what} (--to challenger)")
-    parser.add_argument(
-        "--bundle", help="name (--to champion, --rollback); else the challenger, the one before"
-    )
+    parser.add_argument("--bundle", help="name (--to champion, --rollback); else challenger, the one before")
     parser.add_argument("--index", help="name of its product index, or auto (--to champion)")
     parser.add_argument("--knowledge", help="name of its index of answers, or auto (--to champion)")
     parser.add_argument("--judged", help="output of jobs/evaluate.py --bundle champion on newer test sets")

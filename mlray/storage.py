@@ -235,20 +235,24 @@ def delete_others(uri: str, known: Collection[str], storage: Storage) -> None:
     One that is gone is no error.
     """
     for path in walk(uri, storage):
-        if path in known or is_partial(path):
-            continue
-        with named(uri, storage):
-            if is_s3(uri):
-                bucket, key = split(uri)
-                client(storage).delete_object(Bucket=bucket, Key=f"{key.rstrip('/')}/{path}")
-            else:
-                (Path(uri) / path).unlink(missing_ok=True)
+        if path not in known and not is_partial(path):
+            _delete(uri, path, storage)
+
+
+def _delete(uri: str, path: str, storage: Storage) -> None:
+    with named(uri, storage):
+        if is_s3(uri):
+            bucket, key = split(uri)
+            client(storage).delete_object(Bucket=bucket, Key=f"{key.rstrip('/')}/{path}")
+        else:
+            (Path(uri) / path).unlink(missing_ok=True)
 
 
 def delete_folder(uri: str, storage: Storage) -> None:
     """Removes a folder and everything below it; an absent one is no error."""
     if is_s3(uri):
-        delete_others(uri, (), storage)
+        for path in walk(uri, storage):
+            _delete(uri, path, storage)
     else:
         shutil.rmtree(uri, ignore_errors=True)
 

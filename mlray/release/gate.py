@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any
@@ -102,36 +102,21 @@ def judge(
     Raises:
         ConfigError: a limit is for a language that the champion was not judged on.
     """
-    known = {language for table in champion.cells.values() for language in table}
-    if unknown := sorted(settings.tolerances.keys() - known):
-        raise ConfigError(
-            f"release.tolerances names {unknown[0]}, and the champion was judged on {', '.join(sorted(known))}"
-        )
-    lines, macro, refusals, short = [], {}, [], {}
-    for task, table in champion.cells.items():
-        metrics = next(iter(table.values()))
-        metric = comparison.metric_of(task, metrics)
-        if metric not in metrics:  # such as the language bias, which no gate is made of
-            continue
-        other = challenger.cells.get(task, {})
-        found = []
-        for language in sorted(table):
-            cell, p = (task, language, metric), p_values.get(f"{task} {language} {metric}")
-            now = float(table[language][metric].value)
-            after = float(other[language][metric].value) if language in other else None
-            found.append(_line(cell, (now, after), reached.get(cell, -math.inf), p, settings))
-        lines += found
-        refusals += [line.refused for line in found if line.refused]
-        shared = [(line.champion, line.challenger) for line in found if line.challenger is not None]
+    _check_tolerances(champion, settings)
+    lines, macro, short = list(_lines(champion, challenger, p_values, settings, reached)), {}, {}
+    for task in dict.fromkeys(line.task for line in lines):
+        own = [line for line in lines if line.task == task]
+        shared = [(line.champion, line.challenger) for line in own if line.challenger is not None]
         if not shared:
             continue
-        before, mean = (sum(side) / len(shared) for side in zip(*shared, strict=True))
-        macro[task] = (before, mean)
-        if mean - before < settings.min_gain - _SLACK:
+        before, after = (sum(side) / len(shared) for side in zip(*shared, strict=True))
+        macro[task] = (before, after)
+        if after - before < settings.min_gain - _SLACK:
             short[task] = (
-                f"{task}: the mean {metric} goes from {before:.2f} to {mean:.2f}, and release.min_gain asks for "
-                f"{settings.min_gain:+g}"
+                f"{task}: the mean {own[0].metric} goes from {before:.2f} to {after:.2f}, and release.min_gain asks "
+                f"for {settings.min_gain:+g}"
             )
+    refusals = [line.refused for line in lines if line.refused]
     moved = {line.task for line in lines if line.champion != line.challenger}
     refusals += [sentence for task, sentence in short.items() if task in moved or not moved]
     if not lines:
@@ -139,10 +124,37 @@ def judge(
     return Verdict(tuple(lines), macro, tuple(refusals))
 
 
-def _line(
-    cell: Cell, pair: tuple[float, float | None], earlier: float, p: float | None, settings: Release
-) -> Line:
-    (task, language, metric), (before, after) = cell, pair
+def _lines(
+    champion: Report,
+    challenger: Report,
+    p_values: Mapping[str, float],
+    settings: Release,
+    reached: Mapping[Cell, float],
+) -> Iterator[Line]:
+    for task, table in champion.cells.items():
+        metrics = next(iter(table.values()))
+        metric = comparison.metric_of(task, metrics)
+        if metric not in metrics:  # such as the language bias, which no gate is made of
+            continue
+        sides = table, challenger.cells.get(task, {})
+        for language in sorted(table):
+            cell, p = (task, language, metric), p_values.get(f"{task} {language} {metric}")
+            pair = tuple(float(side[language][metric].value) for side in sides if language in side)
+            yield _line(cell, pair, reached.get(cell, -math.inf), p, settings)
+
+
+def _check_tolerances(champion: Report, settings: Release) -> None:
+    known = {language for table in champion.cells.values() for language in table}
+    if unknown := sorted(settings.tolerances.keys() - known):
+        raise ConfigError(
+            f"release.tolerances names {unknown[0]}, and the champion was judged on {', '.join(sorted(known))}"
+        )
+
+
+def _line(cell: Cell, pair: tuple[float, ...], earlier: float, p: float | None, settings: Release) -> Line:
+    """One of the verdict's; `pair` is the champion's figure, and the challenger's if it has one."""
+    (task, language, metric), before = cell, pair[0]
+    after = pair[1] if len(pair) > 1 else None
     tolerance, best = settings.tolerances.get(language, settings.tolerance), max(before, earlier)
     refused = None
     if after is None:
@@ -151,10 +163,11 @@ def _line(
         refused = f"{task}, {language}: {metric} goes from {before} to {after}, which is no figure"
     elif best - after > tolerance + _SLACK:
         by_now = before - after <= tolerance + _SLACK  # the champion has lost some of it already
-        tested = p is not None and not by_now  # what was not tested may be no chance
-        test = f"p = {p:.4f}" if tested else "no paired test"
+        tested = None if by_now else p
+        test = "no paired test" if tested is None else f"p = {tested:.4f}"
         whose = f"{best:.2f}, an earlier champion's," if by_now else f"{best:.2f}"
-        if not (settings.confirmed_only and tested and p >= settings.significance):
+        by_chance = tested is not None and tested >= settings.significance  # what was not tested may be none
+        if not (settings.confirmed_only and by_chance):
             refused = (
                 f"{task}, {language}: {metric} falls by {best - after:.2f} from {whose} to {after:.2f} ({test}), and "
                 f"its tolerance is {tolerance:g}"

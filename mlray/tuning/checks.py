@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 
 from mlray import configuration, storage
@@ -87,10 +88,8 @@ def _check_stops(config: RunConfig) -> None:
 def _check_mlflow(uri: str) -> None:
     if importlib.util.find_spec("mlflow") is None:
         raise ConfigError("sweep.mlflow_uri needs MLflow: pip install 'mlray[mlflow]'")
-    from mlflow import MlflowClient
-
     try:
-        MlflowClient(uri).search_experiments(max_results=1)
+        importlib.import_module("mlflow").MlflowClient(uri).search_experiments(max_results=1)
     except Exception as error:  # of whatever keeps it: a database, HTTP, files
         raise ConfigError(f"sweep.mlflow_uri={uri} does not answer: {str(error).splitlines()[0]}") from None
 

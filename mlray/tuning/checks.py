@@ -145,8 +145,8 @@ def room(config: RunConfig, count: int, drivers: int) -> None:
         fits = False
     if not fits:
         raise ConfigError(
-            f"sweep.max_concurrent={drivers} trials cannot be placed: each needs {one + DRIVER_CPUS:g} CPU with its "
-            f"driver and input pipeline and {cluster.num_workers * cluster.gpus_per_worker:g} GPU, and the cluster "
-            f"offers {placement.cpus():g} CPU; lower sweep.max_concurrent, cluster.num_workers or "
+            f"sweep.max_concurrent: {drivers} trials at a time cannot be placed: each needs {one + DRIVER_CPUS:g} CPU "
+            f"with its driver and input pipeline and {cluster.num_workers * cluster.gpus_per_worker:g} GPU, and the "
+            f"cluster offers {placement.cpus():g} CPU; lower sweep.max_concurrent, cluster.num_workers or "
             "cluster.cpus_per_worker"
         )

@@ -163,8 +163,10 @@ def _training() -> set[tuple[str, str]]:
 
 
 def test_trials_that_cannot_be_placed_are_refused(aligned: RunConfig, bucket: str) -> None:
-    with pytest.raises(ConfigError, match=r"sweep\.max_concurrent=9 trials cannot be placed: each needs"):
-        sweep(searching(bucket, "many", max_concurrent=9))
+    with pytest.raises(
+        ConfigError, match=r"sweep\.max_concurrent: 8 trials at a time cannot be placed: each"
+    ):
+        sweep(searching(bucket, "many", max_concurrent=9, num_trials=8))
 
 
 def tell(values: dict[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import functools
 import hashlib
 import time
 from collections.abc import Awaitable, Callable
@@ -42,6 +41,7 @@ from serve_app.schemas import (
     TranslateRequest,
     Usage,
 )
+from serve_app.support import Source
 
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": Refusal} for status in (400, 401, 403, 404, 413, 422, 429, 503)
@@ -235,16 +235,19 @@ def _support(limits: _Limits) -> APIRouter:
         messages = [one.text for one in request.messages if one.role == "user"]
         asked = Asked(request.language, accept_language)
 
-        async def reply(*, write: bool) -> SupportReply:
-            found = limits.backend.support(messages, request.k, asked, write)
-            counted = None if write and request.stream else http  # once
-            return SupportReply.model_validate(await limits.within(found, counted))
-
+        write = request.write and not request.stream  # as events it is written after the sources are told
+        found = limits.backend.support(messages, request.k, asked, write)
+        told = SupportReply.model_validate(await limits.within(found, http))
         if not request.stream:
-            return await reply(write=request.write)
-        told = await reply(write=False)
-        written = functools.partial(reply, write=True) if request.write and told.answer else None
-        return StreamingResponse(events.of(told, written), media_type=events.MEDIA_TYPE)
+            return told
+
+        async def written() -> str | None:
+            source = Source(**told.sources[0].model_dump())
+            found = await limits.within(limits.backend.write(messages[-1], source, told.served_by.bundle))
+            return str(found["answer"]) if found["answer"] else None
+
+        wanted = written if request.write and told.answer else None
+        return StreamingResponse(events.of(told, wanted), media_type=events.MEDIA_TYPE)
 
     return router
 

@@ -30,6 +30,7 @@ from serve_app.door import Door
 from serve_app.errors import ApiError
 from serve_app.keys import Keys
 from serve_app.models import Asked, Models
+from serve_app.support import Source
 from serve_app.together import Together, UnansweredError, answered_soon
 
 log = logging.getLogger("mlray.serve")
@@ -47,7 +48,7 @@ _SHORT, _CALLS = ("search", "embed", "recommend"), 2
 """What is asked together, and such calls to a replica at a time."""
 _FEW = 8
 """Texts of a request that is short."""
-_ASKED = ("search", "embed", "recommend", "translate", "support")
+_ASKED = ("search", "embed", "recommend", "translate", "support", "write")
 _CHANGING = {"upsert", "delete"}
 """What is not asked for a second time."""
 
@@ -113,6 +114,10 @@ class Behind:
     async def support(self, messages: list[str], k: int, asked: Asked, write: bool = False) -> dict[str, Any]:
         """See `Models.support`."""
         return await self._in_line("support", _tag(messages[-1], asked), messages, k, asked, write)
+
+    async def write(self, question: str, source: Source, bundle: str) -> dict[str, Any]:
+        """See `Models.write`."""
+        return await self._in_line("write", source.language, question, source, bundle)
 
     async def upsert(self, products: list[Product]) -> dict[str, Any]:
         """See `Models.upsert`."""

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from mlray.release.changes import Product
 from serve_app.models import Asked
+from serve_app.support import Source
 
 
 class Backend(Protocol):
@@ -27,6 +28,10 @@ class Backend(Protocol):
 
     async def support(self, messages: list[str], k: int, asked: Asked, write: bool = False) -> dict[str, Any]:
         """As `schemas.SupportReply`."""
+        ...
+
+    async def write(self, question: str, source: Source, bundle: str) -> dict[str, Any]:
+        """`answer` in a writer's words."""
         ...
 
     async def embed(

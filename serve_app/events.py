@@ -15,20 +15,18 @@ MEDIA_TYPE = "text/event-stream"
 _SENTENCE = re.compile(r".+?(?:[.!?。！？؟।]+\s*|$)", re.DOTALL)
 
 
-async def of(told: SupportReply, written: Callable[[], Awaitable[SupportReply]] | None) -> AsyncIterator[str]:
+async def of(told: SupportReply, written: Callable[[], Awaitable[str | None]] | None) -> AsyncIterator[str]:
     """`sources` at once, `answer` sentence by sentence, and `done` with the rest.
 
     Args:
         told: the reply in the words of its source.
-        written: gives it in the words of a writer; None: nobody wants that.
+        written: gives the answer in the words of a writer, if it has one; None: nobody wants that.
     """
-    shown = told.sources
-    yield _event("sources", {"sources": [one.model_dump() for one in shown]})
+    yield _event("sources", {"sources": [one.model_dump() for one in told.sources]})
     if written:
         with contextlib.suppress(ApiError):  # then the source answers as it is
-            told = await written()
-    if told.sources != shown:  # another champion has taken over
-        yield _event("sources", {"sources": [one.model_dump() for one in told.sources]})
+            if answer := await written():
+                told = told.model_copy(update={"answer": answer, "written": True})
     for part in _SENTENCE.findall(told.answer or ""):
         yield _event("answer", {"text": part})
     yield _event("done", told.model_dump(exclude={"sources"}))

@@ -18,6 +18,7 @@ from serve_app import recommending, routing, support, translating
 from serve_app.catalogue import Catalogue
 from serve_app.errors import ApiError
 from serve_app.reading import Reading
+from serve_app.support import Source
 from serve_app.watch import Watch
 
 _CHANGES = 64
@@ -178,6 +179,21 @@ class Models:
             "sources": [asdict(one) for one in found.sources],
             "served_by": _served_by(now, spoken, step) | {"index": now.champion.event.knowledge},
         }
+
+    async def write(self, question: str, source: Source, bundle: str) -> dict[str, Any]:
+        """`answer` from a source of `support` in the words of the bundle's writer, as there; None: it has none.
+
+        Args:
+            question: of the customer.
+            source: the best of what was found.
+            bundle: that has found it; another one may serve by now.
+
+        Raises:
+            ApiError: no champion.
+        """
+        now = self._ready()
+        same = now.champion.event.bundle == bundle
+        return {"answer": await now.written(question, source) if same else None}
 
     async def upsert(self, products: list[Product]) -> dict[str, Any]:
         """Adds products to their markets or exchanges their texts, here soon, and wherever this index is served.

@@ -26,6 +26,7 @@ from serve_app import api, guards, keys, metrics
 from serve_app.errors import ApiError
 from serve_app.keys import Keys
 from serve_app.models import Asked
+from serve_app.support import Source
 
 BY = {
     "bundle": "b-1",
@@ -62,12 +63,16 @@ class Known:
 
     async def support(self, messages: list[str], k: int, asked: Asked, write: bool = False) -> dict[str, Any]:
         self.asked.append((messages, k, asked, write))
-        if self.fault and write:
-            raise self.fault
         source = {"id": "where", "language": "de", "text": "Morgen. Oder später!", "score": 0.9}
         told = {"answer": "Morgen. Oder später!", "intent": "where", "language": "de", "confidence": 0.9}
         told["written"] = write
         return {**told, "hand_over": False, "scope": "language", "sources": [source], "served_by": BY}
+
+    async def write(self, question: str, source: Source, bundle: str) -> dict[str, Any]:
+        self.asked.append((question, source.text, bundle))
+        if self.fault:
+            raise self.fault
+        return {"answer": None if question == "Wann?" else "Es kommt morgen."}
 
     async def recommend(self, market: str, products: list[str], k: int, query: str = "") -> dict[str, Any]:
         self.asked.append((market, products, k, query))
@@ -212,8 +217,18 @@ def test_customer_service_answers_at_once_or_as_events() -> None:
     assert data[1]["text"] + data[2]["text"] == told["answer"]
     assert data[0]["sources"] == told["sources"]
     assert data[3] == {key: value for key, value in told.items() if key != "sources"}
-    asked.post("/v1/support", json={"messages": turns, "stream": True, "write": True})
-    assert [write for *_, write in backend.asked[-2:]] == [False, True]  # sources come before what is written
+    names, data = events_of(
+        asked.post("/v1/support", json={"messages": turns, "stream": True, "write": True})
+    )
+    assert names == ["sources", "answer", "done"]
+    assert (data[1]["text"], data[2]["answer"], data[2]["written"]) == (*["Es kommt morgen."] * 2, True)
+    # Sources come before what is written, and are looked for once.
+    assert backend.asked[-2:] == [
+        (["Hallo", "Wo ist es?"], 3, Asked(), False),
+        ("Wo ist es?", "Morgen. Oder später!", "b-1"),
+    ]
+    odd = {"messages": [{"text": "Wann?"}], "stream": True, "write": True}
+    assert events_of(asked.post("/v1/support", json=odd))[1][-1]["written"] is False
     backend.fault = ApiError(429, "overloaded", "too much waits", 1.0)
     names, told = events_of(
         asked.post("/v1/support", json={"messages": turns, "stream": True, "write": True})

@@ -136,6 +136,13 @@ def test_support_tells_who_has_written(
         told = asyncio.run(models.support([text], 2, Asked(language), write))
         return told["answer"], told["written"], told["hand_over"]
 
+    def write(text: str, bundle: str) -> Any:
+        found = Source("cold", "de", text, 0.99)
+        return asyncio.run(models.write("kalt", found, bundle))["answer"]
+
+    serves = models.watch.slot.now.champion.event.bundle if models.watch.slot.now else ""
+    assert write("DIE DECKE IST KALT", serves) == "die decke ist kalt"
+    assert write("DIE DECKE IST KALT", "of-yesterday") is None
     german, english = test_models.ANSWERS["de"]["cold"], test_models.ANSWERS["en"]["back"]
     assert ask(german) == ("die decke ist kalt", True, False)
     assert ask(german, write=False) == ("DIE DECKE IST KALT", False, False)

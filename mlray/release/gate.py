@@ -182,6 +182,7 @@ def show(verdict: Verdict, console: Console) -> None:
         "task",
         "language",
         "metric",
+        "best",
         "champion",
         "challenger",
         "change",
@@ -198,12 +199,13 @@ def show(verdict: Verdict, console: Console) -> None:
             after, change = f"{line.challenger:.2f}", f"{line.challenger - line.champion:+.2f}"
         p = "-" if line.p is None else f"{line.p:.4f}"
         mark = "[bold red]refused[/]" if line.refused else "ok"
-        names = (escape(line.task), escape(line.language), line.metric, f"{line.champion:.2f}")
-        table.add_row(*names, after, change, f"{line.tolerance:g}", p, mark)
+        names = (escape(line.task), escape(line.language), line.metric)
+        so_far = (f"{line.best:.2f}", f"{line.champion:.2f}")
+        table.add_row(*names, *so_far, after, change, f"{line.tolerance:g}", p, mark)
     for task, (before, after_mean) in verdict.macro.items():
         table.add_section()
         table.add_row(
-            escape(task), "mean", "", f"{before:.2f}", f"{after_mean:.2f}", f"{after_mean - before:+.2f}"
+            escape(task), "mean", "", "", f"{before:.2f}", f"{after_mean:.2f}", f"{after_mean - before:+.2f}"
         )
     console.print(table)
     for sentence in verdict.refusals:

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from mlray.config import ConfigError, RunError
+from mlray.access import StorageError
+from mlray.config import RunError
 from mlray.corpus import vectors
 from mlray.release.changes import Change, Changes, Product
 from mlray.release.index import ProductIndex
@@ -84,12 +85,20 @@ class Catalogue:
             return [self._index.title(market, name) for name in names]
 
     def missing(self, products: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        """Those of (market, id) that are not there once all is taken up that has been written."""
+        """Those of (market, id) that are not there once all is taken up that has been written.
+
+        Raises:
+            StorageError: what has been written cannot be read now.
+        """
         last: dict[tuple[str, str], bool] = {}
-        with contextlib.suppress(RunError):  # one that is damaged; `take` tells it
+        try:
             for change in self._changes.after(self._taken) if self._changes else ():
                 last |= {(one.market, one.id): True for one in change.upsert}
                 last |= dict.fromkeys(change.delete, False)
+        except StorageError:
+            raise
+        except RunError as error:  # one is damaged: those behind it are not taken up either
+            log.error("products may be there that are told as unknown: %s", error)
         gone = set(self.unknown(products))
         return [one for one in products if not last.get(one, one not in gone)]
 
@@ -149,16 +158,27 @@ class Catalogue:
                 self.version += 1
         for market, products in by_market.items():
             for first in range(0, len(products), _GROUP):
-                group = products[first : first + _GROUP]
-                told = [one.id if self._by_id else one.text for one in group]
-                try:
-                    vectors_NH = self._read()(told, [market] * len(group))
-                except (ConfigError, RunError):  # nothing could be read at all
-                    raise
-                except Exception as error:  # of these texts: the changes behind them are not held up
-                    log.error("%d products of a change are left out: %s", len(group), type(error).__name__)
-                    continue
+                group, vectors_NH = self._vectors(market, products[first : first + _GROUP])
                 titles = [one.text.split("\n", 1)[0] for one in group]
+                if not group:
+                    continue
                 with self._searching:
                     self._index.upsert(market, [one.id for one in group], vectors_NH, titles)
                     self.version += 1
+
+    def _vectors(self, market: str, group: list[Product]) -> tuple[list[Product], np.ndarray]:
+        """Products with their vectors; one whose text cannot be read is left out, so that no change is held up by it.
+
+        What fails whatever the text (storage, memory) is raised, and the change is taken up at the next look.
+        """
+        read = self._read()
+        told = [one.id if self._by_id else one.text for one in group]
+        try:
+            return group, read(told, [market] * len(group))
+        except ValueError as error:  # such as a market that is no tag of a language
+            if len(group) == 1:
+                log.error("a product of a change is left out: %s", type(error).__name__)
+                return [], np.empty((0, 0), np.float32)
+        parts = [part for one in group if (part := self._vectors(market, [one]))[0]]
+        kept = [one for products, _ in parts for one in products]
+        return kept, np.concatenate([found for _, found in parts]) if parts else np.empty((0, 0), np.float32)

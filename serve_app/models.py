@@ -201,7 +201,7 @@ class Models:
         Raises:
             ApiError: no champion, no index, or storage failed.
         """
-        return {**await self._change(Change(upsert=tuple(products))), "unknown": []}
+        return {**await self._change(self._ready(), Change(upsert=tuple(products))), "unknown": []}
 
     async def delete(self, products: list[tuple[str, str]]) -> dict[str, Any]:
         """Takes products (market, id) out of their markets; those that are not there are named.
@@ -209,7 +209,8 @@ class Models:
         Raises:
             ApiError: no champion, no index, none of them is there, or storage failed.
         """
-        catalogue = _catalogue(self._ready())
+        now = self._ready()
+        catalogue = self._changing(now)
         with _stored():
             unknown = await asyncio.get_running_loop().run_in_executor(
                 self._writing, catalogue.missing, products
@@ -217,13 +218,16 @@ class Models:
         if len(unknown) == len(products):
             raise ApiError(404, "unknown_product", "none of these products is in its market")
         known = tuple(one for one in products if one not in unknown)
-        return {**await self._change(Change(delete=known)), "unknown": unknown}
+        return {**await self._change(now, Change(delete=known)), "unknown": unknown}
 
-    async def _change(self, change: Change) -> dict[str, Any]:
-        now = self._ready()
-        catalogue = _catalogue(now)
+    def _changing(self, now: Reading) -> Catalogue:
+        """The products that are changed, if there is room for one more change."""
         if self._changes >= _CHANGES:
             raise ApiError(429, "overloaded", "too many changes wait; try again later", _AGAIN_S)
+        return _catalogue(now)
+
+    async def _change(self, now: Reading, change: Change) -> dict[str, Any]:
+        catalogue = self._changing(now)
         self._changes += 1
         # A client that goes, or for whom it takes too long, has changed the products all the same.
         changing = asyncio.create_task(self._write(catalogue, change))

@@ -18,6 +18,8 @@ _HELD_S = 0.05
 """After which a call that is not answered lets another one go."""
 _GRACE_S = 0.1
 """For which the first answer of a call waits for the others, at least."""
+_MOST_S = 1.0
+"""And at most."""
 
 
 class UnansweredError(Exception):
@@ -102,7 +104,8 @@ async def answered_soon(asked: Sequence[Coroutine[Any, Any, Out]]) -> list[Out |
                 break
         if left:
             # What falls into the next pass of the model takes twice as long as what was in this one.
-            await asyncio.wait(left, timeout=max(_GRACE_S, 1.5 * (time.monotonic() - begin)))
+            twice = 1.5 * (time.monotonic() - begin)
+            await asyncio.wait(left, timeout=min(max(_GRACE_S, twice), _MOST_S))
         return [task.result() if task.done() else None for task in tasks]
     finally:
         for task in tasks:

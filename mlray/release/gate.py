@@ -69,13 +69,13 @@ def best(verdict: Mapping[str, Any] | None) -> dict[Cell, float]:
     Args:
         verdict: as `Verdict.to_dict` has written it.
     """
-    lines = verdict["lines"] if verdict else ()
-    return {
-        (line["task"], line["language"], line["metric"]): max(
-            line.get("best", line["champion"]), line["challenger"]
-        )
-        for line in lines
-    }
+    found = {}
+    for line in verdict["lines"] if verdict else ():
+        highest = max(line.get("best", line["champion"]), line["challenger"])
+        # Let pass as chance, a loss is none that the next one has to make good.
+        by_chance = highest - line["challenger"] > line["tolerance"] + _SLACK
+        found[line["task"], line["language"], line["metric"]] = line["challenger"] if by_chance else highest
+    return found
 
 
 def judge(

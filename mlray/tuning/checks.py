@@ -21,8 +21,8 @@ _QUESTIONS = {
 """What a validation asks is made of these: with others it is harder or easier, whatever was learnt."""
 _FREE = {"cluster", "evaluation", "release", "serving"}
 """Sections by which no trial differs from those before a resume."""
-_FREE_KEYS = {"sweep.mlflow_uri", "storage.timeout_s"}
-"""Likewise."""
+_FREE_KEYS = {"storage.timeout_s"}
+"""Likewise; Ray Tune's state holds loggers and pages, which go on with the storage and MLflow of the beginning."""
 _STOPPED = {"random", "grid", "tpe"}
 """Algorithms whose trials `sweep.early_stopping` stops."""
 
@@ -91,7 +91,8 @@ def _check_mlflow(uri: str) -> None:
     try:
         importlib.import_module("mlflow").MlflowClient(uri).search_experiments(max_results=1)
     except Exception as error:  # of whatever keeps it: a database, HTTP, files
-        raise ConfigError(f"sweep.mlflow_uri={uri} does not answer: {str(error).splitlines()[0]}") from None
+        why = str(error).strip() or type(error).__name__
+        raise ConfigError(f"sweep.mlflow_uri={uri} does not answer: {why.splitlines()[0]}") from None
 
 
 def begun(config: RunConfig, root: str, *, resume: bool) -> None:

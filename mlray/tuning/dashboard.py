@@ -68,6 +68,10 @@ class Dashboard(tune.Callback):  # type: ignore[misc]
         print(f"trial {name} failed", flush=True)
         self._try(self.write)
 
+    def on_experiment_end(self, **_: Any) -> None:
+        """What could not be written before; nothing comes after it."""
+        self.write()
+
     def write(self) -> None:
         """Rewrites the page and what it is made of."""
         self._keep()
@@ -79,7 +83,7 @@ class Dashboard(tune.Callback):  # type: ignore[misc]
         try:
             write()
         except StorageError as error:
-            print(f"{error}; the dashboard is written again after the next validation", flush=True)
+            print(f"{error}; the dashboard is written again later", flush=True)
 
     def _keep(self) -> None:
         body = json.dumps(self.board.state(), ensure_ascii=False, indent=1).encode()

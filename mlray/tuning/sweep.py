@@ -88,7 +88,8 @@ def sweep(config: RunConfig, *, resume: bool = False) -> Outcome:
     try:
         results = tuner(trainable, domains, base, dashboard, resume=resume).fit()
     except TuneError as error:
-        raise RunError(f"{str(error).strip().splitlines()[-1]}; --resume goes on") from error
+        why = str(error).strip() or type(error).__name__
+        raise RunError(f"{why.splitlines()[-1]}; --resume goes on") from error
     dashboard.read()
     return _conclude(results, dashboard)
 

@@ -418,6 +418,9 @@ def test_a_change_that_cannot_be_written_may_be_asked_for_again(
                 "storage",
                 5.0,
             )
+        patched.setattr(Changes, "after", full)
+        with pytest.raises(ApiError, match="storage"):  # whether it is there cannot be told
+            asyncio.run(models.delete([("de", "a0")]))
     assert asyncio.run(models.delete([("de", "a0")]))["change"] == 1
 
 
@@ -429,14 +432,21 @@ def test_products_that_cannot_be_read_do_not_hold_up_the_others(
 
     def reader(*told: Any) -> Any:
         inner = read(*told)
-        return lambda texts, tags: 1 / 0 if "odd" in texts else inner(texts, tags)
+
+        def reading(texts: list[str], tags: list[str]) -> Any:
+            if "odd" in texts:
+                raise ValueError("no tag")
+            return inner(texts, tags)
+
+        return reading
 
     monkeypatch.setattr(markets, "reader", reader)
     odd = opened(tmp_path)
-    told = asyncio.run(odd.upsert([Product("de", "bad", "odd")]))
+    told = asyncio.run(odd.upsert([Product("de", "bad", "odd"), Product("de", "new", "warm leise Regal")]))
     assert told["taken_up"]
-    assert "1 products of a change are left out: ZeroDivisionError" in caplog.text
-    asyncio.run(odd.upsert([Product("de", "new", "warm leise Regal")]))
+    assert "a product of a change is left out: ValueError" in caplog.text
+    assert "bad" not in caplog.text
+    assert asyncio.run(odd.upsert([Product("us", "bad", "odd")]))["taken_up"]  # of all, none
     found = asyncio.run(odd.search("warm leise Regal", "de", 1, Asked()))
     assert [hit["id"] for hit in found["results"]] == ["new"]
 

@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from mlray.config import ConfigError, Source, Storage
-from mlray.corpus import manifest, sources
+from mlray.corpus import sources
 from mlray.corpus.fields import Record
 from mlray.corpus.lines import Chunk
 from tests.unit.test_records import bad, good, read_file, read_until_broken
@@ -57,8 +57,6 @@ def test_a_file_of_two_sets_is_read_in_part_and_the_shares_stay(tmp_path: Path) 
         ]
         assert [record for records in cut for record in records] == expected
         assert {record.row for record in cut[0]} <= set(range(120))
-    file = listed(tmp_path / "x.csv")
-    assert "rows" not in manifest._told(file)  # so that runs from before the setting go on
     file = listed(tmp_path / "x.csv", part=half, rows=(5, 9))
     assert sources.SourceFile.of(json.loads(json.dumps(asdict(file)))) == file
     for rows, reason in (((9, 9), "holds no row"), ((-1, 3), "greater than or equal to 0")):

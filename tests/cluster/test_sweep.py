@@ -134,12 +134,14 @@ def test_a_population_clones_a_trial_whose_checkpoint_stays(aligned: RunConfig, 
         bucket,
         "bred",
         algorithm="pbt",
+        metric="loss",  # of few held-out pairs two trials may find as many
         num_trials=2,
         max_concurrent=2,
         space={"train.lr": {"loguniform": [1e-9, 1e-2]}},
     )
     small = {"cluster.num_workers": 1, "cluster.cpus_per_worker": 0.25, "corpus.tokenize_cpus": 0.25}
-    made = configuration.change(made, small)
+    # Long enough that the first trial is not over before the second has begun.
+    made = configuration.change(made, small | {"train.steps": 100})
     outcome = sweep(made)
     assert outcome.failed == {}
     clones = [row for row in outcome.rows if row.cloned_from]

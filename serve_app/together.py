@@ -98,9 +98,8 @@ async def answered_soon(asked: Sequence[Coroutine[Any, Any, Out]]) -> list[Out |
     try:
         while left:
             done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
-            if not all(
-                isinstance(one.result(), ApiError) for one in done
-            ):  # a refusal is there before any work
+            # A refusal is there before any work.
+            if not all(isinstance(one.result(), ApiError) for one in done):
                 break
         if left:
             # What falls into the next pass of the model takes twice as long as what was in this one.

@@ -199,7 +199,6 @@ def _reports(config: RunConfig, shared: Shared) -> Generator[dict[str, Any]]:
         queue.shutdown(force=True)
     if faults:
         raise faults[0]
-    if not heard and (
-        told := last(config)
-    ):  # it had nothing left to do: its report was lost with who should hear it
+    # It had nothing left to do: its report was lost with who should hear it.
+    if not heard and (told := last(config)):
         yield told

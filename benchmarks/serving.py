@@ -1,13 +1,13 @@
 """One encoder behind HTTP: ours beside what people put in front of it, by the same clients.
 
-    python benchmarks/serving.py --run RUN --infinity INFINITY_EMB [--seconds 8] [--rounds 3]
+    python benchmarks/serving.py --run RUN --infinity INFINITY_EMB [--seconds 4] [--rounds 5]
 
 RUN is a finished, judged run of jobs/align.py; its weights answer in every arm on this machine, which also holds the
 clients; a peer has its threads, ours those that Serve gives a replica. Each arm is a server of its own
 (`serving_arms.py`; infinity-emb in an environment with `peers/serving.txt`, by its command INFINITY_EMB). First the
-vectors are compared. Then clients ask `/v1/embeddings` for a text of 16 words each, one after the other: 1, 8 and 32 at
-a time; then for 64 texts at once; then at random times (Poisson) at 70 % of the most that was reached. All are told
-that the texts are English, as a shop's pages would: ours lets languages wait in lines of their own.
+vectors are compared. Then clients ask `/v1/embeddings` for a text of some 16 tokens each, one after the other: 1, 8
+and 32 at a time; then for 64 texts at once; then at random times (Poisson) at 70 % of the most that was reached. All
+are told that the texts are English, as a shop's pages would: ours lets languages wait in lines of their own.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import random
@@ -53,6 +54,8 @@ _WORDS = (
     "cup",
     "lamp",
 )
+_TOKENS = 16
+_SIZES = ("model_type", "hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size")
 _STARTS_S = 120
 _HEADERS = {"accept-language": "en"}
 
@@ -61,14 +64,20 @@ def main() -> int:
     arguments = parse()
     prepare()
     weights = weights_of(arguments.run)
-    report: dict[str, Any] = {"machine": measure.machine(PACKAGES), "seconds": arguments.seconds}
+    words = words_of(weights)
+    report: dict[str, Any] = {
+        "machine": measure.machine(PACKAGES),
+        "encoder": {key: value for key, value in sizes(weights).items() if key in _SIZES},
+        "words": words,
+        "seconds": arguments.seconds,
+    }
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in arguments.arms}
     vectors: dict[str, np.ndarray] = {}
     for number in range(arguments.rounds):
         for name in arguments.arms if number % 2 == 0 else reversed(arguments.arms):
             with server(name, weights, arguments) as url:
-                vectors[name] = asyncio.run(compared(url))
-                rounds[name].append(asyncio.run(measured(url, arguments.seconds)))
+                vectors[name] = asyncio.run(compared(url, words))
+                rounds[name].append(asyncio.run(measured(url, arguments.seconds, words)))
             print(f"{name}: {rounds[name][-1]['c=32']}", flush=True)
     first = vectors[arguments.arms[0]]
     report["least_cosine"] = {name: float((rows * first).sum(axis=1).min()) for name, rows in vectors.items()}
@@ -83,8 +92,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="One encoder behind HTTP, beside peers.")
     parser.add_argument("--run", type=Path, required=True, help="folder of a judged run of jobs/align.py")
     parser.add_argument("--infinity", required=True, help="the command infinity_emb")
-    parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
     parser.add_argument("--results", type=Path, default=measure.RESULTS)
     return parser.parse_args()
@@ -105,6 +114,20 @@ def weights_of(run: Path) -> str:
     """The folder of a run's weights."""
     found: str = json.loads((run / "report.json").read_text(encoding="utf-8"))["weights"]
     return found
+
+
+def sizes(weights: str) -> dict[str, Any]:
+    """What the encoder says of itself."""
+    found: dict[str, Any] = json.loads((Path(weights) / "config.json").read_text(encoding="utf-8"))
+    return found
+
+
+def words_of(weights: str) -> int:
+    """How many words make a text of some 16 tokens, as the encoder cuts them."""
+    from mlray.models import tokenizer
+
+    (tokens,) = tokenizer.encoder(tokenizer.load(weights)).encode([" ".join(_WORDS)])
+    return max(1, round(_TOKENS * len(_WORDS) / len(tokens)))
 
 
 @contextlib.contextmanager
@@ -187,9 +210,9 @@ def asked(texts: list[str]) -> dict[str, Any]:
     return {"input": texts, "model": MODEL}
 
 
-def text(draw: random.Random) -> str:
-    """Sixteen words that no other request has in this order."""
-    return " ".join(draw.choices(_WORDS, k=16))
+def text(draw: random.Random, words: int) -> str:
+    """Some words at random."""
+    return " ".join(draw.choices(_WORDS, k=words))
 
 
 async def ask(session: aiohttp.ClientSession, url: str, texts: list[str]) -> tuple[float, list[Any]]:
@@ -200,28 +223,29 @@ async def ask(session: aiohttp.ClientSession, url: str, texts: list[str]) -> tup
         return time.perf_counter() - begin, (await told.json())["data"]
 
 
-async def compared(url: str) -> np.ndarray:
+async def compared(url: str, words: int) -> np.ndarray:
     """Vectors of the same texts."""
     draw = random.Random(0)
     async with aiohttp.ClientSession(headers=_HEADERS) as session:
-        _, data = await ask(session, url, [text(draw) for _ in range(32)])
+        _, data = await ask(session, url, [text(draw, words) for _ in range(32)])
     return np.array([row["embedding"] for row in data])
 
 
-async def measured(url: str, seconds: float) -> dict[str, Any]:
+async def measured(url: str, seconds: float, words: int) -> dict[str, Any]:
     """Each load, one after the other."""
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector, headers=_HEADERS) as session:
-        await closed(session, url, 8, 1, seconds / 4)  # warm
-        found = {f"c={clients}": await closed(session, url, clients, 1, seconds) for clients in CLIENTS}
-        found["bulk of 64"] = await closed(session, url, 1, 64, seconds)
+        ask_for = functools.partial(closed, session, url, words)
+        await ask_for(8, 1, seconds / 4)  # warm
+        found = {f"c={clients}": await ask_for(clients, 1, seconds) for clients in CLIENTS}
+        found["bulk of 64"] = await ask_for(1, 64, seconds)
         most = max(found[f"c={clients}"]["per_s"] for clients in CLIENTS)
-        found["Poisson"] = await poisson(session, url, 0.7 * most, seconds)
+        found["Poisson"] = await poisson(session, url, words, 0.7 * most, seconds)
     return found
 
 
 async def closed(
-    session: aiohttp.ClientSession, url: str, clients: int, size: int, seconds: float
+    session: aiohttp.ClientSession, url: str, words: int, clients: int, size: int, seconds: float
 ) -> dict[str, float]:
     """Clients that each ask again as soon as they are answered."""
     until, times = time.perf_counter() + seconds, list[float]()
@@ -229,7 +253,7 @@ async def closed(
     async def client(number: int) -> None:
         draw = random.Random(number)
         while time.perf_counter() < until:
-            taken, _ = await ask(session, url, [text(draw) for _ in range(size)])
+            taken, _ = await ask(session, url, [text(draw, words) for _ in range(size)])
             times.append(taken)
 
     begin = time.perf_counter()
@@ -237,20 +261,22 @@ async def closed(
     return summary(times, size * len(times) / (time.perf_counter() - begin))
 
 
-async def poisson(session: aiohttp.ClientSession, url: str, per_s: float, seconds: float) -> dict[str, float]:
+async def poisson(
+    session: aiohttp.ClientSession, url: str, words: int, per_s: float, seconds: float
+) -> dict[str, float]:
     """Requests at random times, whether the ones before are answered or not."""
     draw, times = random.Random(0), list[float]()
     begin = time.perf_counter()
     due, waiting = begin, list[asyncio.Task[None]]()
 
-    async def one(words: str) -> None:
-        taken, _ = await ask(session, url, [words])
+    async def one(asked_for: str) -> None:
+        taken, _ = await ask(session, url, [asked_for])
         times.append(taken)
 
     while due < begin + seconds:
         due += draw.expovariate(per_s)
         await asyncio.sleep(max(due - time.perf_counter(), 0.0))
-        waiting.append(asyncio.create_task(one(text(draw))))
+        waiting.append(asyncio.create_task(one(text(draw, words))))
     await asyncio.gather(*waiting)
     return summary(times, len(times) / (time.perf_counter() - begin))
 

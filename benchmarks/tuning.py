@@ -1,4 +1,4 @@
-"""How much a search costs: ours beside the grid, stock Ray ASHA and Optuna, on a real table of learning curves.
+"""How much a search costs: ours beside the grid, stock Ray Tune and Optuna, on a real table of learning curves.
 
     python benchmarks/tuning.py [--seeds 5] [--trials 64]
 
@@ -12,6 +12,7 @@ it, and counts as the whole grid. Wall time a trial, with trials that do nothing
 
 grid       all of them, to the end
 asha       Ray Tune's random search with its ASHA (eta 4, first rung 1)
+asha-tpe   Ray Tune's OptunaSearch (TPE) with the same ASHA
 optuna     Optuna alone: TPE with its median pruner
 ours       `sweep.algorithm=tpe` with early stopping, the sweep as it is
 random     `sweep.algorithm=random` with early stopping
@@ -160,9 +161,25 @@ def replay(values: dict[str, Any], table: dict[str, list[float]]) -> None:
 
 def asha(seed: int, trials: int, table: dict[str, list[float]]) -> Made:
     """Ray Tune as its guide has it."""
+    from ray.tune.search import BasicVariantGenerator
+
+    return stock(BasicVariantGenerator(random_state=seed, max_concurrent=1), trials, table)
+
+
+def asha_tpe(seed: int, trials: int, table: dict[str, list[float]]) -> Made:
+    """Ray Tune with Optuna's suggestions."""
+    import optuna
+    from ray.tune.search import ConcurrencyLimiter
+    from ray.tune.search.optuna import OptunaSearch
+
+    searcher = OptunaSearch(sampler=optuna.samplers.TPESampler(seed=seed), metric="objective", mode="max")
+    return stock(ConcurrencyLimiter(searcher, max_concurrent=1), trials, table)
+
+
+def stock(searcher: Any, trials: int, table: dict[str, list[float]]) -> Made:
+    """Ray Tune's own ASHA with a searcher."""
     from ray import tune
     from ray.tune.schedulers import ASHAScheduler
-    from ray.tune.search import BasicVariantGenerator
 
     with tempfile.TemporaryDirectory() as folder:
         results = tune.Tuner(
@@ -175,7 +192,7 @@ def asha(seed: int, trials: int, table: dict[str, list[float]]) -> Made:
                 scheduler=ASHAScheduler(
                     time_attr="step", max_t=STRETCHES, grace_period=1, reduction_factor=4
                 ),
-                search_alg=BasicVariantGenerator(random_state=seed, max_concurrent=1),
+                search_alg=searcher,
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(storage_path=folder, verbose=0),
@@ -256,6 +273,7 @@ def sweeping(algorithm: str) -> Any:
 SEARCHES: dict[str, Any] = {
     "grid": grid,
     "asha": asha,
+    "asha-tpe": asha_tpe,
     "optuna": optuna,
     "random": sweeping("random"),
     "ours": sweeping("tpe"),
@@ -265,7 +283,7 @@ SEARCHES: dict[str, Any] = {
 def overhead(rounds: int) -> dict[str, Any]:
     """Seconds a trial of 16 that do nothing but report once; Optuna's are calls of a function."""
     table = {key(values): [1.0] for values in settings()}
-    found: dict[str, list[float]] = {"asha": [], "optuna": [], "ours": []}
+    found: dict[str, list[float]] = {"asha": [], "asha-tpe": [], "optuna": [], "ours": []}
     for _ in range(rounds):
         for name in found:
             begin = time.perf_counter()

@@ -406,11 +406,11 @@ class Serving(_Section):
     weak: float = Field(30.0, ge=0, le=100)
     """chrF below which a direction is weak."""
     canary: Probability = 0.0
-    """Share of the customers (header `x-customer-id`) whose searches the challenger answers, if it has an index."""
+    """Share of the customers (header `x-customer-id`) whom the challenger answers, if it has an index."""
     shadow: Probability = 0.0
-    """Share of the other searches that the challenger also answers, unseen."""
+    """Share of the other requests that the challenger also answers, unseen."""
     agreement: Probability = 0.3
-    """Of the champion's first results that the challenger must find; a market with less goes back to the champion."""
+    """Of the champion's first results that the challenger must find; where it finds less, the champion answers."""
     watch_s: float = Field(5.0, gt=0)
     """Between two looks at the registry for a new champion, and at the keys."""
     timeout_s: float = Field(10.0, gt=0)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from importlib import resources
 from typing import Annotated, Any
 
@@ -21,6 +20,7 @@ from serve_app.backend import Backend
 from serve_app.errors import ApiError
 from serve_app.guards import Guards
 from serve_app.keys import Keys
+from serve_app.limits import Limits
 from serve_app.models import Asked
 from serve_app.schemas import (
     ChangeReply,
@@ -82,10 +82,10 @@ def create(
         redoc_url=None,
     )
     errors.install(app)
-    limits = _Limits(backend, settings)
+    limits = Limits(backend, settings)
     app.include_router(_open(limits))
-    for router in (_routes(limits), _translation(limits), _support(limits), _products(limits)):
-        app.include_router(router, prefix="/v1", responses=_REFUSALS, dependencies=[Depends(_KEY)])
+    for router in (_products_for, _translation, _support, _models, _products):
+        app.include_router(router(limits), prefix="/v1", responses=_REFUSALS, dependencies=[Depends(_KEY)])
 
     @app.get("/metrics", tags=["health"])
     async def told() -> Response:
@@ -96,45 +96,7 @@ def create(
     return app
 
 
-class _Limits:
-    """The backend within the limits of a request: time, number and length of texts."""
-
-    def __init__(self, backend: Backend, settings: Serving) -> None:
-        self.backend, self.settings = backend, settings
-
-    async def within(self, answer: Awaitable[dict[str, Any]], http: Request | None = None) -> dict[str, Any]:
-        """The answer, if it comes in time; that to `http` is counted by what has served it.
-
-        Raises:
-            ApiError: it does not.
-        """
-        begin = time.perf_counter()
-        found = await errors.in_time(answer, self.settings.timeout_s)
-        if http:
-            metrics.answered(http.scope, found["served_by"], time.perf_counter() - begin)
-        return found
-
-    def check(self, texts: list[str]) -> None:
-        """
-        Raises:
-            ApiError: there are too many, or one is too long.
-        """
-        if len(texts) > self.settings.max_texts:
-            raise ApiError(
-                413,
-                "too_many_texts",
-                f"{len(texts):,} texts; a request has {self.settings.max_texts:,} at most",
-            )
-        longest = max(map(len, texts))
-        if longest > self.settings.max_chars:
-            raise ApiError(
-                413,
-                "text_too_long",
-                f"{longest:,} characters; a text has {self.settings.max_chars:,} at most",
-            )
-
-
-def _open(limits: _Limits) -> APIRouter:
+def _open(limits: Limits) -> APIRouter:
     """What needs no key."""
     router = APIRouter(tags=["health"])
 
@@ -159,7 +121,8 @@ def _open(limits: _Limits) -> APIRouter:
     return router
 
 
-def _routes(limits: _Limits) -> APIRouter:
+def _products_for(limits: Limits) -> APIRouter:
+    """What a customer may want."""
     router = APIRouter()
 
     @router.post("/search")
@@ -176,11 +139,20 @@ def _routes(limits: _Limits) -> APIRouter:
         return SearchReply.model_validate(await limits.within(found, http))
 
     @router.post("/recommend")
-    async def recommend(request: RecommendRequest, http: Request) -> RecommendReply:
+    async def recommend(
+        request: RecommendRequest, http: Request, customer: CustomerId = None
+    ) -> RecommendReply:
         """Products of a market that a customer may want next."""
         limits.check([request.query or ""])
-        found = limits.backend.recommend(request.market, request.products, request.k, request.query or "")
+        told = (request.market, request.products, request.k, request.query or "", _hashed(customer))
+        found = limits.backend.recommend(*told)
         return RecommendReply.model_validate(await limits.within(found, http))
+
+    return router
+
+
+def _models(limits: Limits) -> APIRouter:
+    router = APIRouter()
 
     @router.post("/embeddings")
     async def embeddings(
@@ -211,7 +183,7 @@ def _routes(limits: _Limits) -> APIRouter:
     return router
 
 
-def _translation(limits: _Limits) -> APIRouter:
+def _translation(limits: Limits) -> APIRouter:
     router = APIRouter()
 
     @router.post("/translate")
@@ -225,15 +197,20 @@ def _translation(limits: _Limits) -> APIRouter:
     return router
 
 
-def _support(limits: _Limits) -> APIRouter:
+def _support(limits: Limits) -> APIRouter:
     router = APIRouter()
 
     @router.post("/support", response_model=SupportReply)
-    async def support(request: SupportRequest, http: Request, accept_language: AcceptLanguage = None) -> Any:
+    async def support(
+        request: SupportRequest,
+        http: Request,
+        accept_language: AcceptLanguage = None,
+        customer: CustomerId = None,
+    ) -> Any:
         """The answer of the shop's own knowledge to a customer, with its sources, or that a person is to take over."""
         limits.check([one.text for one in request.messages])
         messages = [one.text for one in request.messages if one.role == "user"]
-        asked = Asked(request.language, accept_language)
+        asked = Asked(request.language, accept_language, _hashed(customer))
 
         write = request.write and not request.stream  # as events it is written after the sources are told
         found = limits.backend.support(messages, request.k, asked, write)
@@ -252,7 +229,7 @@ def _support(limits: _Limits) -> APIRouter:
     return router
 
 
-def _products(limits: _Limits) -> APIRouter:
+def _products(limits: Limits) -> APIRouter:
     router = APIRouter(prefix="/products", dependencies=[Depends(_writes)])
 
     @router.put("")

@@ -100,9 +100,11 @@ class Behind:
         """See `Models.embed`."""
         return await self._in_line("embed", _tag(texts[0], asked), texts, asked, model, dimensions)
 
-    async def recommend(self, market: str, products: list[str], k: int, query: str = "") -> dict[str, Any]:
+    async def recommend(
+        self, market: str, products: list[str], k: int, query: str = "", customer: str | None = None
+    ) -> dict[str, Any]:
         """See `Models.recommend`."""
-        return await self._in_line("recommend", market, market, products, k, query)
+        return await self._in_line("recommend", market, market, products, k, query, customer)
 
     async def translate(
         self, texts: list[str], target: str, glossary: dict[str, str], names: list[str], asked: Asked

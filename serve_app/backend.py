@@ -16,7 +16,9 @@ class Backend(Protocol):
         """`results` and `served_by`."""
         ...
 
-    async def recommend(self, market: str, products: list[str], k: int, query: str = "") -> dict[str, Any]:
+    async def recommend(
+        self, market: str, products: list[str], k: int, query: str = "", customer: str | None = None
+    ) -> dict[str, Any]:
         """As `schemas.RecommendReply`."""
         ...
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import logging
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,8 +22,17 @@ from mlray.release.index import ProductIndex
 
 log = logging.getLogger("mlray.serve")
 
+T = TypeVar("T")
+
 _GROUP = 64
 """Products that are put in at a time, while searches wait."""
+_SEARCHERS = ThreadPoolExecutor(2, thread_name_prefix="search")
+"""Look through catalogues; nothing else may keep them busy."""
+
+
+async def apart(work: Callable[..., T], *told: Any) -> T:
+    """The result of a search, which an event loop does not wait for: a change may hold the catalogue."""
+    return await asyncio.get_running_loop().run_in_executor(_SEARCHERS, work, *told)
 
 
 class Catalogue:
@@ -48,13 +60,9 @@ class Catalogue:
         self._taken, self._by_id = position, by_id
         self.version = 0
         """Grows with every change that is taken up."""
+        self.markets = index.markets
+        """Market -> its number of products; another one after a change."""
         self._searching, self._taking = threading.Lock(), threading.Lock()
-
-    @property
-    def markets(self) -> dict[str, int]:
-        """Market -> its number of products."""
-        with self._searching:
-            return self._index.markets
 
     def search(self, market: str, vector_H: np.ndarray, k: int) -> list[tuple[str, float, str | None]]:
         """Id, similarity and title of the k products of a market that are nearest, the nearest first."""
@@ -155,7 +163,7 @@ class Catalogue:
                 continue
             with self._searching:
                 self._index.delete(market, [name])
-                self.version += 1
+                self._changed()
         for market, products in by_market.items():
             for first in range(0, len(products), _GROUP):
                 group, vectors_NH = self._vectors(market, products[first : first + _GROUP])
@@ -164,7 +172,11 @@ class Catalogue:
                     continue
                 with self._searching:
                     self._index.upsert(market, [one.id for one in group], vectors_NH, titles)
-                    self.version += 1
+                    self._changed()
+
+    def _changed(self) -> None:
+        self.version += 1
+        self.markets = self._index.markets
 
     def _vectors(self, market: str, group: list[Product]) -> tuple[list[Product], np.ndarray]:
         """Products with their vectors; one whose text cannot be read is left out, so that no change is held up by it.

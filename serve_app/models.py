@@ -15,7 +15,7 @@ from mlray.access import StorageError
 from mlray.config import RunConfig
 from mlray.release.changes import Change, Product
 from serve_app import recommending, routing, support, translating
-from serve_app.catalogue import Catalogue
+from serve_app.catalogue import Catalogue, apart
 from serve_app.errors import ApiError
 from serve_app.reading import Reading
 from serve_app.support import Source
@@ -93,38 +93,41 @@ class Models:
             ApiError: no champion, no index, no such market, or the queue is full.
         """
         now = self._ready()
-        _market(now, market)
+        now.selling(market)  # what the champion refuses, a challenger does not answer
         spoken = self._spoken(query, asked, now)
 
-        async def search(reading: Reading) -> dict[str, Any]:
-            catalogue = _market(reading, market)
+        async def ask(reading: Reading) -> dict[str, Any]:
+            catalogue = reading.selling(market)
             vectors_1H, _, step = await reading.vectors([query], spoken.language, market)
-            found = catalogue.search(market, vectors_1H[0], k)
+            found = await apart(catalogue.search, market, vectors_1H[0], k)
             results = [{"id": name, "score": score, "title": title} for name, score, title in found]
             return {"results": results, "served_by": _served_by(reading, spoken, step)}
 
-        return await self.watch.trials.answer(now, search, market, asked.customer)
+        return await self.watch.trials.answer(now, ask, f"search {market}", asked.customer)
 
-    async def recommend(self, market: str, products: list[str], k: int, query: str = "") -> dict[str, Any]:
+    async def recommend(
+        self, market: str, products: list[str], k: int, query: str = "", customer: str | None = None
+    ) -> dict[str, Any]:
         """The k products of a market that may follow in a session, with what was searched for; and what has served.
 
         Raises:
             ApiError: no champion, no index, no such market, no known product, or the queue is full.
         """
         now = self._ready()
-        catalogue = _market(now, market)
-        known = recommending.known(catalogue, now.sessions, market, products)
-        session = recommending.Session(tuple(known), market, query)
-        near_by: recommending.By = "texts" if now.champion.embedder else "items"
-        found = await recommending.recommend(catalogue, now.sessions, session, k, near_by)
-        by_sessions = any(one.by == "sessions" for one in found)
-        step = now.sessions.step(market) if now.sessions and by_sessions else routing.BASE
-        event = now.champion.event
-        return {
-            "results": [asdict(one) for one in found],
-            "unknown": [one for one in products if one not in known],
-            "served_by": {"bundle": event.bundle, "index": event.index, **asdict(step)},
-        }
+        now.selling(market)
+        session = recommending.Session(tuple(products), market, query)
+
+        async def ask(reading: Reading) -> dict[str, Any]:
+            near_by: recommending.By = "texts" if reading.champion.embedder else "items"
+            catalogue, event = reading.selling(market), reading.champion.event
+            found = await recommending.recommend(catalogue, reading.sessions, session, k, near_by)
+            return {
+                "results": [asdict(one) for one in found.products],
+                "unknown": found.unknown,
+                "served_by": {"bundle": event.bundle, "index": event.index, **asdict(found.step)},
+            }
+
+        return await self.watch.trials.answer(now, ask, f"recommend {market}", customer)
 
     async def translate(
         self, texts: list[str], target: str, glossary: dict[str, str], names: list[str], asked: Asked
@@ -136,9 +139,7 @@ class Models:
         """
         now = self._ready()
         if now.legs is None:
-            raise ApiError(
-                404, "no_translator", f"{now.champion.event.bundle} is served without a translator"
-            )
+            raise now.lacks("no_translator", "a translator")
         spoken = self._spoken(" ".join(texts), asked, now)  # the first may be a size
         path = translating.choose(now.champion.report, spoken.language, target, self._config.serving)
         found = await translating.translate(now.legs, texts, path, glossary, names)
@@ -158,27 +159,26 @@ class Models:
         Raises:
             ApiError: no champion, no knowledge, or the queue is full.
         """
-        now = self._ready()
-        knowledge = now.champion.knowledge
-        if knowledge is None:
-            raise ApiError(404, "no_knowledge", f"{now.champion.event.bundle} is served without answers")
+        now, read_by = self._ready(), dict[str, Reading]()
+        now.answers()
         spoken = self._spoken(messages[-1], asked, now)
-        vectors_MH, _, step = await now.vectors(support.looked_at(messages), spoken.language, None)
-        confidence = self._config.serving.confidence
-        found = support.find(knowledge, support.question(vectors_MH), spoken.language, k, confidence)
-        best = found.sources[0] if found.sources and found.sources[0].score >= confidence else None
-        written = await now.written(messages[-1], best) if write and best else None
-        return {
-            "answer": written or (best.text if best else None),
-            "written": written is not None,
-            "intent": best.id if best else None,
-            "language": best.language if best else None,
-            "confidence": found.sources[0].score if found.sources else 0.0,
-            "hand_over": best is None,
-            "scope": found.scope,
-            "sources": [asdict(one) for one in found.sources],
-            "served_by": _served_by(now, spoken, step) | {"index": now.champion.event.knowledge},
-        }
+
+        async def ask(reading: Reading) -> dict[str, Any]:
+            read_by[reading.champion.event.bundle] = reading
+            knowledge, confidence = reading.answers(), self._config.serving.confidence
+            vectors_MH, _, step = await reading.vectors(support.looked_at(messages), spoken.language, None)
+            question_H = support.question(vectors_MH)
+            found = await apart(support.find, knowledge, question_H, spoken.language, k, confidence)
+            served_by = _served_by(reading, spoken, step) | {"index": reading.champion.event.knowledge}
+            return {**support.reply(found, confidence), "served_by": served_by}
+
+        place = f"support {now.queue(spoken.language)}"
+        told = await self.watch.trials.answer(now, ask, place, asked.customer)
+        if write and told["answer"] is not None:
+            reading = read_by[told["served_by"]["bundle"]]
+            written = await reading.written(messages[-1], Source(**told["sources"][0]))
+            told |= {"answer": written or told["answer"], "written": written is not None}
+        return told
 
     async def write(self, question: str, source: Source, bundle: str) -> dict[str, Any]:
         """`answer` from a source of `support` in the words of the bundle's writer, as there; None: it has none.
@@ -192,8 +192,8 @@ class Models:
             ApiError: no champion.
         """
         now = self._ready()
-        same = now.champion.event.bundle == bundle
-        return {"answer": await now.written(question, source) if same else None}
+        same = now if now.champion.event.bundle == bundle else self.watch.trials.reading(bundle)
+        return {"answer": await same.written(question, source) if same else None}
 
     async def upsert(self, products: list[Product]) -> dict[str, Any]:
         """Adds products to their markets or exchanges their texts, here soon, and wherever this index is served.
@@ -224,7 +224,7 @@ class Models:
         """The products that are changed, if there is room for one more change."""
         if self._changes >= _CHANGES:
             raise ApiError(429, "overloaded", "too many changes wait; try again later", _AGAIN_S)
-        return _catalogue(now)
+        return now.catalogue
 
     async def _change(self, now: Reading, change: Change) -> dict[str, Any]:
         catalogue = self._changing(now)
@@ -278,19 +278,6 @@ def _stored() -> Iterator[None]:
         yield
     except StorageError:
         raise ApiError(503, "storage", "the change could not be written; try again later", _AGAIN_S) from None
-
-
-def _catalogue(now: Reading) -> Catalogue:
-    if now.champion.catalogue is None:
-        raise ApiError(404, "no_index", f"{now.champion.event.bundle} is served without an index of products")
-    return now.champion.catalogue
-
-
-def _market(now: Reading, market: str) -> Catalogue:
-    catalogue = _catalogue(now)
-    if market not in (markets := catalogue.markets):
-        raise ApiError(404, "unknown_market", f"there is no such market; there are {', '.join(markets)}")
-    return catalogue
 
 
 def _served_by(now: Reading, spoken: routing.Spoken, step: routing.Step) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from mlray.config import ConfigError, RunError, Serving
 from serve_app import routing
 from serve_app.adapters import Adapters, Unloadable
 from serve_app.batching import Batcher
+from serve_app.catalogue import Catalogue
 from serve_app.champion import Champion, Cut
 from serve_app.errors import ApiError
 from serve_app.recommending import Sessions
@@ -69,6 +70,47 @@ class Reading:
         writing = Writing.of(champion.writer, settings) if champion.writer else None
         return cls(champion, batcher, adapters, queues, sessions, legs, writing)
 
+    @property
+    def catalogue(self) -> Catalogue:
+        """Its products.
+
+        Raises:
+            ApiError: it has none.
+        """
+        if self.champion.catalogue is None:
+            raise self.lacks("no_index", "an index of products")
+        return self.champion.catalogue
+
+    def answers(self) -> Catalogue:
+        """What customer service answers with.
+
+        Raises:
+            ApiError: it has none.
+        """
+        if self.champion.knowledge is None:
+            raise self.lacks("no_knowledge", "answers")
+        return self.champion.knowledge
+
+    def selling(self, market: str) -> Catalogue:
+        """Its products, if some are sold in a market.
+
+        Raises:
+            ApiError: none are.
+        """
+        if market not in (markets := self.catalogue.markets):
+            told = f"there is no such market; there are {', '.join(markets)}"
+            raise ApiError(404, "unknown_market", told)
+        return self.catalogue
+
+    def lacks(self, code: str, what: str) -> ApiError:
+        """The refusal of what its bundle does not hold."""
+        return ApiError(404, code, f"{self.champion.event.bundle} is served without {what}")
+
+    def queue(self, language: str) -> str:
+        """Where texts of a language wait."""
+        primary = language.partition("-")[0]
+        return primary if primary in self.queues else _OTHER
+
     async def vectors(
         self, texts: Sequence[str], language: str, wanted: str | None
     ) -> tuple[np.ndarray, int, routing.Step]:
@@ -85,9 +127,7 @@ class Reading:
         embedder = self.champion.embedder
         if embedder is None:
             raise ApiError(404, "no_encoder", f"{self.champion.event.bundle} makes no vectors of texts")
-        primary = language.partition("-")[0]
-        queue = primary if primary in self.queues else _OTHER
-        loop = asyncio.get_running_loop()
+        queue, loop = self.queue(language), asyncio.get_running_loop()
         cut = await loop.run_in_executor(_CUTTERS, embedder.cut, texts)
         step = routing.step(wanted, self.champion.adapters) if wanted else routing.BASE
         try:

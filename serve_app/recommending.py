@@ -10,9 +10,7 @@ or its first part, counts.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -22,7 +20,7 @@ from mlray.config import Serving
 from mlray.corpus import sessions
 from mlray.objectives.recommending import NextItem
 from serve_app.batching import Batcher
-from serve_app.catalogue import Catalogue
+from serve_app.catalogue import Catalogue, apart
 from serve_app.errors import ApiError
 from serve_app.routing import BASE, Step
 
@@ -30,8 +28,6 @@ By = Literal["sessions", "texts", "items"]
 
 _PER_TOKEN = 256
 """Scores that cost as much as reading a token, about."""
-_RANKERS = ThreadPoolExecutor(2, thread_name_prefix="rank")
-"""Look through a catalogue; nothing else may keep them busy."""
 
 
 @dataclass(frozen=True)
@@ -99,42 +95,57 @@ class Found:
     by: By
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """Products that may be wanted next, the best first, and what became of the session."""
+
+    products: list[Found]
+    unknown: list[str]
+    """Of the session's."""
+    step: Step
+    """By which adapter its market was read."""
+
+
 async def recommend(
     catalogue: Catalogue,
     learnt: Sessions | None,
     session: Session,
     k: int,
     near_by: By = "texts",
-) -> list[Found]:
+) -> Wanted:
     """The k products of a market that may be wanted next, without those of the session.
 
     Args:
         catalogue: what is sold.
         learnt: of the champion, if it has a recommender.
-        session: in a market of the catalogue; at least one of its products is known, if there are any.
+        session: in a market of the catalogue.
         k: products, at most.
         near_by: what the vectors of the catalogue are made of.
 
     Raises:
-        ApiError: too much waits, or there is neither a model for the market nor a product to go by.
+        ApiError: too much waits, none of its products is known, or there is neither a model for the market nor a
+            product to go by.
     """
-    loop, found = asyncio.get_running_loop(), list[Found]()
-    market, products = session.market, session.products
+    market, found = session.market, list[Found]()
+    products = await apart(_known, catalogue, learnt, market, session.products)
     known = learnt.market(market) if learnt else None
     if learnt and known and (not products or any(one in learnt.model.items for one in products)):
-        (scores_V,) = await learnt.batcher.submit(known, [replace(session, market=known)])
-        told = (catalogue, learnt, market, products, scores_V, k)
-        found = await loop.run_in_executor(_RANKERS, _best, *told)
-    held = [one for one in products if not catalogue.unknown([(market, one)])]
+        asked = replace(session, products=tuple(products), market=known)
+        (scores_V,) = await learnt.batcher.submit(known, [asked])
+        found = await apart(_best, catalogue, learnt, market, products, scores_V, k)
+    gone = set(await apart(catalogue.unknown, [(market, one) for one in products]))
+    held = [one for one in products if (market, one) not in gone]
     if not found and not held:
         raise ApiError(
             422, "invalid_request", "products: name one, as nothing is known of sessions in this market"
         )
     if len(found) < k and held:
         there = {one.id for one in found}
-        near = await loop.run_in_executor(_RANKERS, catalogue.like, market, held, k + len(found))
+        near = await apart(catalogue.like, market, held, k + len(found))
         found += [Found(*one, near_by) for one in near if one[0] not in there][: k - len(found)]
-    return found
+    by_sessions = learnt is not None and any(one.by == "sessions" for one in found)
+    step = learnt.step(market) if learnt and by_sessions else BASE
+    return Wanted(found, [one for one in session.products if one not in products], step)
 
 
 def _best(
@@ -149,14 +160,15 @@ def _best(
     return [Found(name, score, title, "sessions") for (name, score), title in zip(best, titles, strict=True)]
 
 
-def known(catalogue: Catalogue, learnt: Sessions | None, market: str, products: Sequence[str]) -> list[str]:
+def _known(catalogue: Catalogue, learnt: Sessions | None, market: str, products: Sequence[str]) -> list[str]:
     """Those that the market sells, or that the recommender has learnt of.
 
     Raises:
         ApiError: there are some, and none of them is known.
     """
     items = learnt.model.items if learnt else {}
-    found = [one for one in products if one in items or not catalogue.unknown([(market, one)])]
+    gone = set(catalogue.unknown([(market, one) for one in products]))
+    found = [one for one in products if one in items or (market, one) not in gone]
     if products and not found:
         raise ApiError(404, "unknown_product", "none of these products is known")
     return found

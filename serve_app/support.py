@@ -7,7 +7,8 @@ What a customer has said before counts, but less than the last message. Below `s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -67,6 +68,22 @@ def find(knowledge: Catalogue, vector_H: np.ndarray, language: str, k: int, conf
         if found.sources and found.sources[0].score >= confidence:
             return found
     return best
+
+
+def reply(found: Found, confidence: float) -> dict[str, Any]:
+    """What a customer is told, in the words of the best source; a person takes over where none is sure enough."""
+    first = found.sources[0] if found.sources else None
+    best = first if first and first.score >= confidence else None
+    return {
+        "answer": best.text if best else None,
+        "written": False,
+        "intent": best.id if best else None,
+        "language": best.language if best else None,
+        "confidence": first.score if first else 0.0,
+        "hand_over": best is None,
+        "scope": found.scope,
+        "sources": [asdict(one) for one in found.sources],
+    }
 
 
 def _nearest(knowledge: Catalogue, vector_H: np.ndarray, among: Sequence[str], k: int) -> tuple[Source, ...]:

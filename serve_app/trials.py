@@ -1,13 +1,17 @@
-"""The challenger beside the champion: for a share of the customers (canary), or unseen (shadow), market by market.
+"""The challenger beside the champion: for a share of the customers (canary), or unseen (shadow), place by place.
 
-A customer stays with the model that he had: his hash decides. The champion answers the same searches; a market in whose
-language the challenger fails, or finds too little of what the champion finds, goes back to the champion by itself, and
-the others stay. Each replica counts for itself.
+A place is what is asked for in a market or language: `search de`, `recommend de`, `support de`. A customer stays with
+the model that he had: his hash decides. The champion answers the same requests; a place in which the challenger fails,
+or finds too little of what the champion finds, goes back to the champion by itself, and the others stay. Each replica
+counts for itself, and tells the others where the trial was stopped by a file in the registry:
+
+    trials/00000003/search/de      event of the challenge, place; holds the reason
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections import deque
@@ -15,7 +19,8 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine
 from dataclasses import replace
 from typing import Any
 
-from mlray.config import Serving
+from mlray import storage
+from mlray.config import ConfigError, Serving
 from mlray.corpus.fields import share_of
 from mlray.release import promotion
 from mlray.release.registry import Event, Registry
@@ -26,17 +31,19 @@ from serve_app.slot import Slot
 log = logging.getLogger("mlray.serve")
 
 _WINDOW, _LEAST = 50, 20
-"""Last searches of a market that count, and how many there must be before it can be stopped."""
+"""Last answers of a place that count, and how many there must be before it can be stopped."""
 _AT_ONCE = 8
 """Comparisons that run behind answers; more of them are left out."""
+_TELLS_NOTHING = {"overloaded", "no_knowledge"}
+"""Refusals by which a challenger is not measured."""
 _FAILED = -1.0
 
 Ask = Callable[[Reading], Awaitable[dict[str, Any]]]
-"""A search, of whichever bundle."""
+"""Answers a request, of whichever bundle; see `agreement` for what is compared."""
 
 
 class Trials:
-    """All methods but `look` belong to one event loop."""
+    """`keep` and `look` are called by one thread, the others belong to one event loop."""
 
     def __init__(self, registry: Registry, settings: Serving, device: str) -> None:
         self._registry, self._settings = registry, settings
@@ -61,13 +68,25 @@ class Trials:
         fault = ""
         if self._trial is None:
             index = promotion.only_index(self._registry, challenger.bundle, "index")
-            fault = self._slot.put(replace(challenger, index=index))
+            knowledge = None
+            with contextlib.suppress(ConfigError):  # then the champion alone answers customer service
+                knowledge = promotion.only_index(self._registry, challenger.bundle, "knowledge")
+            fault = self._slot.put(replace(challenger, index=index, knowledge=knowledge))
             if not fault and self._slot.now:
-                self._trial = Trial(self._slot.now, self._settings)
+                trial = Trial(self._slot.now, self._settings)
+                trial.share(self._registry)  # before it answers anybody
+                self._trial = trial
         self._slot.take()
+        if self._trial:
+            self._trial.share(self._registry)
         return fault
 
-    async def answer(self, now: Reading, ask: Ask, market: str, customer: str | None) -> dict[str, Any]:
+    def reading(self, bundle: str) -> Reading | None:
+        """The challenger that is tried, if it is this bundle."""
+        trial = self._trial
+        return trial.reading if trial and trial.reading.champion.event.bundle == bundle else None
+
+    async def answer(self, now: Reading, ask: Ask, place: str, customer: str | None) -> dict[str, Any]:
         """The champion's answer, or for some customers the challenger's.
 
         Raises:
@@ -76,21 +95,22 @@ class Trials:
         trial = self._trial
         if trial is None:
             return await ask(now)
-        return await trial.answer(now, ask, market, customer)
+        return await trial.answer(now, ask, place, customer)
 
     def about(self) -> dict[str, Any]:
-        """How the challenger fares: agreement with the champion per market, and where it was stopped."""
+        """How the challenger fares: agreement with the champion per place, and where it was stopped."""
         trial = self._trial
         return {"trial": trial.about()} if trial else {}
 
 
 class Trial:
-    """One challenger."""
+    """One challenger; all methods but `share` belong to one event loop."""
 
     def __init__(self, reading: Reading, settings: Serving) -> None:
         self.reading, self._settings = reading, settings
         self._seen: dict[str, deque[float]] = {}
         self._stopped: dict[str, str] = {}
+        self._shared: set[str] = set()
         self._behind: set[asyncio.Task[None]] = set()
 
     def about(self) -> dict[str, Any]:
@@ -98,46 +118,71 @@ class Trial:
         return {
             "canary": self._settings.canary,
             "shadow": self._settings.shadow,
-            "agreement": {market: round(_mean(seen), 4) for market, seen in sorted(self._seen.items())},
+            "agreement": {place: round(_mean(seen), 4) for place, seen in sorted(self._seen.items())},
             "stopped": dict(self._stopped),
         }
 
-    async def answer(self, now: Reading, ask: Ask, market: str, customer: str | None) -> dict[str, Any]:
+    def share(self, registry: Registry) -> None:
+        """Tells other replicas, and those that begin later, where the trial was stopped, and learns it from them.
+
+        Raises:
+            RunError: storage failed.
+        """
+        folder = storage.join(registry.uri, "trials", f"{self.reading.champion.event.number:08d}")
+        for path in storage.walk(folder, registry.settings):
+            place = path.replace("/", " ")
+            if place not in self._stopped and not storage.is_partial(path):
+                why = storage.read_bytes(storage.join(folder, path), registry.settings).decode()
+                self._shared.add(place)
+                self._stopped[place] = why
+                log.error("%s goes back to the champion, as another replica tells: %s", place, why)
+        for place in self._stopped.keys() - self._shared:
+            path, why = storage.join(folder, *place.split()), self._stopped[place]
+            storage.create_bytes(path, why.encode(), registry.settings)  # or another has told it meanwhile
+            self._shared.add(place)
+
+    async def answer(self, now: Reading, ask: Ask, place: str, customer: str | None) -> dict[str, Any]:
         """See `Trials.answer`."""
-        if market in self._stopped:
+        if place in self._stopped:
             return await ask(now)
         if customer is not None and self._takes(customer):
-            found = await self._tried(ask, market)
-            if found is None:
-                return await ask(now)
-            self._behind_it(self._compared(market, found, ask, now))
+            told = await self._tried(ask, place)
+            if told:
+                self._behind_it(self._compared(place, told, ask, now))
+                return told
+            found = await ask(now)
+            if told is not None:  # the champion answers what the challenger does not: a request that is good
+                self._fails(place)
             return found
         found = await ask(now)
         if random.random() < self._settings.shadow:
-            self._behind_it(self._shadowed(market, found, ask))
+            self._behind_it(self._shadowed(place, found, ask))
         return found
 
-    async def _tried(self, ask: Ask, market: str) -> dict[str, Any] | None:
-        """The challenger's answer; None if it has none in half of the time, which counts but where too much waits."""
+    async def _tried(self, ask: Ask, place: str) -> dict[str, Any] | None:
+        """The challenger's answer; empty: it has failed, if the request is good; None: nothing is to be counted."""
         try:
-            async with asyncio.timeout(self._settings.timeout_s / 2):  # the champion needs the rest
+            async with asyncio.timeout(self._settings.timeout_s / 4):  # the champion needs the rest
                 return await ask(self.reading)
-        except Exception as error:  # whatever it is, the champion answers
-            if not isinstance(error, ApiError) or error.status != 429:
-                log.warning("the challenger has failed in %s: %s", market, type(error).__name__)
-                self._tell(market, _FAILED)
+        except TimeoutError:  # the champion may have no time left to show that the request is good
+            self._fails(place)
             return None
+        except Exception as error:  # whatever it is, the champion answers
+            return None if isinstance(error, ApiError) and error.code in _TELLS_NOTHING else {}
 
-    async def _compared(self, market: str, found: dict[str, Any], ask: Ask, now: Reading) -> None:
+    async def _compared(self, place: str, found: dict[str, Any], ask: Ask, now: Reading) -> None:
         try:
-            self._tell(market, agreement(found, await ask(now)))
+            self._tell(place, agreement(found, await ask(now)))
         except Exception as error:  # the champion's own fault says nothing of the challenger
-            log.warning("the champion has failed in %s behind a trial: %s", market, type(error).__name__)
+            log.warning("the champion has failed behind a trial, %s: %s", place, type(error).__name__)
 
-    async def _shadowed(self, market: str, found: dict[str, Any], ask: Ask) -> None:
-        told = await self._tried(ask, market)
+    async def _shadowed(self, place: str, found: dict[str, Any], ask: Ask) -> None:
+        told = await self._tried(ask, place)
         if told is not None:
-            self._tell(market, agreement(told, found))
+            if told:
+                self._tell(place, agreement(told, found))
+            else:
+                self._fails(place)
 
     def _behind_it(self, comparing: Coroutine[Any, Any, None]) -> None:
         """Compares while the answer is on its way, if not too many do."""
@@ -152,27 +197,37 @@ class Trial:
         """Whether a customer is one of the canary's: another bundle draws others."""
         return share_of(f"{self.reading.champion.event.bundle} {customer}") < self._settings.canary
 
-    def _tell(self, market: str, agreed: float) -> None:
-        """Counts a search, and stops the market's trial if its last ones were too bad."""
-        seen = self._seen.setdefault(market, deque(maxlen=_WINDOW))
+    def _fails(self, place: str) -> None:
+        log.warning("the challenger has failed: %s", place)
+        self._tell(place, _FAILED)
+
+    def _tell(self, place: str, agreed: float) -> None:
+        """Counts an answer, and stops the trial in its place if the last ones there were too bad."""
+        seen = self._seen.setdefault(place, deque(maxlen=_WINDOW))
         seen.append(agreed)
-        if len(seen) < _LEAST or market in self._stopped:
+        if len(seen) < _LEAST or place in self._stopped:
             return
         if (mean := _mean(seen)) < self._settings.agreement:
             failed = sum(one == _FAILED for one in seen)
-            self._stopped[market] = (
-                f"of the last {len(seen)} searches {failed} failed, and {mean:.0%} of what the champion finds was "
+            self._stopped[place] = (
+                f"of the last {len(seen)} requests {failed} failed, and {mean:.0%} of what the champion finds was "
                 f"found; serving.agreement={self._settings.agreement:g}"
             )
-            log.error("%s goes back to the champion: %s", market, self._stopped[market])
+            log.error("%s goes back to the champion: %s", place, self._stopped[place])
 
 
 def _mean(seen: Collection[float]) -> float:
-    """Of some searches; one that failed has found nothing."""
+    """Of some answers; one that failed has found nothing."""
     return sum(max(one, 0.0) for one in seen) / len(seen)
 
 
 def agreement(first: dict[str, Any], second: dict[str, Any]) -> float:
-    """The share of the results that two answers have in common, of 1; two empty ones agree."""
-    a, b = ({one["id"] for one in told["results"]} for told in (first, second))
+    """The share of what was found that two answers have in common, of 1; two empty ones agree.
+
+    Of customer service, whether both answer with the same, or leave it to a person.
+    """
+    a, b = (
+        {one["id"] for one in told["results"]} if "results" in told else {told["intent"]}
+        for told in (first, second)
+    )
     return len(a & b) / max(len(a), len(b)) if a or b else 1.0

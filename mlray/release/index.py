@@ -73,11 +73,8 @@ class _Market:
         keys_Qk, distances_Qk = np.atleast_2d(found.keys), np.atleast_2d(found.distances)
         counts_Q = np.atleast_1d(found.counts) if hasattr(found, "counts") else [keys_Qk.shape[1]]
         return [
-            [
-                (self.ids[int(key)], 1.0 - float(distance))
-                for key, distance in zip(keys[:n], near[:n], strict=True)
-            ]
-            for keys, near, n in zip(keys_Qk, distances_Qk, counts_Q, strict=True)
+            [(self.ids[key], 1.0 - distance) for key, distance in zip(keys[:n], near[:n], strict=True)]
+            for keys, near, n in zip(keys_Qk.tolist(), distances_Qk.tolist(), counts_Q, strict=True)
         ]
 
 

@@ -185,7 +185,7 @@ def test_the_challenger_stands_beside_the_champion_with_its_report_and_trial(
         cards = tab.locator("#models article").all_inner_texts()
         assert "index i-1 · 2026-11-27 · more text" in cards[0]
         assert "no index" not in cards[1]
-        assert "answers 10 % of the customers, and 50 % of the searches unseen; finds what" in cards[1]
+        assert "answers 10 % of the customers, and 50 % of the other requests unseen; finds what" in cards[1]
         assert "de 31 %, fr 95 %" in cards[1]
         assert "de was stopped: <b>too few</b>" in cards[1]
         assert tab.evaluate("document.documentElement.scrollWidth") <= width

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import json
 import re
 from collections import Counter
@@ -74,8 +75,10 @@ class Known:
             raise self.fault
         return {"answer": None if question == "Wann?" else "Es kommt morgen."}
 
-    async def recommend(self, market: str, products: list[str], k: int, query: str = "") -> dict[str, Any]:
-        self.asked.append((market, products, k, query))
+    async def recommend(
+        self, market: str, products: list[str], k: int, query: str = "", customer: str | None = None
+    ) -> dict[str, Any]:
+        self.asked.append((market, products, k, query, customer))
         hit = {"id": "p2", "score": 3.5, "title": "Tasse", "by": "sessions"}
         by = {"bundle": "b-1", "index": "i-1", "step": "language", "adapter": "de"}
         return {"results": [hit], "unknown": products[1:], "served_by": by}
@@ -140,10 +143,15 @@ def test_a_recommendation_passes_on_the_session() -> None:
         "served_by": {"bundle": "b-1", "index": "i-1", "step": "language", "adapter": "de"},
     }
     assert (
-        client(backend).post("/v1/recommend", json={"market": "de", "query": " rote Schuhe "}).status_code
+        client(backend)
+        .post(
+            "/v1/recommend", json={"market": "de", "query": " rote Schuhe "}, headers={"x-customer-id": "Eva"}
+        )
+        .status_code
         == 200
     )
-    assert backend.asked == [("de", ["p1", "gone"], 2, ""), ("de", [], 10, "rote Schuhe")]
+    eva = hashlib.sha256(b"Eva").hexdigest()
+    assert backend.asked == [("de", ["p1", "gone"], 2, "", None), ("de", [], 10, "rote Schuhe", eva)]
 
 
 def test_a_translation_passes_on_glossary_and_names_but_not_what_a_browser_prefers() -> None:
@@ -211,7 +219,9 @@ def test_customer_service_answers_at_once_or_as_events() -> None:
     told = asked.post("/v1/support", json={"messages": turns, "k": 2}).json()
     assert told["answer"] == told["sources"][0]["text"] == "Morgen. Oder später!"
     assert backend.asked == [(["Hallo", "Wo ist es?"], 2, Asked(), False)]
-    assert asked.post("/v1/support", json={"messages": turns, "write": True}).json()["written"]
+    eva = {"x-customer-id": "Eva"}
+    assert asked.post("/v1/support", json={"messages": turns, "write": True}, headers=eva).json()["written"]
+    assert backend.asked[-1][2] == Asked(customer=hashlib.sha256(b"Eva").hexdigest())
     names, data = events_of(asked.post("/v1/support", json={"messages": turns, "stream": True}))
     assert names == ["sources", "answer", "answer", "done"]
     assert data[1]["text"] + data[2]["text"] == told["answer"]

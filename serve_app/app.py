@@ -11,11 +11,13 @@ import contextlib
 import contextvars
 import logging
 import math
+import os
 import threading
 import time
 from collections.abc import Mapping
 from typing import Any
 
+import grpc
 from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayError
@@ -57,6 +59,7 @@ class Replica:
     """The models in a process of their own; a refusal is an answer, so that Serve does not log it as a failure."""
 
     def __init__(self, config: RunConfig) -> None:
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # short texts, and cores that are busy
         self._models, self._timeout_s = Models(config), config.serving.timeout_s
 
     async def ask(self, what: str, *told: Any) -> Any:
@@ -78,6 +81,8 @@ class Behind:
 
     def __init__(self, replicas: DeploymentHandle, settings: Serving) -> None:
         self._replicas, self._watch_s = replicas, settings.watch_s
+        # By the port that a replica has for others, and not as a task of an actor, which goes through four threads.
+        self._shared = replicas.options(method_name="ask_all", _by_reference=False)
         inside = _INSIDE_GPU if settings.gpus_per_replica else _INSIDE_CPU
         shared, alone = (number * settings.num_replicas for number in inside)
         # One each: a translation takes many times as long as a vector.
@@ -176,7 +181,7 @@ class Behind:
             self._known = frozenset(tag.partition("-")[0] for kind in kinds for tag in champion.get(kind, ()))
 
     async def _all(self, asked: list[tuple[Any, ...]]) -> list[Any]:
-        found: list[Any] = await self._replicas.ask_all.remote(asked)
+        found: list[Any] = await self._shared.remote(asked)
         return found
 
     async def _sent(self, what: str, *told: Any) -> Any:
@@ -198,7 +203,7 @@ class Behind:
                 found = await self._sent(what, *told)
             except BackPressureError:
                 raise ApiError(503, "overloaded", "too many requests wait; try again later", 1.0) from None
-            except (RayError, RayServeException, UnansweredError) as error:
+            except (RayError, RayServeException, grpc.RpcError, UnansweredError) as error:
                 if left:
                     continue
                 log.error("%s: no replica has answered: %s", what, type(error).__name__)

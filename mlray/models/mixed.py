@@ -119,7 +119,7 @@ class Mixed:
         absent = {name for name in names_N if name} - set(self.names)
         if absent:
             raise ConfigError(f"the adapter {min(absent)} is not loaded")
-        if not self.names:
+        if not self.names or (self._plain == _BASE and not any(names_N)):  # nothing is added to any text
             yield
             return
         numbers = [self._numbers[name] if name else 0 for name in names_N]

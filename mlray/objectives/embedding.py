@@ -13,7 +13,6 @@ import torch
 
 from mlray.config import RunConfig
 from mlray.corpus import packing
-from mlray.corpus.packing import Piece
 from mlray.models import adapters, backbone, embedder, tokenizer
 from mlray.models.mixed import Mixed
 from mlray.objectives import pairing
@@ -105,18 +104,10 @@ class TextEmbedder:
         Raises:
             ConfigError: an adapter is not loaded.
         """
-        pieces = [
-            Piece(tokens, 0, number, texts=((len(tokens), number),)) for number, tokens in enumerate(cut)
-        ]
-        batch = packing.unpack(packing.pack_pieces(pieces, self.encoder.pad_id, self._length, 0, seed=0))
-        order_N = batch.documents_D
-        asked = [None] * len(cut) if names is None else [names[i] for i in order_N]
-        inputs = pairing.repack(batch, np.arange(len(cut)), self.encoder.pad_id)
-        with self._mixed.reading(asked, inputs["texts_BT"]):
-            vectors_NH = self._forward(inputs)
-        found_NH = np.empty_like(vectors_NH)
-        found_NH[order_N] = vectors_NH
-        return found_NH
+        # No row is longer than the longest text: what fills a row is computed like a text.
+        inputs = pairing.rows(cut, max(map(len, cut)), self.encoder.pad_id)
+        with self._mixed.reading(names or [None] * len(cut), inputs["texts_BT"]):
+            return self._forward(inputs)
 
     @torch.inference_mode()
     def _forward(self, inputs: dict[str, torch.Tensor]) -> np.ndarray:

@@ -143,36 +143,38 @@ def roles(batch: PackedBatch) -> tuple[np.ndarray, np.ndarray]:
     return pairs_N, np.arange(len(pairs_N)) - np.searchsorted(pairs_N, pairs_N)
 
 
-def repack(
-    batch: PackedBatch, chosen_N: np.ndarray, pad_id: int, groups_N: np.ndarray | None = None
-) -> dict[str, torch.Tensor]:
-    """Texts of a batch in as few rows as they fit into, as `models.embedder.Embedder` takes them.
-
-    With `groups_N` only texts of one group share a row.
-    """
-    T = batch.tokens_BT.shape[1]
+def repack(batch: PackedBatch, chosen_N: np.ndarray, pad_id: int) -> dict[str, torch.Tensor]:
+    """Texts of a batch in rows of its length, see `rows`."""
     ends_D = np.cumsum(batch.lengths_D.astype(np.int64))
     tokens = batch.tokens_BT[batch.segments_BT > 0]
-    lengths_N = batch.lengths_D.astype(np.int64)[chosen_N]
-    starts_N = ends_D[chosen_N] - lengths_N
-    rows: list[np.ndarray] = []
-    for group in np.zeros(1) if groups_N is None else np.unique(groups_N):
-        own = np.arange(len(chosen_N)) if groups_N is None else np.flatnonzero(groups_N == group)
-        rows += [own[inside] for inside in packing.best_fit(lengths_N[own].tolist(), T)]
-    tokens_BT = np.full((len(rows), T), pad_id, dtype=np.int64)
-    texts_BT = np.full((len(rows), T), len(chosen_N), dtype=np.int64)
+    ends_N, lengths_N = ends_D[chosen_N], batch.lengths_D.astype(np.int64)[chosen_N]
+    texts = [tokens[end - length : end] for end, length in zip(ends_N, lengths_N, strict=True)]
+    return rows(texts, batch.tokens_BT.shape[1], pad_id)
+
+
+def rows(texts: Sequence[Sequence[int] | np.ndarray], length: int, pad_id: int) -> dict[str, torch.Tensor]:
+    """N texts in as few rows as they fit into, as `models.embedder.Embedder` takes them.
+
+    Args:
+        texts: tokens of each.
+        length: of a row; no text is longer.
+        pad_id: token that fills a row.
+    """
+    lengths_N = np.array([len(text) for text in texts], dtype=np.int64)
+    packed = packing.best_fit(lengths_N.tolist(), length)
+    tokens_BT = np.full((len(packed), length), pad_id, dtype=np.int64)
+    texts_BT = np.full((len(packed), length), len(texts), dtype=np.int64)
     segments_BT, offsets_BT = np.zeros_like(tokens_BT), np.zeros_like(tokens_BT)
-    first_N = np.zeros(len(chosen_N), dtype=np.int64)
-    for row, inside in enumerate(rows):
+    first_N = np.zeros(len(texts), dtype=np.int64)
+    for row, inside in enumerate(packed):
         column = 0
         for segment, text in enumerate(inside, 1):
-            length = lengths_N[text]
-            place = slice(column, column + length)
-            tokens_BT[row, place] = tokens[starts_N[text] : starts_N[text] + length]
+            place = slice(column, column + lengths_N[text])
+            tokens_BT[row, place] = texts[text]
             texts_BT[row, place], segments_BT[row, place] = text, segment
-            offsets_BT[row, place] = np.arange(length)
-            first_N[text] = row * T + column
-            column += length
+            offsets_BT[row, place] = np.arange(lengths_N[text])
+            first_N[text] = row * length + column
+            column += lengths_N[text]
     arrays: dict[str, np.ndarray] = {
         "tokens_BT": tokens_BT,
         "segments_BT": segments_BT,

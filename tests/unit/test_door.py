@@ -234,12 +234,15 @@ class Replicas:
         self.calls = list[list[tuple[Any, ...]]]()
         self.go_on = asyncio.Event()
         self.ask = SimpleNamespace(remote=self._answer)
-        self.ask_all = SimpleNamespace(remote=self._answers)
         champion = {"languages": ["de", "en", "pt-BR"], "recommends": ["mx"], "markets": {"fr": 9}}
         self.told: Any = {"champion": champion}
         self.readies = self.empty = 0
         self.slow = asyncio.Event()
         self.slow.set()
+
+    def options(self, *, method_name: str, _by_reference: bool) -> SimpleNamespace:
+        assert (method_name, _by_reference) == ("ask_all", False)
+        return SimpleNamespace(remote=self._answers)
 
     async def _answers(self, asked: list[tuple[Any, ...]]) -> list[Any]:
         self.calls.append(asked)

@@ -110,6 +110,19 @@ def test_an_adapter_makes_the_vectors_that_peft_makes(tmp_path: Path, objective:
     assert np.abs(found - opened(base).embed(TEXTS)).max() > 1e-3
 
 
+def test_a_pass_has_no_more_places_than_its_texts_need(tmp_path: Path) -> None:
+    ours = opened(exported(tmp_path))
+    shapes = list[tuple[int, int]]()
+    ours._model.register_forward_pre_hook(
+        lambda _, __, told: shapes.append(tuple(told["tokens_BT"].shape)), with_kwargs=True
+    )
+    cut = [ours.cut(["kettle"])[0][:1] * length for length in (5, 3, 9, 4)]
+    together = ours.read(cut)
+    alone = [ours.read([tokens])[0] for tokens in cut]
+    assert shapes == [(3, 9), (1, 5), (1, 3), (1, 9), (1, 4)]  # of 60 tokens that a row could have
+    assert np.abs(together - alone).max() < 1e-6
+
+
 def test_the_loss_is_that_of_sentence_transformers(tmp_path: Path) -> None:
     folder = exported(tmp_path)
     queries, targets = TEXTS[:9], TEXTS[9:18]

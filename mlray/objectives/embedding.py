@@ -104,8 +104,8 @@ class TextEmbedder:
         Raises:
             ConfigError: an adapter is not loaded.
         """
-        # No row is longer than the longest text: what fills a row is computed like a text.
-        inputs = pairing.rows(cut, max(map(len, cut)), self.encoder.pad_id)
+        width = _width([len(tokens) for tokens in cut], self._length)
+        inputs = pairing.rows(cut, width, self.encoder.pad_id)
         with self._mixed.reading(names or [None] * len(cut), inputs["texts_BT"]):
             return self._forward(inputs)
 
@@ -114,3 +114,11 @@ class TextEmbedder:
         vectors_NH = self._model(**{name: tensor.to(self._device) for name, tensor in inputs.items()})
         found: np.ndarray = torch.nn.functional.normalize(vectors_NH, dim=-1).cpu().numpy()
         return found
+
+
+def _width(lengths: Sequence[int], most: int) -> int:
+    """A length of rows, `most` at most, with few places that no text fills: they are computed like all others."""
+    longest, total = max(lengths), sum(lengths)
+    even = (-(-total // (-(-total // most) * parts)) for parts in (1, 2, 4))
+    widths = sorted({longest, most, *(max(longest, width) for width in even)})
+    return min(widths, key=lambda width: width * len(packing.best_fit(lengths, width)))

@@ -24,8 +24,8 @@ import measure
 import numpy as np
 import serving
 
-QUIET = 7
-"""Languages that ask as ever."""
+QUIET, WORDS = 7, 16
+"""Languages that ask as ever, and words of a text."""
 
 
 def main() -> int:
@@ -105,7 +105,7 @@ class State:
         waiting: set[asyncio.Task[None]] = set()
         while time.perf_counter() < until:
             await asyncio.sleep(draw.expovariate(self._rate))
-            waiting.add(asyncio.create_task(self._customer(language, serving.text(draw))))
+            waiting.add(asyncio.create_task(self._customer(language, serving.text(draw, WORDS))))
         await asyncio.gather(*waiting)
 
     async def _customer(self, language: str, words: str) -> None:
@@ -117,7 +117,7 @@ class State:
     async def _flooding(self, number: int, language: str) -> None:
         draw = random.Random(number)
         while True:
-            _, status = await self._ask(language, serving.text(draw))
+            _, status = await self._ask(language, serving.text(draw, WORDS))
             self._answers[status] += 1
             if status == 429:
                 await asyncio.sleep(0.1)

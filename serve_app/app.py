@@ -187,9 +187,10 @@ class Behind:
     async def _sent(self, what: str, *told: Any) -> Any:
         """What a replica has answered, in a call with others or alone."""
         if _short(what, told):
-            found = await self._together[what].ask((what, *told))
-            if found is not None:
-                return found
+            with contextlib.suppress(grpc.RpcError):  # such as answers that are too long for a message
+                found = await self._together[what].ask((what, *told))
+                if found is not None:
+                    return found
         return await self._replicas.ask.remote(what, *told)
 
     async def _ask(self, what: str, *told: Any) -> Any:
@@ -203,7 +204,7 @@ class Behind:
                 found = await self._sent(what, *told)
             except BackPressureError:
                 raise ApiError(503, "overloaded", "too many requests wait; try again later", 1.0) from None
-            except (RayError, RayServeException, grpc.RpcError, UnansweredError) as error:
+            except (RayError, RayServeException, UnansweredError) as error:
                 if left:
                     continue
                 log.error("%s: no replica has answered: %s", what, type(error).__name__)

@@ -9,8 +9,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import grpc
 import pytest
 import yaml
+from grpc.aio import Metadata
 from ray import serve
 
 from mlray.config import ConfigError, Serving
@@ -237,6 +239,7 @@ class Replicas:
         champion = {"languages": ["de", "en", "pt-BR"], "recommends": ["mx"], "markets": {"fr": 9}}
         self.told: Any = {"champion": champion}
         self.readies = self.empty = 0
+        self.fault: Exception | None = None
         self.slow = asyncio.Event()
         self.slow.set()
 
@@ -246,6 +249,8 @@ class Replicas:
 
     async def _answers(self, asked: list[tuple[Any, ...]]) -> list[Any]:
         self.calls.append(asked)
+        if self.fault:
+            raise self.fault
         return await answered_soon([self._answer(*one) for one in asked])
 
     async def _answer(self, what: str, *told: Any) -> Any:
@@ -396,6 +401,21 @@ def test_another_replica_is_asked_where_the_first_serves_nothing() -> None:
         replicas.empty = 2
         with pytest.raises(ApiError, match="no model is served yet"):
             await Behind(replicas, Serving()).recommend("de", [], 3)  # type: ignore[arg-type]
+
+    asyncio.run(run())
+
+
+def test_what_a_shared_call_cannot_carry_is_asked_alone() -> None:
+    async def run() -> None:
+        replicas = Replicas()
+        replicas.go_on.set()
+        replicas.fault = grpc.aio.AioRpcError(
+            grpc.StatusCode.RESOURCE_EXHAUSTED, Metadata(), Metadata(), "long"
+        )
+        behind = Behind(replicas, Serving())  # type: ignore[arg-type]
+        assert await asyncio.gather(*(behind.recommend(tag, [], 3) for tag in ("de", "fr"))) == [{}, {}]
+        assert len(replicas.calls) == 2  # each alone: nothing was under way when it came
+        assert sorted(replicas.asked) == ["recommend de", "recommend fr"]
 
     asyncio.run(run())
 

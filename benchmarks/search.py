@@ -2,12 +2,13 @@
 
     python benchmarks/search.py --model WEIGHTS --peer-python PYTHON [--products 100000] [--queries 1000] [--rounds 5]
 
-Sentences of eight languages (`../shared/data/opus_tatoeba`, or `--data`) become vectors by the encoder at WEIGHTS,
-such as `jobs/configs/align_tatoeba.yaml` leaves; a product's market is drawn by 1/rank, so the largest has 37 % and
-the smallest 5 % of them. Queries are other sentences, each in a market that is drawn likewise. Each arm (see
-`search_arms.py`) is a process of its own, in an environment with `peers/search.txt`. It takes the cheapest of its
-settings that finds 95 % of the ten exact nearest. Then come the timed rounds, in alternating order: every query
-alone, then in batches of 64. Before, each arm changes and deletes a thousand products, or says that it cannot.
+Sentences of eight languages, and of others where these have too few (`../shared/data/opus_tatoeba`, or `--data`),
+become vectors by the encoder at WEIGHTS, such as `jobs/configs/align_tatoeba.yaml` leaves; a product's market is drawn
+by 1/rank, so the largest of eight has 37 % and the smallest 5 % of them. Queries are other sentences, each in a market
+that is drawn likewise. Each arm (see `search_arms.py`) is a process of its own, in an environment with
+`peers/search.txt`. It takes the cheapest of its settings that finds 95 % of the ten exact nearest. Then come the timed
+rounds, in alternating order: every query alone, then in batches of 64. Before, each arm changes and deletes a thousand
+products, or says that it cannot.
 """
 
 from __future__ import annotations
@@ -61,7 +62,10 @@ def parse() -> argparse.Namespace:
 def sentences(data: Path, wanted: int) -> list[str]:
     """Distinct sentences, as many of each language as there are to be had of the rarest that fills its share."""
     found: dict[str, None] = {}
-    for language in LANGUAGES:
+    others = {part for path in data.glob("*.tsv.gz") for part in path.name.removesuffix(".tsv.gz").split("-")}
+    for language in (*LANGUAGES, *sorted(others.difference(LANGUAGES))):
+        if language not in LANGUAGES and len(found) >= wanted:
+            break
         own: dict[str, None] = {}
         for path in sorted(data.glob(f"*{language}*.tsv.gz")):
             column = path.name.removesuffix(".tsv.gz").split("-").index(language)
@@ -71,7 +75,7 @@ def sentences(data: Path, wanted: int) -> list[str]:
                 break
         found.update(own)
     if len(found) < wanted:
-        raise SystemExit(f"{data} has {len(found)} sentences of {', '.join(LANGUAGES)}, fewer than {wanted}")
+        raise SystemExit(f"{data} has {len(found)} sentences, fewer than {wanted}")
     draw = np.random.default_rng(0)
     texts = list(found)
     return [texts[i] for i in draw.permutation(len(texts))[:wanted]]

@@ -67,7 +67,7 @@ def main() -> int:
     words = words_of(weights)
     report: dict[str, Any] = {
         "machine": measure.machine(PACKAGES),
-        "encoder": {key: value for key, value in sizes(weights).items() if key in _SIZES},
+        "encoder": sizes(weights),
         "words": words,
         "seconds": arguments.seconds,
     }
@@ -118,8 +118,8 @@ def weights_of(run: Path) -> str:
 
 def sizes(weights: str) -> dict[str, Any]:
     """What the encoder says of itself."""
-    found: dict[str, Any] = json.loads((Path(weights) / "config.json").read_text(encoding="utf-8"))
-    return found
+    found = json.loads((Path(weights) / "config.json").read_text(encoding="utf-8"))
+    return {key: found[key] for key in sorted(_SIZES)}
 
 
 def words_of(weights: str) -> int:

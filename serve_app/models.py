@@ -138,11 +138,10 @@ class Models:
             ApiError: no champion, no translator, no way between the languages, or the queue is full.
         """
         now = self._ready()
-        if now.legs is None:
-            raise now.lacks("no_translator", "a translator")
+        legs = now.held(now.legs, "no_translator", "a translator")
         spoken = self._spoken(" ".join(texts), asked, now)  # the first may be a size
         path = translating.choose(now.champion.report, spoken.language, target, self._config.serving)
-        found = await translating.translate(now.legs, texts, path, glossary, names)
+        found = await translating.translate(legs, texts, path, glossary, names)
         step = routing.Step(path.step, None)
         told = {"translations": [asdict(one) for one in found], "way": list(path.languages)}
         return {**told, "quality": path.quality, "served_by": _served_by(now, spoken, step)}
@@ -224,7 +223,7 @@ class Models:
         """The products that are changed, if there is room for one more change."""
         if self._changes >= _CHANGES:
             raise ApiError(429, "overloaded", "too many changes wait; try again later", _AGAIN_S)
-        return now.catalogue
+        return now.products()
 
     async def _change(self, now: Reading, change: Change) -> dict[str, Any]:
         catalogue = self._changing(now)

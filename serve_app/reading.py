@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
@@ -23,6 +24,8 @@ from serve_app.translating import Legs
 from serve_app.writing import Writing
 
 log = logging.getLogger("mlray.serve")
+
+T = TypeVar("T")
 
 _OTHER = "other"
 """Queue of the languages that the champion was not judged in: a made-up tag gets no queue of its own."""
@@ -70,16 +73,13 @@ class Reading:
         writing = Writing.of(champion.writer, settings) if champion.writer else None
         return cls(champion, batcher, adapters, queues, sessions, legs, writing)
 
-    @property
-    def catalogue(self) -> Catalogue:
-        """Its products.
+    def products(self) -> Catalogue:
+        """What is sold.
 
         Raises:
-            ApiError: it has none.
+            ApiError: it has no index of products.
         """
-        if self.champion.catalogue is None:
-            raise self.lacks("no_index", "an index of products")
-        return self.champion.catalogue
+        return self.held(self.champion.catalogue, "no_index", "an index of products")
 
     def answers(self) -> Catalogue:
         """What customer service answers with.
@@ -87,9 +87,7 @@ class Reading:
         Raises:
             ApiError: it has none.
         """
-        if self.champion.knowledge is None:
-            raise self.lacks("no_knowledge", "answers")
-        return self.champion.knowledge
+        return self.held(self.champion.knowledge, "no_knowledge", "answers")
 
     def selling(self, market: str) -> Catalogue:
         """Its products, if some are sold in a market.
@@ -97,14 +95,21 @@ class Reading:
         Raises:
             ApiError: none are.
         """
-        if market not in (markets := self.catalogue.markets):
+        catalogue = self.products()
+        if market not in (markets := catalogue.markets):
             told = f"there is no such market; there are {', '.join(markets)}"
             raise ApiError(404, "unknown_market", told)
-        return self.catalogue
+        return catalogue
 
-    def lacks(self, code: str, what: str) -> ApiError:
-        """The refusal of what its bundle does not hold."""
-        return ApiError(404, code, f"{self.champion.event.bundle} is served without {what}")
+    def held(self, part: T | None, code: str, what: str) -> T:
+        """A part of what serves, if its bundle holds it.
+
+        Raises:
+            ApiError: it does not.
+        """
+        if part is None:
+            raise ApiError(404, code, f"{self.champion.event.bundle} is served without {what}")
+        return part
 
     def queue(self, language: str) -> str:
         """Where texts of a language wait."""

@@ -127,14 +127,12 @@ async def recommend(
             product to go by.
     """
     market, found = session.market, list[Found]()
-    products = await apart(_known, catalogue, learnt, market, session.products)
+    products, held = await apart(_known, catalogue, learnt, market, session.products)
     known = learnt.market(market) if learnt else None
     if learnt and known and (not products or any(one in learnt.model.items for one in products)):
         asked = replace(session, products=tuple(products), market=known)
         (scores_V,) = await learnt.batcher.submit(known, [asked])
         found = await apart(_best, catalogue, learnt, market, products, scores_V, k)
-    gone = set(await apart(catalogue.unknown, [(market, one) for one in products]))
-    held = [one for one in products if (market, one) not in gone]
     if not found and not held:
         raise ApiError(
             422, "invalid_request", "products: name one, as nothing is known of sessions in this market"
@@ -160,15 +158,18 @@ def _best(
     return [Found(name, score, title, "sessions") for (name, score), title in zip(best, titles, strict=True)]
 
 
-def _known(catalogue: Catalogue, learnt: Sessions | None, market: str, products: Sequence[str]) -> list[str]:
-    """Those that the market sells, or that the recommender has learnt of.
+def _known(
+    catalogue: Catalogue, learnt: Sessions | None, market: str, products: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """Those that the market sells or the recommender has learnt of; and of these those that are sold.
 
     Raises:
         ApiError: there are some, and none of them is known.
     """
     items = learnt.model.items if learnt else {}
     gone = set(catalogue.unknown([(market, one) for one in products]))
+    held = [one for one in products if (market, one) not in gone]
     found = [one for one in products if one in items or (market, one) not in gone]
     if products and not found:
         raise ApiError(404, "unknown_product", "none of these products is known")
-    return found
+    return found, held

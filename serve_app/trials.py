@@ -65,8 +65,8 @@ class Trials:
         """
         if challenger is None or not (self._settings.canary or self._settings.shadow):
             return ""
-        fault = ""
-        if self._trial is None:
+        fault, trial = "", self._trial
+        if trial is None:
             index = promotion.only_index(self._registry, challenger.bundle, "index")
             knowledge = None
             with contextlib.suppress(ConfigError):  # then the champion alone answers customer service
@@ -74,11 +74,12 @@ class Trials:
             fault = self._slot.put(replace(challenger, index=index, knowledge=knowledge))
             if not fault and self._slot.now:
                 trial = Trial(self._slot.now, self._settings)
-                trial.share(self._registry)  # before it answers anybody
-                self._trial = trial
-        self._slot.take()
-        if self._trial:
-            self._trial.share(self._registry)
+        try:
+            if trial:
+                trial.share(self._registry)
+                self._trial = trial  # it answers nobody before it knows where it was stopped
+        finally:
+            self._slot.take()
         return fault
 
     def reading(self, bundle: str) -> Reading | None:
@@ -146,29 +147,30 @@ class Trial:
         if place in self._stopped:
             return await ask(now)
         if customer is not None and self._takes(customer):
-            told = await self._tried(ask, place)
-            if told:
+            told, fault = await self._tried(ask, place)
+            if told is not None:
                 self._behind_it(self._compared(place, told, ask, now))
                 return told
             found = await ask(now)
-            if told is not None:  # the champion answers what the challenger does not: a request that is good
-                self._fails(place)
+            if fault:  # the champion answers what the challenger does not: the request is good
+                self._fails(place, fault)
             return found
         found = await ask(now)
         if random.random() < self._settings.shadow:
             self._behind_it(self._shadowed(place, found, ask))
         return found
 
-    async def _tried(self, ask: Ask, place: str) -> dict[str, Any] | None:
-        """The challenger's answer; empty: it has failed, if the request is good; None: nothing is to be counted."""
+    async def _tried(self, ask: Ask, place: str) -> tuple[dict[str, Any] | None, str]:
+        """The challenger's answer; or None, and what is to be counted as its failure if the request is good."""
         try:
             async with asyncio.timeout(self._settings.timeout_s / 4):  # the champion needs the rest
-                return await ask(self.reading)
-        except TimeoutError:  # the champion may have no time left to show that the request is good
-            self._fails(place)
-            return None
+                return await ask(self.reading), ""
+        except TimeoutError as error:  # the champion may have no time left to show that the request is good
+            self._fails(place, type(error).__name__)
+            return None, ""
         except Exception as error:  # whatever it is, the champion answers
-            return None if isinstance(error, ApiError) and error.code in _TELLS_NOTHING else {}
+            counts = not (isinstance(error, ApiError) and error.code in _TELLS_NOTHING)
+            return None, type(error).__name__ if counts else ""
 
     async def _compared(self, place: str, found: dict[str, Any], ask: Ask, now: Reading) -> None:
         try:
@@ -177,12 +179,11 @@ class Trial:
             log.warning("the champion has failed behind a trial, %s: %s", place, type(error).__name__)
 
     async def _shadowed(self, place: str, found: dict[str, Any], ask: Ask) -> None:
-        told = await self._tried(ask, place)
+        told, fault = await self._tried(ask, place)
         if told is not None:
-            if told:
-                self._tell(place, agreement(told, found))
-            else:
-                self._fails(place)
+            self._tell(place, agreement(told, found))
+        elif fault:
+            self._fails(place, fault)
 
     def _behind_it(self, comparing: Coroutine[Any, Any, None]) -> None:
         """Compares while the answer is on its way, if not too many do."""
@@ -197,8 +198,8 @@ class Trial:
         """Whether a customer is one of the canary's: another bundle draws others."""
         return share_of(f"{self.reading.champion.event.bundle} {customer}") < self._settings.canary
 
-    def _fails(self, place: str) -> None:
-        log.warning("the challenger has failed: %s", place)
+    def _fails(self, place: str, fault: str) -> None:
+        log.warning("the challenger has failed, %s: %s", place, fault)
         self._tell(place, _FAILED)
 
     def _tell(self, place: str, agreed: float) -> None:

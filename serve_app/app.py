@@ -28,6 +28,7 @@ from mlray import configuration, languages
 from mlray.config import ConfigError, RunConfig, Serving
 from mlray.release.changes import Product
 from serve_app import api, errors, front, routing
+from serve_app.batching import IN_LINE
 from serve_app.door import Door
 from serve_app.errors import ApiError
 from serve_app.keys import Keys
@@ -39,7 +40,7 @@ log = logging.getLogger("mlray.serve")
 
 _ONGOING, _QUEUED = 1000, 1000
 """Requests of a replica at a time, which the batcher puts together, and those that wait in front of all of them."""
-_IN_LINE = 256
+_STANDING = 256
 """Requests of one language that wait until a replica takes them up."""
 _FRESH_S = 1.0
 """For which an answer about readiness is good."""
@@ -86,7 +87,7 @@ class Behind:
         inside = _INSIDE_GPU if settings.gpus_per_replica else _INSIDE_CPU
         shared, alone = (number * settings.num_replicas for number in inside)
         # One each: a translation takes many times as long as a vector.
-        self._doors = {what: Door(shared, alone, _IN_LINE, settings.timeout_s / 2) for what in _ASKED}
+        self._doors = {what: Door(shared, alone, _STANDING, settings.timeout_s * IN_LINE) for what in _ASKED}
         calls = _CALLS * settings.num_replicas
         self._together = {what: Together[tuple[Any, ...], Any](self._all, calls) for what in _SHORT}
         self._known: frozenset[str] = frozenset()

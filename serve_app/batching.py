@@ -22,6 +22,9 @@ from serve_app.errors import ApiError
 In = TypeVar("In")
 Out = TypeVar("Out")
 
+IN_LINE, TRIED, LOADED, WRITTEN = 3 / 8, 1 / 8, 1 / 8, 1 / 4
+"""Of a request's time, at most: in line, for a challenger's answer, for an adapter, for the words of a writer. Together
+less than all of it: who has waited for each of them is answered by the champion, by the base, and by the passage."""
 _SMOOTHING = 0.2
 """Weight of the last pass in the running speed."""
 

@@ -14,7 +14,7 @@ import numpy as np
 from mlray.config import ConfigError, RunError, Serving
 from serve_app import routing
 from serve_app.adapters import Adapters, Unloadable
-from serve_app.batching import Batcher
+from serve_app.batching import LOADED, Batcher
 from serve_app.catalogue import Catalogue
 from serve_app.champion import Champion, Cut
 from serve_app.errors import ApiError
@@ -63,7 +63,7 @@ class Reading:
             champion.load,
             champion.unload,
             capacity=settings.adapters,
-            patience_s=settings.timeout_s / 4,
+            patience_s=settings.timeout_s * LOADED,
             pinned=settings.pinned,
             loaded=pinned,
         )

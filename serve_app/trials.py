@@ -24,6 +24,7 @@ from mlray.config import ConfigError, Serving
 from mlray.corpus.fields import share_of
 from mlray.release import promotion
 from mlray.release.registry import Event, Registry
+from serve_app.batching import TRIED
 from serve_app.errors import ApiError
 from serve_app.reading import Reading
 from serve_app.slot import Slot
@@ -65,22 +66,42 @@ class Trials:
         """
         if challenger is None or not (self._settings.canary or self._settings.shadow):
             return ""
-        fault, trial = "", self._trial
-        if trial is None:
-            index = promotion.only_index(self._registry, challenger.bundle, "index")
-            knowledge = None
-            with contextlib.suppress(ConfigError):  # then the champion alone answers customer service
-                knowledge = promotion.only_index(self._registry, challenger.bundle, "knowledge")
-            fault = self._slot.put(replace(challenger, index=index, knowledge=knowledge))
-            if not fault and self._slot.now:
-                trial = Trial(self._slot.now, self._settings)
         try:
-            if trial:
-                trial.share(self._registry)
-                self._trial = trial  # it answers nobody before it knows where it was stopped
+            return self._take_up(challenger)
         finally:
+            if self._trial:
+                self._trial.share(self._registry)
             self._slot.take()
-        return fault
+
+    def _take_up(self, challenger: Event) -> str:
+        trial = self._trial
+        if trial and trial.reading.champion.event.knowledge is not None:
+            return ""
+        fault = self._slot.put(self._with_indexes(challenger))
+        if fault or not self._slot.now:
+            return fault
+        if trial:
+            trial.reading = self._slot.now
+        else:
+            trial = Trial(self._slot.now, self._settings)
+            trial.share(self._registry)  # it answers nobody before it knows where it was stopped
+            self._trial = trial
+        return ""
+
+    def _with_indexes(self, challenger: Event) -> Event:
+        """The challenger with what its encoder has built; answers of customer service may follow later.
+
+        Raises:
+            ConfigError: there is no index of products, or several.
+        """
+        if self._trial:
+            index = self._trial.reading.champion.event.index
+        else:
+            index = promotion.only_index(self._registry, challenger.bundle, "index")
+        knowledge = None
+        with contextlib.suppress(ConfigError):  # then the champion alone answers customer service
+            knowledge = promotion.only_index(self._registry, challenger.bundle, "knowledge")
+        return replace(challenger, index=index, knowledge=knowledge)
 
     def reading(self, bundle: str) -> Reading | None:
         """The challenger that is tried, if it is this bundle."""
@@ -163,7 +184,7 @@ class Trial:
     async def _tried(self, ask: Ask, place: str) -> tuple[dict[str, Any] | None, str]:
         """The challenger's answer; or None, and what is to be counted as its failure if the request is good."""
         try:
-            async with asyncio.timeout(self._settings.timeout_s / 4):  # the champion needs the rest
+            async with asyncio.timeout(self._settings.timeout_s * TRIED):  # the champion needs the rest
                 return await ask(self.reading), ""
         except TimeoutError as error:  # the champion may have no time left to show that the request is good
             self._fails(place, type(error).__name__)

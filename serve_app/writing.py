@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from mlray import languages
 from mlray.config import Serving
 from mlray.release.companions import Composer
-from serve_app.batching import Batcher, Overloaded
+from serve_app.batching import WRITTEN, Batcher, Overloaded
 from serve_app.protection import Protector
 from serve_app.support import Source
 from serve_app.translating import PER_TOKEN
@@ -47,8 +47,8 @@ class Writing:
 
     @classmethod
     def of(cls, model: Composer, settings: Serving) -> Writing:
-        """Answers to many customers in one call of the model; a quarter of a request's time is theirs."""
-        patience_s = settings.timeout_s / 4
+        """Answers to many customers in one call of the model."""
+        patience_s = settings.timeout_s * WRITTEN
         batcher = Batcher[Prompt, str](
             lambda batch: model.write([one.text for one in batch]),
             lambda one: one.tokens + model.longest * PER_TOKEN,

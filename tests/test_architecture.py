@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(path for folder in ("mlray", "jobs", "serve_app") for path in (ROOT / folder).rglob("*.py"))
-BASE = {"access", "config", "configuration", "schema", "languages", "seal", "storage"}
+BASE = {"access", "config", "configuration", "console", "schema", "languages", "seal", "storage"}
 LAYERS = [
     {"base"},
     {"corpus", "models"},

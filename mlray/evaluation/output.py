@@ -7,10 +7,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
-
 from mlray import storage
 from mlray.config import Storage
+from mlray.console import wide
 from mlray.evaluation import comparison, leakage, report, trec
 from mlray.evaluation.comparison import Comparison
 from mlray.evaluation.leakage import Leakage
@@ -53,11 +52,11 @@ def tell(
     if as_json:
         print(result.to_json())
     elif isinstance(result, Report):
-        report.show(result, Console())
+        report.show(result, wide())
     elif isinstance(result, Leakage):
-        leakage.show(result, Console())
+        leakage.show(result, wide())
     else:
-        comparison.show(result, Console())
+        comparison.show(result, wide())
 
 
 def page(result: Report) -> str:

@@ -123,13 +123,17 @@ def add(stage: Path, name: str, config: RunConfig, weights: Path, judged: Path) 
         judged: folder with the run's own report and predictions.
 
     Raises:
-        ConfigError: the run is of another objective, or an adapter without its backbone.
+        ConfigError: the run is of another objective, that of the bundle itself, or an adapter without its backbone.
     """
     wanted = KINDS[name].objective
     if config.objective.name != wanted or config.adapter.kind != "none":
         raise ConfigError(
             f"--{name} takes a whole model of objective.name={wanted}, and {config.run.name} is "
             f"{config.objective.name} with adapter.kind={config.adapter.kind}"
+        )
+    if configuration.load(stage / "config.yaml").objective.name == wanted:
+        raise ConfigError(
+            f"--{name}: the bundle's own model is one of objective.name={wanted}, and is served as that"
         )
     if name == "writer" and not causal.paired(config.corpus.sources):
         raise ConfigError(

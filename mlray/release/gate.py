@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.markup import escape
 from rich.table import Table
 
@@ -190,9 +190,8 @@ def show(verdict: Verdict, console: Console) -> None:
         "p (Holm)",
         "",
     ):
-        table.add_column(
-            heading, justify="left" if heading in {"task", "language", "metric", ""} else "right"
-        )
+        side: JustifyMethod = "left" if heading in {"task", "language", "metric", ""} else "right"
+        table.add_column(heading, justify=side, overflow="fold")
     for line in verdict.lines:
         after, change = "-", "-"
         if line.challenger is not None:

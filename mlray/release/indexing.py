@@ -12,6 +12,7 @@ from rich.table import Table
 
 from mlray import storage
 from mlray.config import ConfigError, RunConfig, Source
+from mlray.console import wide
 from mlray.corpus import vectors
 from mlray.models import backbone
 from mlray.release import bundle
@@ -110,7 +111,7 @@ def _show(index: ProductIndex, refused: list[str], title: str) -> None:
     table.add_column(title.lower(), justify="right")
     for market, count in index.markets.items():
         table.add_row(market, f"{count:,}")
-    console = Console()
+    console = wide()
     console.print(table)
     if refused:
         console.print(f"{len(refused):,} bad rows were left out, the first: {refused[0]}", markup=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 from mlray import configuration, languages, storage
@@ -53,8 +53,10 @@ def judged(config: RunConfig, name: str | None) -> RunConfig:
 
 
 @contextmanager
-def rejudged(registry: Registry, name: str, uri: str) -> Iterator[tuple[Report, str]]:
-    """The report of a bundle, and where its predictions lie: those at `uri` of the languages there, else its own.
+def rejudged(
+    registry: Registry, name: str, uri: str
+) -> Iterator[tuple[Report, str, Collection[tuple[str, str]]]]:
+    """The report of a bundle, where its predictions lie, and the (task, language) that are those at `uri`, not its own.
 
     So a champion is compared with a challenger that was judged on newer test sets. A market that has an adapter keeps
     its figures, which are the adapter's, as does a related one that it reads, and every model beside the main one.
@@ -85,4 +87,4 @@ def rejudged(registry: Registry, name: str, uri: str) -> Iterator[tuple[Report, 
             if languages.nearest(languages.target(language), known) is None
         ]
         evaluations.replace(stage, other, taken)
-        yield Report.read(stage), str(stage / evaluations.ROWS)
+        yield Report.read(stage), str(stage / evaluations.ROWS), taken

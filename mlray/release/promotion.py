@@ -12,6 +12,7 @@ from rich.table import Table
 
 from mlray import languages
 from mlray.config import ConfigError, RunConfig, RunError
+from mlray.console import wide
 from mlray.evaluation import comparison
 from mlray.release import bundle, companions, gate, judging
 from mlray.release.bundle import Beside
@@ -29,7 +30,7 @@ def decide(config: RunConfig, asked: Namespace) -> None:
         ConfigError: as `challenge`, `promote` and `rollback`.
         RunError: likewise; or the gate refused.
     """
-    console, verdict = Console(), None
+    console, verdict = wide(), None
     if asked.rollback:
         rollback(config, asked.why, asked.bundle, console)
     elif asked.to == "challenger":
@@ -227,9 +228,9 @@ def _verdict(
         return None
     champion = history.champion.bundle
     registry.check("bundles", champion)  # its figures decide as much as those of the other
-    own = nullcontext(bundle.report_of(registry, champion))
+    own = nullcontext((*bundle.report_of(registry, champion), ()))
     new, new_rows = bundle.report_of(registry, name)
-    with judging.rejudged(registry, champion, judged) if judged else own as (old, old_rows):
+    with judging.rejudged(registry, champion, judged) if judged else own as (old, old_rows, others):
         try:
             found = comparison.compare(old_rows, new_rows, config.storage, for_gate=True)
         except ConfigError as error:
@@ -239,15 +240,17 @@ def _verdict(
             ) from None
     p_values = {key: cell.p for key, cell in found.cells.items()}
     reigned = (one.verdict for one in reversed(history.reigns) if one.bundle == champion and one.verdict)
-    best = {} if judged else gate.best(next(reigned, None))  # figures on other rows tell nothing of these
-    return gate.judge(old, new, p_values, config.release, best)
+    best = gate.best(next(reigned, None))
+    # Figures on other rows tell nothing of these.
+    reached = {cell: value for cell, value in best.items() if cell[:2] not in others}
+    return gate.judge(old, new, p_values, config.release, reached)
 
 
 def show(history: History, console: Console) -> None:
     """Prints the history, the newest event last, and who is champion and challenger."""
     table = Table(title="History", title_justify="left")
     for heading in ("", "when", "who", "what", "bundle", "index", "why"):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")
     for event in history.events:
         table.add_row(
             str(event.number),

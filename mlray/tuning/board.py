@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from rich.console import JustifyMethod
 from rich.markup import escape
 from rich.table import Table
 
@@ -38,6 +39,8 @@ class Board:
     name: str
     config: RunConfig
     languages: tuple[str, ...]
+    held_out: int = 0
+    """Rows that a language is judged by, of the one with the fewest; 0: not known."""
     rows: list[Row] = field(default_factory=list)
     values: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Trial -> its settings, the last where it was cloned."""
@@ -160,14 +163,18 @@ class Board:
         told = ", ".join(f"{states.count(one)} {one}" for one in known if one in states)
         if not made:
             return f"{told}. No step yet"
-        whole = f"; the whole grid takes {grid:,}, {grid / made:.1f} times as many" if grid else ""
-        return f"{told}. {made:,} steps made, and {self.saved():.0%} saved by stopping{whole}"
+        whole = f"; the whole grid takes {grid:,}" if grid else ""
+        if grid and self.over:
+            whole += f", {grid / made:.1f} times as many"
+        by = f". A language is judged by {self.held_out:,} rows or more" if self.held_out else ""
+        return f"{told}. {made:,} steps made, and {self.saved():.0%} saved by stopping{whole}{by}"
 
     def table(self) -> Table:
         """The leader board."""
         found = Table(title=f"Trials of {escape(self.name)}", title_justify="left")
         for heading in ("", "trial", *self.config.sweep.space, "steps", "objective", "mean", "worst", ""):
-            found.add_column(heading, justify="left" if heading in {"trial", ""} else "right")
+            side: JustifyMethod = "left" if heading in {"trial", ""} else "right"
+            found.add_column(heading, justify=side, overflow="fold")
         front = self.pareto()
         for rank, row in enumerate(self.ranked(), start=1):
             values = [escape(shown(self.values[row.trial].get(key))) for key in self.config.sweep.space]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import secrets
 
 from mlray import configuration, storage
 from mlray.config import ConfigError, RunConfig
@@ -53,6 +54,8 @@ def _check_measure(config: RunConfig) -> None:
     questions = set(_QUESTIONS)
     if config.objective.name == "next_item" and config.recommendation.candidates == "batch":
         questions.add("train.micro_batch_size")  # the candidates are those of a micro-batch
+    if config.objective.name == "distillation":
+        questions.add("train.micro_batch_size")  # each text is looked for among those of a micro-batch
     measures = [key for key in config.sweep.space if key.startswith(_MEASURES) and key not in questions]
     if config.sweep.metric == "loss" and measures:
         raise ConfigError(
@@ -122,6 +125,23 @@ def begun(config: RunConfig, root: str, *, resume: bool) -> None:
             raise ConfigError(
                 f"{section}.{changed[0]} is not what {root} was begun with; set it back, or begin with another run.name"
             )
+
+
+def claim(config: RunConfig, root: str, *, resume: bool) -> None:
+    """Writes what is searched; a sweep that somebody else has begun here meanwhile is left alone.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    place = storage.join(root, "config.yaml")
+    # The line tells two sweeps of one configuration apart.
+    body = f"# begun by {secrets.token_hex(8)}\n{config.to_yaml()}".encode()
+    if resume:
+        storage.write_bytes(place, body, config.storage)
+    elif not storage.create_bytes(place, body, config.storage):
+        raise ConfigError(
+            f"another sweep was begun in {root} at the same time; this one ends, that one goes on"
+        )
 
 
 def room(config: RunConfig, count: int, drivers: int) -> None:

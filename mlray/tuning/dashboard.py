@@ -8,10 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 from ray import tune
+from ray.tune.logger import LoggerCallback
 from ray.util.metrics import Gauge
 
 from mlray import storage
 from mlray.access import StorageError
+from mlray.tuning import space
 from mlray.tuning.board import Board, Row
 from mlray.tuning.page import page
 from mlray.tuning.trial import TRIALS
@@ -55,10 +57,11 @@ class Dashboard(tune.Callback):  # type: ignore[misc]
             late = time.monotonic() - self._written > _WRITE_S
             self._try(self.write if late else self._keep)
 
-    def on_trial_complete(self, trials: list[Any], trial: Any, **_: Any) -> None:
+    def on_trial_complete(self, trial: Any, **_: Any) -> None:
         """When a trial has ended by itself or was stopped."""
         line = self.board.ended(str(trial.trial_id))
-        print(f"{line}; {len(self.board.ended_trials())} of {len(trials)} ended", flush=True)
+        wanted = space.wanted(self.board.config)
+        print(f"{line}; {len(self.board.ended_trials())} of {wanted} ended", flush=True)
         self._try(self.write)
 
     def on_trial_error(self, trial: Any, **_: Any) -> None:
@@ -97,3 +100,27 @@ class Dashboard(tune.Callback):  # type: ignore[misc]
             self._gauges[key].set(
                 float(getattr(row, key)), tags={"sweep": self.board.name, "trial": row.trial}
             )
+
+
+def forgiving(kind: type[LoggerCallback]) -> type[LoggerCallback]:
+    """A kind of logger whose faults are told and fail no trial: Ray Tune would take them for the trial's own."""
+
+    class Forgiving(kind):  # type: ignore[misc]
+        def log_trial_start(self, trial: Any) -> None:
+            _told(super().log_trial_start, trial)
+
+        def log_trial_result(self, iteration: int, trial: Any, result: dict[str, Any]) -> None:
+            _told(super().log_trial_result, iteration, trial, result)
+
+        def log_trial_end(self, trial: Any, failed: bool = False) -> None:
+            _told(super().log_trial_end, trial, failed)
+
+    return Forgiving
+
+
+def _told(log: Callable[..., None], *told: Any) -> None:
+    try:
+        log(*told)
+    except Exception as error:  # of whatever a logger writes to
+        why = str(error).strip() or type(error).__name__
+        print(f"{log.__qualname__}: {why.splitlines()[0]}; the trial goes on", flush=True)

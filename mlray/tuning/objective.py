@@ -54,8 +54,8 @@ def score(scores: Mapping[str, Mapping[str, float]], expected: Iterable[str], se
     return Score(objective, sign * macro, sign * worst, worst_language, tuple(sorted(lacks)))
 
 
-def languages(manifest: Manifest, settings: Sweep) -> list[str]:
-    """The languages that are judged: all with held-out rows.
+def languages(manifest: Manifest, settings: Sweep) -> dict[str, int]:
+    """The languages that are judged, each with its held-out rows: all that have some.
 
     Raises:
         ConfigError: one has too few to be judged by, or a floor names one that is not judged.
@@ -76,4 +76,4 @@ def languages(manifest: Manifest, settings: Sweep) -> list[str]:
             f"sweep.floors names {unknown[0]}, which is not evaluated; there are held-out rows of "
             f"{', '.join(sorted(counts))}"
         )
-    return sorted(counts)
+    return dict(sorted(counts.items()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,10 +54,12 @@ def _leaders(board: Board, ranked: Sequence[Row]) -> str:
 
 def _curves(board: Board) -> Any:
     plot = go.Figure()
-    for name in board.values:
-        own = [row for row in board.rows if row.trial == name]
+    for run in dict.fromkeys(
+        row.run for row in board.rows
+    ):  # a clone goes on from its donor, not from its own past
+        own = [row for row in board.rows if row.run == run]
         plot.add_scatter(
-            x=[row.step for row in own], y=[row.objective for row in own], name=name, mode="lines+markers"
+            x=[row.step for row in own], y=[row.objective for row in own], name=run, mode="lines+markers"
         )
     plot.update_layout(title="objective by step", xaxis_title="step", yaxis_title="objective", height=420)
     return plot
@@ -86,7 +89,12 @@ def _parallel(board: Board, ranked: Sequence[Row]) -> Any:
     dimensions = []
     for key in board.keys:
         values = [board.values[row.trial].get(key) for row in ranked]
-        if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        if "loguniform" in board.config.sweep.space[key]:
+            powers = [math.log10(board.values[row.trial][key]) for row in ranked]
+            ends = sorted({min(powers), max(powers)})
+            texts = [shown(10.0**power) for power in ends]
+            dimensions.append({"label": key, "values": powers, "tickvals": ends, "ticktext": texts})
+        elif all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
             dimensions.append({"label": key, "values": values})
         else:
             names = sorted({str(value) for value in values})
@@ -94,8 +102,8 @@ def _parallel(board: Board, ranked: Sequence[Row]) -> Any:
             dimensions.append(
                 {"label": key, "values": places, "tickvals": list(range(len(names))), "ticktext": names}
             )
-    for label in ("macro", "worst", "objective"):
-        dimensions.append({"label": label, "values": [getattr(row, label) for row in ranked]})
+    for label, figure in (("mean", "macro"), ("worst", "worst"), ("objective", "objective")):
+        dimensions.append({"label": label, "values": [getattr(row, figure) for row in ranked]})
     line = {"color": [row.objective for row in ranked], "colorscale": "Viridis", "showscale": True}
     plot = go.Figure(go.Parcoords(line=line, dimensions=dimensions))
     plot.update_layout(title="settings and figures", height=420, margin={"l": 80, "r": 80, "t": 110})

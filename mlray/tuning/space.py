@@ -122,3 +122,8 @@ def size(config: RunConfig) -> int | None:
             return None
         count *= len(told["choice"])
     return count
+
+
+def wanted(config: RunConfig) -> int:
+    """How many trials a sweep is to have."""
+    return (size(config) if config.sweep.algorithm == "grid" else None) or config.sweep.num_trials

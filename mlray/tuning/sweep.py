@@ -26,13 +26,14 @@ from rich.console import Console
 
 from mlray import access, configuration, storage
 from mlray.config import RunConfig, RunError
-from mlray.training import fit
+from mlray.console import wide
+from mlray.training import fit, placement
 from mlray.training.fit import Shared
 from mlray.training.folders import WINNER, Folders
 from mlray.training.pretrain import Prepared, placed, prepare
 from mlray.tuning import checks, objective, space, trial
 from mlray.tuning.board import Board, Row
-from mlray.tuning.dashboard import Dashboard
+from mlray.tuning.dashboard import Dashboard, forgiving
 from mlray.tuning.distinct import Distinct
 from mlray.tuning.finetune import finetune
 
@@ -69,15 +70,17 @@ def sweep(config: RunConfig, *, resume: bool = False) -> Outcome:
     config = placed(config)
     root = Folders.of(config).root
     checks.begun(config, root, resume=resume)
+    # What was begun elsewhere goes on with less, but Ray Tune starts all drivers that were there again.
+    drivers = min(config.sweep.max_concurrent, space.wanted(config))
+    placement.connect(config)
+    checks.room(config, 1 if resume else drivers, drivers)
     prepared = prepare(configuration.change(config, _common(config, root)))
     base = prepared.config
-    languages = objective.languages(prepared.manifest, base.sweep)
-    # What was begun elsewhere goes on with less, but Ray Tune starts all drivers that were there again.
-    drivers = min(base.sweep.max_concurrent, _wanted(base))
-    checks.room(base, 1 if resume else drivers, drivers)
-    storage.write_bytes(storage.join(root, "config.yaml"), config.to_yaml().encode(), config.storage)
+    rows = objective.languages(prepared.manifest, base.sweep)
+    languages = list(rows)
+    checks.claim(config, root, resume=resume)
     shared = _share(base, prepared)
-    board = Board(config.run.name, base, tuple(languages))
+    board = Board(config.run.name, base, tuple(languages), min(rows.values()))
     trainable = tune.with_resources(
         tune.with_parameters(
             trial.run, base=base.model_dump(mode="json"), languages=languages, shared=shared
@@ -94,15 +97,10 @@ def sweep(config: RunConfig, *, resume: bool = False) -> Outcome:
     return _conclude(results, dashboard)
 
 
-def _wanted(base: RunConfig) -> int:
-    """How many trials there are to be."""
-    return (space.size(base) if base.sweep.algorithm == "grid" else None) or base.sweep.num_trials
-
-
 def _common(config: RunConfig, root: str) -> dict[str, Any]:
     """What all trials have that the configuration of the sweep may have otherwise.
 
-    A clone goes on from the checkpoint of its donor's last validation, so each is kept until the sweep is over.
+    A clone goes on from the checkpoint of its donor's last validation, so each is kept.
     """
     common: dict[str, Any] = {"run.storage_uri": root, "run.name": "shared", "train.resume": True}
     if config.sweep.algorithm == "pbt":
@@ -216,33 +214,39 @@ def _loggers(base: RunConfig) -> list[Any]:
         return []
     from ray.air.integrations.mlflow import MLflowLoggerCallback
 
-    return [MLflowLoggerCallback(tracking_uri=base.sweep.mlflow_uri, experiment_name=base.run.name)]
+    return [
+        forgiving(MLflowLoggerCallback)(tracking_uri=base.sweep.mlflow_uri, experiment_name=base.run.name)
+    ]
 
 
-def _kept(config: RunConfig, board: Board, best: Row) -> float:
-    """The objective of the winner after its last step, which it may have made only now.
+def _finished(board: Board, console: Console) -> tuple[Row, RunConfig, float]:
+    """The best trial with all its steps, which are made now where it was stopped; its run, and its objective then.
 
     Raises:
-        RunError: a language has fallen below its floor meanwhile.
+        RunError: each has a language that has fallen below its floor meanwhile.
     """
-    if best.step >= config.train.steps:
-        return best.objective
-    told = trial.last(config)
-    if told is None:
-        return best.objective
-    found = objective.score(told["languages"], board.languages, board.config.sweep)
-    if found.below:
-        raise RunError(
-            f"no trial can win: {best.trial} was the best that kept its floors, at step {best.step}, and after "
-            f"{told['step']} steps {found.below[0]} is below its own"
+    fallen = ""
+    for best in (row for row in board.ranked() if not row.below):
+        config = trial.configured(board.config, board.values[best.trial], best.run)
+        finetune(config)
+        told = trial.last(config) if best.step < config.train.steps else None
+        if told is None:
+            return best, config, best.objective
+        found = objective.score(told["languages"], board.languages, board.config.sweep)
+        if not found.below:
+            return best, config, found.objective
+        fallen = (
+            f"{best.trial} kept its floors at step {best.step}, and after {told['step']} steps {found.below[0]} is "
+            "below its own"
         )
-    return found.objective
+        console.print(f"passed over: {fallen}", markup=False, highlight=False)
+    raise RunError(f"no trial can win: {fallen}")
 
 
 def _conclude(results: Any, dashboard: Dashboard) -> Outcome:
     board = dashboard.board
     names = {Path(one.path).name for one in results}
-    ended, wanted = board.ended_trials(), max(len(names), _wanted(board.config))
+    ended, wanted = board.ended_trials(), max(len(names), space.wanted(board.config))
     # One that a killed sweep had just begun may have come again under another name; one that had ended counts, though
     # Ray Tune was killed before it knew.
     board.keep(names | ended)
@@ -254,18 +258,16 @@ def _conclude(results: Any, dashboard: Dashboard) -> Outcome:
             f"{left} of {wanted} trials have not ended, and none is chosen before all have; --resume goes on"
         )
     failed = {Path(one.path).name: str(one.error).splitlines()[-1] for one in results if one.error}
-    best = board.best()
-    if best is None:
+    if board.best() is None:
         told = next(iter(failed.values()), "each has a language below its floor")
         raise RunError(f"no trial of {len(results)} can win: {told}")
-    console = Console()
+    console = wide()
     console.print(board.table())
     console.print(board.heading(), markup=False, highlight=False)
     for name, why in failed.items():
         console.print(f"{name} failed: {why}", markup=False, highlight=False)
-    config = trial.configured(board.config, board.values[best.trial], best.run)
-    finetune(config)
-    winner = {"run": best.run, "values": board.values[best.trial], "objective": _kept(config, board, best)}
+    best, config, reached = _finished(board, console)
+    winner = {"run": best.run, "values": board.values[best.trial], "objective": reached}
     place = storage.join(config.run.storage_uri, WINNER)
     storage.write_bytes(place, json.dumps(winner, ensure_ascii=False, indent=1).encode(), config.storage)
     console.print(f"winner      {Folders.of(config).root}", markup=False, highlight=False)

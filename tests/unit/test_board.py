@@ -97,8 +97,10 @@ def test_what_was_spent() -> None:
     found = filled()
     assert found.spent() == (90 + 90 + 30 + 90, 4 * 90, 4 * 90)
     assert found.heading() == (
-        "3 done, 1 stopped. 300 steps made, and 17% saved by stopping; the whole grid takes 360, 1.2 times as many"
+        "3 done, 1 stopped. 300 steps made, and 17% saved by stopping; the whole grid takes 360"
     )
+    found.over, found.held_out = True, 40
+    assert found.heading().endswith("takes 360, 1.2 times as many. A language is judged by 40 rows or more")
 
 
 def test_steps_of_a_donor_are_not_made_again() -> None:
@@ -138,6 +140,15 @@ def test_a_resumed_sweep_knows_what_it_knew() -> None:
     assert again.heading() == found.heading()
 
 
+def test_a_narrow_table_cuts_no_name() -> None:
+    found = filled()
+    tell(found, "c2680_00007", 90, 0.5, 0.4)
+    console = Console(file=io.StringIO(), width=60)
+    console.print(found.table())
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in text
+
+
 def test_the_table_names_who_is_below_the_floor() -> None:
     console = Console(file=io.StringIO(), width=160)
     console.print(filled().table())
@@ -155,6 +166,19 @@ def test_the_page_is_whole_by_itself(name: str) -> None:
     assert not re.search(r'<(?:script|link|img)[^>]+(?:src|href)="?http', text)
     for told in ("fair", "unfair", "contrastive.negatives", "below the floor: ja-en", "parcoords"):
         assert told in text
+
+
+def test_a_clone_has_a_curve_of_its_own_and_rates_stand_by_their_powers() -> None:
+    found = filled()
+    found.config = configuration.change(
+        found.config, {"sweep.space": {"train.lr": {"loguniform": [1e-4, 1e-2]}}}
+    )
+    tell(found, "weak", 90, 0.7, 0.6, run="weak-clone1", donor="runs/fair/checkpoints/step-00000030")
+    found.values["weak"] = {"train.lr": 1e-2}
+    assert [one.name for one in page._curves(found).data] == ["fair", "unfair", "slow", "weak", "weak-clone1"]
+    rates = page._parallel(found, found.ranked()).data[0].dimensions[0]
+    assert (rates.label, rates.tickvals, rates.ticktext) == ("train.lr", (-3.0, -2.0), ("0.001", "0.01"))
+    assert set(rates["values"]) == {-3.0, -2.0}
 
 
 def test_a_page_reloads_itself_only_while_trials_run() -> None:

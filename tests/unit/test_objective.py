@@ -65,7 +65,8 @@ def held_out(counts: dict[str, int]) -> Manifest:
 
 
 def test_languages_need_rows_to_be_judged_by() -> None:
-    assert objective.languages(held_out({"fr": 20, "de": 30}), Sweep(min_rows=20)) == ["de", "fr"]
+    found = objective.languages(held_out({"fr": 20, "de": 30}), Sweep(min_rows=20))
+    assert list(found.items()) == [("de", 30), ("fr", 20)]
     with pytest.raises(ConfigError, match=r"fr has 19 held-out rows and sweep\.min_rows asks for 20"):
         objective.languages(held_out({"fr": 19, "de": 30}), Sweep(min_rows=20))
     with pytest.raises(ConfigError, match="fr has 0 held-out rows"):

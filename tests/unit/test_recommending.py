@@ -220,6 +220,13 @@ def test_a_bundle_holds_its_recommender_and_what_it_is_judged_by(tmp_path: Path)
     config, stage = trained(tmp_path / "sessions"), tmp_path / "stage"
     judged(stage, "retrieval")
     judged(tmp_path / "judged", "recommendation")
+    # A bundle of sessions has no second one, whose figures would stand in the place of its own.
+    (stage / "config.yaml").write_text(config.to_yaml())
+    with pytest.raises(
+        ConfigError, match=r"--recommender: the bundle's own model is one of objective.name=next_item"
+    ):
+        companions.add(stage, "recommender", config, tmp_path / "sessions", tmp_path / "judged")
+    (stage / "config.yaml").write_text("objective: {name: contrastive}")
     companions.add(stage, "recommender", config, tmp_path / "sessions", tmp_path / "judged")
     report = json.loads((stage / "report.json").read_text())
     assert report["cells"].keys() == {"retrieval", "recommendation"}

@@ -224,6 +224,13 @@ def test_what_one_promotion_may_cost_three_may_not(tmp_path: Path) -> None:
         "tolerance is 3",
     )
     assert event is None
+    # New test sets of German change nothing in what Japanese has lost.
+    weights = str(tmp_path / "runs" / "b" / "checkpoints" / "step-00000002" / "weights")
+    judge(tmp_path, weights, {"de-en": hits[1]["de-en"]})
+    again, event = promotion.promote(config, None, None, "", judged=str(tmp_path / "evaluation"))
+    assert again is not None
+    assert again.refusals == verdict.refusals
+    assert event is None
 
 
 def test_a_champion_whose_figures_were_altered_lets_nothing_pass(tmp_path: Path) -> None:

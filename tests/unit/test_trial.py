@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,6 +12,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.tune.logger import LoggerCallback
+from rich.console import Console
 
 from mlray import configuration, seal
 from mlray.access import StorageError
@@ -18,7 +21,7 @@ from mlray.config import ConfigError, RunConfig, RunError
 from mlray.training.checkpoint import Progress
 from mlray.tuning import checks, sweep, trial
 from mlray.tuning.board import Board, Row
-from mlray.tuning.dashboard import Dashboard
+from mlray.tuning.dashboard import Dashboard, forgiving
 from tests.unit.test_board import filled, tell
 
 
@@ -150,7 +153,10 @@ def test_a_sweep_is_begun_once_and_resumed_as_it_was(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds no sweep to resume"):
         checks.begun(config, str(tmp_path), resume=True)
     checks.begun(config, str(tmp_path), resume=False)
-    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    checks.claim(config, str(tmp_path), resume=False)
+    with pytest.raises(ConfigError, match=r"another sweep was begun in .* at the same time"):
+        checks.claim(config, str(tmp_path), resume=False)
+    checks.claim(config, str(tmp_path), resume=True)
     with pytest.raises(ConfigError, match="holds a sweep; --resume goes on with it"):
         checks.begun(config, str(tmp_path), resume=False)
     checks.begun(config, str(tmp_path), resume=True)
@@ -186,6 +192,17 @@ def test_what_would_show_only_after_the_trials_is_refused_before(monkeypatch: py
         ConfigError, match=r"sweep\.metric=loss is another measure with every contrastive\.temp"
     ):
         checks.settings(configuration.change(good, {"sweep.metric": "loss"}))
+    for name in ("next_item", "distillation"):  # looked for among a micro-batch
+        space = {"train.micro_batch_size": {"choice": [2, 4]}}
+        sections = {
+            "objective": good.objective.model_copy(update={"name": name}),
+            "recommendation": good.recommendation.model_copy(update={"candidates": "batch"}),
+            "sweep": good.sweep.model_copy(update={"space": space}),
+        }
+        with pytest.raises(
+            ConfigError, match=r"sweep\.space\.train\.micro_batch_size: the validation of each"
+        ):
+            checks._check_measure(good.model_copy(update=sections))
     for asked in ("objective.mask_rate", "recommendation.candidates"):
         space = {asked: {"choice": [0.2] if "rate" in asked else ["all"]}}
         with pytest.raises(
@@ -258,7 +275,7 @@ def test_a_dashboard_that_cannot_be_written_fails_no_trial(
 ) -> None:
     (tmp_path / "file").write_text("no folder")
     shown = Dashboard(filled(), f"{tmp_path}/file")
-    shown.on_trial_complete([None] * 4, SimpleNamespace(trial_id="weak"))
+    shown.on_trial_complete(SimpleNamespace(trial_id="weak"))
     shown.on_trial_error(SimpleNamespace(trial_id="slow"))
     assert shown.board.states["slow"] == "failed"
     assert capsys.readouterr().out.count("the dashboard is written again later") == 2
@@ -306,11 +323,40 @@ def test_a_winner_that_falls_below_its_floor_later_is_none(monkeypatch: pytest.M
     board = Board("swept", base, ("de", "ja"))
     best = Row("a", 15, 0.5, 0.6, 0.41, "ja", (), {"de": 0.79, "ja": 0.41}, "a")
     told = {"step": 40, "languages": {"de": {"accuracy": 0.8}, "ja": {"accuracy": 0.5}}}
-    monkeypatch.setattr(trial, "last", lambda _: told)
-    assert sweep._kept(base, board, best) == pytest.approx(0.65 - 0.5 * 0.15)  # by hand
+    fair = {"step": 40, "languages": {"de": {"accuracy": 0.5}, "ja": {"accuracy": 0.5}}}
+    monkeypatch.setattr(trial, "last", lambda config: {"a": told, "b": fair}[config.run.name])
+    finished = list[str]()
+    monkeypatch.setattr(sweep, "finetune", lambda config: finished.append(config.run.name))
+    board.rows, board.values, board.states = [best], {"a": {}, "b": {}}, {"a": "stopped", "b": "stopped"}
+    shown = Console(file=(text := io.StringIO()), width=200)
+    row, config, reached = sweep._finished(board, shown)
+    assert (row, config.run.name) == (best, "a")
+    assert reached == pytest.approx(0.65 - 0.5 * 0.15)  # by hand
     told["languages"]["ja"]["accuracy"] = 0.35
     with pytest.raises(
-        RunError, match="a was the best that kept its floors, at step 15, and after 40 steps ja"
+        RunError, match="no trial can win: a kept its floors at step 15, and after 40 steps ja"
     ):
-        sweep._kept(base, board, best)
-    assert sweep._kept(base, board, replace(best, step=40)) == 0.5
+        sweep._finished(board, shown)
+    # The next best one may have kept them.
+    board.rows.append(replace(best, trial="b", run="b", objective=0.4))
+    row, config, reached = sweep._finished(board, shown)
+    assert (row.trial, config.run.name, reached) == ("b", "b", 0.5)
+    assert "passed over: a kept its floors at step 15" in text.getvalue()
+    assert finished == ["a", "a", "a", "b"]
+
+
+def test_a_logger_that_is_away_fails_no_trial(capsys: pytest.CaptureFixture[str]) -> None:
+    class Away(LoggerCallback):
+        def log_trial_result(self, *_: Any) -> None:
+            raise ConnectionError("no answer\nof the server")
+
+        def log_trial_end(self, *_: Any) -> None:
+            raise ConnectionError
+
+    logger = forgiving(Away)()
+    logger.on_trial_result(1, [], "a", {})
+    logger.on_trial_complete(1, [], "a")
+    assert [line.partition(": ")[2] for line in capsys.readouterr().out.splitlines()] == [
+        "no answer; the trial goes on",
+        "ConnectionError; the trial goes on",
+    ]

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Depends, FastAPI, Header, Request, Response
-from fastapi.responses import HTMLResponse, StreamingResponse
+from fastapi.responses import HTMLResponse, PlainTextResponse, StreamingResponse
 from fastapi.security import HTTPBearer
 
 from mlray.config import Serving
@@ -44,7 +44,11 @@ from serve_app.schemas import (
 from serve_app.support import Source
 
 _REFUSALS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Refusal} for status in (400, 401, 403, 404, 413, 422, 429, 503)
+    status: {"model": Refusal} for status in (400, 401, 403, 404, 408, 413, 422, 429, 500, 503)
+}
+_EVENTS: dict[str, Any] = {
+    "description": "the answer; with `stream` as events: `sources`, `answer` in parts, and `done` with the rest",
+    "content": {events.MEDIA_TYPE: {"schema": {"type": "string"}}},
 }
 _PAGE = (resources.files("serve_app") / "console" / "index.html").read_text(encoding="utf-8")
 _PAGE_HEADERS = {
@@ -87,7 +91,7 @@ def create(
     for router in (_products_for, _translation, _support, _models, _products):
         app.include_router(router(limits), prefix="/v1", responses=_REFUSALS, dependencies=[Depends(_KEY)])
 
-    @app.get("/metrics", tags=["health"])
+    @app.get("/metrics", tags=["health"], dependencies=[Depends(_KEY)], response_class=PlainTextResponse)
     async def told() -> Response:
         """Of this process, for Prometheus."""
         return Response(metrics.text(), media_type=metrics.CONTENT_TYPE)
@@ -200,7 +204,7 @@ def _translation(limits: Limits) -> APIRouter:
 def _support(limits: Limits) -> APIRouter:
     router = APIRouter()
 
-    @router.post("/support", response_model=SupportReply)
+    @router.post("/support", response_model=SupportReply, responses={200: _EVENTS})
     async def support(
         request: SupportRequest,
         http: Request,
@@ -223,7 +227,7 @@ def _support(limits: Limits) -> APIRouter:
             found = await limits.within(limits.backend.write(messages[-1], source, told.served_by.bundle))
             return str(found["answer"]) if found["answer"] else None
 
-        wanted = written if request.write and told.answer else None
+        wanted = written if request.write and told.answer and not told.translated else None
         return StreamingResponse(events.of(told, wanted), media_type=events.MEDIA_TYPE)
 
     return router

@@ -27,13 +27,13 @@ from ray.serve.handle import DeploymentHandle
 from mlray import configuration, languages
 from mlray.config import ConfigError, RunConfig, Serving
 from mlray.release.changes import Product
-from serve_app import api, errors, front, routing
+from serve_app import api, errors, front, metrics, routing
 from serve_app.batching import IN_LINE
 from serve_app.door import Door
 from serve_app.errors import ApiError
 from serve_app.keys import Keys
 from serve_app.models import Asked, Models
-from serve_app.support import Source
+from serve_app.support import Source, looked_at
 from serve_app.together import Together, UnansweredError, answered_soon
 
 log = logging.getLogger("mlray.serve")
@@ -121,7 +121,8 @@ class Behind:
 
     async def support(self, messages: list[str], k: int, asked: Asked, write: bool = False) -> dict[str, Any]:
         """See `Models.support`."""
-        return await self._in_line("support", _tag(messages[-1], asked), messages, k, asked, write)
+        tag = _tag(routing.telling(looked_at(messages)), asked)
+        return await self._in_line("support", tag, messages, k, asked, write)
 
     async def write(self, question: str, source: Source, bundle: str) -> dict[str, Any]:
         """See `Models.write`."""
@@ -140,6 +141,7 @@ class Behind:
     async def about(self) -> dict[str, Any]:
         """See `Models.about`."""
         found: dict[str, Any] = await self._ask("about")
+        metrics.seen(found)
         return found
 
     async def ready(self) -> str | None:

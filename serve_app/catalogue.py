@@ -17,6 +17,7 @@ import numpy as np
 from mlray.access import StorageError
 from mlray.config import RunError
 from mlray.corpus import vectors
+from mlray.release import markets
 from mlray.release.changes import Change, Changes, Product
 from mlray.release.index import ProductIndex
 
@@ -46,6 +47,7 @@ class Catalogue:
         position: int = 0,
         *,
         by_id: bool = False,
+        adapters: Sequence[str] = (),
     ) -> None:
         """
         Args:
@@ -54,20 +56,30 @@ class Catalogue:
             changes: of products; None: it never changes.
             position: how many of them the index holds already; what came since is taken up by `take`.
             by_id: the encoder reads the ids of products, and not their texts.
+            adapters: markets whose products it reads by an adapter, and without it beside, see `markets.both`.
         """
         self._index, self._changes = index, changes
         self._read = functools.cache(opened)
-        self._taken, self._by_id = position, by_id
+        self._taken, self._by_id, self._adapters = position, by_id, adapters
         self.version = 0
         """Grows with every change that is taken up."""
         self.markets = index.markets
         """Market -> its number of products; another one after a change."""
         self._searching, self._taking = threading.Lock(), threading.Lock()
 
-    def search(self, market: str, vector_H: np.ndarray, k: int) -> list[tuple[str, float, str | None]]:
-        """Id, similarity and title of the k products of a market that are nearest, the nearest first."""
+    def search(
+        self, market: str, vector_H: np.ndarray, k: int, plain: bool = False
+    ) -> list[tuple[str, float, str | None]]:
+        """Id, similarity and title of the k products of a market that are nearest, the nearest first.
+
+        Args:
+            market: one that is sold in.
+            vector_H: of what is looked for.
+            k: products, at most.
+            plain: it was read without the market's adapter, if there is one.
+        """
         with self._searching:
-            found = self._index.search(market, vector_H[None], k)[0]
+            found = self._index.search(market, vector_H[None], k, plain=plain)[0]
             return [(name, score, self._index.title(market, name)) for name, score in found]
 
     def like(self, market: str, names: list[str], k: int) -> list[tuple[str, float, str | None]]:
@@ -166,12 +178,13 @@ class Catalogue:
                 self._changed()
         for market, products in by_market.items():
             for first in range(0, len(products), _GROUP):
-                group, vectors_NH = self._vectors(market, products[first : first + _GROUP])
+                group, vectors_NW = self._vectors(market, products[first : first + _GROUP])
                 titles = [one.text.split("\n", 1)[0] for one in group]
                 if not group:
                     continue
+                own_NH, plain_NH = markets.apart(vectors_NW, market, self._adapters)
                 with self._searching:
-                    self._index.upsert(market, [one.id for one in group], vectors_NH, titles)
+                    self._index.upsert(market, [one.id for one in group], own_NH, titles, plain_NH)
                     self._changed()
 
     def _changed(self) -> None:

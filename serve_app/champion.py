@@ -75,7 +75,9 @@ class Champion:
         alone = functools.partial(markets.reader, embedder, ()) if embedder else anew
         mixed = anew if adapters else alone  # the adapters of all markets at a time
         catalogue = (
-            _catalogue(registry, event, event.index, mixed, Changes(registry), by_id=embedder is None)
+            _catalogue(
+                registry, event, event.index, mixed, Changes(registry), adapters, by_id=embedder is None
+            )
             if event.index
             else None
         )
@@ -170,6 +172,7 @@ def _catalogue(
     name: str,
     opened: Callable[[], vectors.Read],
     changes: Changes | None = None,
+    adapters: Sequence[str] = (),
     *,
     by_id: bool = False,
 ) -> Catalogue:
@@ -179,4 +182,5 @@ def _catalogue(
         raise RunError(f"the index {name} is not of {event.bundle}")
     with storage.local_copy(registry.place("indexes", name), registry.settings) as folder:
         index = ProductIndex.load(folder)
-    return Catalogue(index, opened, changes, int(about.get("position", 0)), by_id=by_id)
+    position = int(about.get("position", 0))
+    return Catalogue(index, opened, changes, position, by_id=by_id, adapters=adapters)

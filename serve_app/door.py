@@ -12,6 +12,7 @@ import math
 import time
 from collections import Counter, deque
 
+from serve_app import metrics
 from serve_app.batching import Overloaded
 
 _ALONE_S = 1.0
@@ -49,7 +50,7 @@ class Door:
             self._take(line)
             return
         if len(self._lines.get(line, ())) >= self._waiting:
-            raise Overloaded(1.0)
+            raise _refused(line)
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._lines.setdefault(line, deque()).append(turn)
         try:
@@ -59,7 +60,7 @@ class Door:
             if turn.done() and not turn.cancelled():
                 self.leave(line)  # its turn came while its client went
             if isinstance(error, TimeoutError):
-                raise Overloaded(1.0) from None
+                raise _refused(line) from None
             raise
         finally:
             self._tidy()
@@ -93,3 +94,8 @@ class Door:
 
     def _take(self, line: str) -> None:
         self._inside[line] += 1
+
+
+def _refused(line: str) -> Overloaded:
+    metrics.turned_away(line)
+    return Overloaded(1.0)

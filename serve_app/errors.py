@@ -13,6 +13,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from serve_app.schemas import MANY
+
 log = logging.getLogger("mlray.serve")
 
 Answer = TypeVar("Answer")
@@ -88,9 +90,14 @@ async def _invalid(request: Request, error: Exception) -> Response:
         f"{'.'.join(str(part)[:_SHOWN] for part in fault['loc'] if part != 'body') or 'the body'}: {fault['msg']}"
         for fault in found[:_LISTED]
     ]
-    broken = any(fault["type"] == "json_invalid" for fault in found)
-    code, status = ("invalid_json", 400) if broken else ("invalid_request", 422)
-    return answer(ApiError(status, code, "; ".join(faults)), request.state.id)
+    kinds = {fault["type"] for fault in found}
+    if "json_invalid" in kinds:
+        refusal = ApiError(400, "invalid_json", "; ".join(faults))
+    elif any(fault.get("ctx", {}).get("max_length") == MANY for fault in found):
+        refusal = ApiError(413, "too_many_texts", "so many texts are not looked at; send them in parts")
+    else:
+        refusal = ApiError(422, "invalid_request", "; ".join(faults))
+    return answer(refusal, request.state.id)
 
 
 async def _http(request: Request, error: Exception) -> Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import re
 import secrets
@@ -55,10 +56,13 @@ class Guards:
         try:
             await self._app(scope, await self._admitted(scope, headers, receive), answer)
         except Exception as error:
-            if status:
-                raise  # half of the answer is out
+            # Told here and to nobody else: a message may quote a customer.
             told = error if isinstance(error, ApiError) else errors.failure(error, request_id)
-            await errors.answer(told, request_id)(scope, receive, answer)
+            if status:  # half of the answer is out
+                with contextlib.suppress(Exception):
+                    await send({"type": "http.response.body", "body": b"", "more_body": False})
+            else:
+                await errors.answer(told, request_id)(scope, receive, answer)
         finally:
             metrics.told(scope, status, time.perf_counter() - begin)
 

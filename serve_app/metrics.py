@@ -10,7 +10,14 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -38,6 +45,16 @@ _ANSWER_SECONDS = Histogram(
     registry=_REGISTRY,
 )
 _BUNDLES = Counter("mlray_bundle_answers", "Answers of a bundle", ("bundle",), registry=_REGISTRY)
+_TURNED_AWAY = Counter(
+    "mlray_turned_away",
+    "Requests for which the line of their language, or of a market, was too long or too slow",
+    ("line",),
+    registry=_REGISTRY,
+)
+_FAULT = Gauge("mlray_fault", "1: something newer in the registry is not taken up", registry=_REGISTRY)
+_STOPPED = Gauge(
+    "mlray_trial_stopped", "Places in which the trial of a challenger was stopped", registry=_REGISTRY
+)
 _KEPT = 4
 _known: dict[str, None] = {}
 """The last bundles, the newest last."""
@@ -63,6 +80,18 @@ def answered(scope: Mapping[str, Any], served_by: Mapping[str, Any], seconds: fl
             del _known[oldest]
             _BUNDLES.remove(oldest)
     _BUNDLES.labels(bundle).inc()
+
+
+def turned_away(line: str) -> None:
+    """Counts a request that was refused in its line; lines are those of the champion, and one for all others."""
+    _TURNED_AWAY.labels(_language(line)).inc()
+
+
+def seen(about: Mapping[str, Any]) -> None:
+    """What `/v1/models` says of the registry, each time that it is asked for."""
+    _FAULT.set(bool(about.get("fault")))
+    challenger = about.get("challenger") or {}
+    _STOPPED.set(len(challenger.get("trial", {}).get("stopped", ())))
 
 
 def _language(tag: str | None) -> str:

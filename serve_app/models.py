@@ -99,7 +99,7 @@ class Models:
         async def ask(reading: Reading) -> dict[str, Any]:
             catalogue = reading.selling(market)
             vectors_1H, _, step = await reading.vectors([query], spoken.language, market)
-            found = await apart(catalogue.search, market, vectors_1H[0], k)
+            found = await apart(catalogue.search, market, vectors_1H[0], k, step.adapter is None)
             results = [{"id": name, "score": score, "title": title} for name, score, title in found]
             return {"results": results, "served_by": _served_by(reading, spoken, step)}
 
@@ -149,6 +149,8 @@ class Models:
     async def support(self, messages: list[str], k: int, asked: Asked, write: bool = False) -> dict[str, Any]:
         """The answer to a customer, with its sources; none where no source is sure enough.
 
+        One that was found in another language is translated, if the bundle was judged good enough at that.
+
         Args:
             messages: of the customer, the last one last.
             k: sources, at most.
@@ -160,7 +162,9 @@ class Models:
         """
         now, read_by = self._ready(), dict[str, Reading]()
         now.answers()
-        spoken = self._spoken(messages[-1], asked, now)
+        spoken = self._spoken(
+            routing.telling(support.looked_at(messages), now.champion.languages), asked, now
+        )
 
         async def ask(reading: Reading) -> dict[str, Any]:
             read_by[reading.champion.event.bundle] = reading
@@ -173,8 +177,12 @@ class Models:
 
         place = f"support {now.queue(spoken.language)}"
         told = await self.watch.trials.answer(now, ask, place, asked.customer)
-        if write and told["answer"] is not None:
-            reading = read_by[told["served_by"]["bundle"]]
+        if told["answer"] is None:
+            return told
+        reading = read_by[told["served_by"]["bundle"]]
+        if translated := await reading.translated(told["answer"], told["language"], spoken.language):
+            return told | {"answer": translated, "language": spoken.language, "translated": True}
+        if write:
             written = await reading.written(messages[-1], Source(**told["sources"][0]))
             told |= {"answer": written or told["answer"], "written": written is not None}
         return told

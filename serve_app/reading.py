@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 
 from mlray.config import ConfigError, RunError, Serving
-from serve_app import routing
+from serve_app import routing, translating
 from serve_app.adapters import Adapters, Unloadable
 from serve_app.batching import LOADED, Batcher
 from serve_app.catalogue import Catalogue
@@ -46,10 +46,11 @@ class Reading:
     """Of translations."""
     writing: Writing | None = field(repr=False)
     """Of answers."""
+    settings: Serving = field(repr=False)
 
     @classmethod
-    def of(cls, champion: Champion, settings: Serving) -> Reading:
-        """A champion that is ready: its pinned adapters and the detector of its languages are in memory."""
+    def of(cls, champion: Champion, settings: Serving, used: Sequence[str] = ()) -> Reading:
+        """A champion that is ready: adapters that are pinned, or `used` before it, and its detector are in memory."""
         routing.detect("warm", champion.languages)
         batcher = Batcher[Cut, np.ndarray](
             champion.read,
@@ -58,20 +59,29 @@ class Reading:
             capacity=settings.queued_tokens,
             patience_s=settings.timeout_s,
         )
-        pinned = [tag for tag in settings.pinned if tag in champion.adapters and _warmed(champion, tag)]
+        pinned = [one for one in settings.pinned if one in champion.adapters]
+        others = [one for one in used if one in champion.adapters and one not in pinned]
+        room = max(
+            settings.adapters - len(pinned), 0
+        )  # the last of `used` are those that were asked for last
+        loaded = [
+            one
+            for one in (*others[len(others) - min(room, len(others)) :], *pinned)
+            if _warmed(champion, one)
+        ]
         adapters = Adapters(
             champion.load,
             champion.unload,
             capacity=settings.adapters,
             patience_s=settings.timeout_s * LOADED,
             pinned=settings.pinned,
-            loaded=pinned,
+            loaded=loaded,
         )
         queues = frozenset(one.partition("-")[0] for one in champion.languages)
         sessions = Sessions.of(champion.recommender, settings) if champion.recommender else None
         legs = Legs.of(champion.translator, settings) if champion.translator else None
         writing = Writing.of(champion.writer, settings) if champion.writer else None
-        return cls(champion, batcher, adapters, queues, sessions, legs, writing)
+        return cls(champion, batcher, adapters, queues, sessions, legs, writing, settings)
 
     def products(self) -> Catalogue:
         """What is sold.
@@ -148,6 +158,12 @@ class Reading:
         if self.writing is None or source.language.partition("-")[0] not in self.champion.writes:
             return None
         return await self.writing.answer(question, source)
+
+    async def translated(self, text: str, source: str, target: str) -> str | None:
+        """A text in another language; None: it is in this one, or there is no translator that is good enough."""
+        if self.legs is None:
+            return None
+        return await translating.answer(self.legs, self.champion.report, text, source, target, self.settings)
 
     async def _read(self, cut: Sequence[list[int]], queue: str, adapter: str | None) -> list[np.ndarray]:
         if adapter is None:

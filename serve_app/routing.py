@@ -8,7 +8,7 @@ a related one (see `languages.nearest`), else from the model without one. A repl
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -134,6 +134,11 @@ def detect(text: str, spoken: Collection[str] = ()) -> str | None:
         text[:_MAX_CHARS]
     )
     return str(language) if probability >= _SURE else None
+
+
+def telling(texts: Sequence[str], spoken: Collection[str] = ()) -> str:
+    """The first of some texts whose language can be told, else the first: an order number is of no language."""
+    return next((text for text in texts if detect(text, spoken)), texts[0])
 
 
 @functools.lru_cache(maxsize=8)

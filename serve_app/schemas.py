@@ -10,10 +10,10 @@ from mlray import languages
 
 Text = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
 Tag = Annotated[str, StringConstraints(min_length=2, max_length=35)]
-_MANY, _TURNS, _SESSION, _WORDS = 4096, 64, 512, 256
+MANY, _TURNS, _SESSION, _WORDS = 4096, 64, 512, 256
 """Texts of a request, messages of a conversation, products of a session and words of a glossary, beyond which it is not
 looked at; `serving.max_texts` is less."""
-_Texts = Annotated[list[Text], Field(min_length=1, max_length=_MANY)]
+_Texts = Annotated[list[Text], Field(min_length=1, max_length=MANY)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 _Word = Annotated[str, StringConstraints(min_length=1, max_length=64, strip_whitespace=True)]
 
@@ -27,8 +27,6 @@ def _market(tag: str) -> str:
 
 Market = Annotated[str, StringConstraints(max_length=35), AfterValidator(_market)]
 """As `jobs/index.py` names it, whatever its spelling in a request."""
-
-
 LANGUAGE = Field(None, description="BCP 47; else Accept-Language, else detected", examples=["de"])
 
 
@@ -191,6 +189,7 @@ class SupportReply(BaseModel):
 
     answer: str | None
     written: bool = Field(description="by a model, from the first source; false: that as it is")
+    translated: bool = Field(description="from the language of the first source into the customer's")
     intent: str | None
     language: str | None = Field(description="of the answer; it may be another than the customer's")
     confidence: float = Field(description="cosine similarity of the nearest source")
@@ -218,13 +217,13 @@ class Product(ProductId):
 class ProductsRequest(_Request):
     """Products that are new, or have another text now."""
 
-    products: list[Product] = Field(min_length=1, max_length=_MANY)
+    products: list[Product] = Field(min_length=1, max_length=MANY)
 
 
 class DeleteRequest(_Request):
     """Products that are not sold any more."""
 
-    products: list[ProductId] = Field(min_length=1, max_length=_MANY)
+    products: list[ProductId] = Field(min_length=1, max_length=MANY)
 
 
 class ChangeReply(BaseModel):

@@ -46,7 +46,8 @@ class Slot:
             if champion.catalogue:
                 with contextlib.suppress(RunError):  # `take` tells it at the next look; it serves without
                     champion.catalogue.take()
-            now = Reading.of(champion, self._settings)
+            used = self.now.adapters.loaded if self.now else ()
+            now = Reading.of(champion, self._settings, used)
         except StorageError:  # it may be there at the next look
             raise
         except Exception as error:

@@ -77,6 +77,7 @@ def reply(found: Found, confidence: float) -> dict[str, Any]:
     return {
         "answer": best.text if best else None,
         "written": False,
+        "translated": False,
         "intent": best.id if best else None,
         "language": best.language if best else None,
         "confidence": first.score if first else 0.0,

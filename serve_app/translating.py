@@ -8,20 +8,25 @@ translated sentence by sentence, as translators are trained; a sentence that the
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
+import langcodes
+
 from mlray import languages
 from mlray.config import Serving
 from mlray.evaluation.report import Report
 from mlray.release.companions import Translator
 from serve_app import routing
-from serve_app.batching import Batcher
+from serve_app.batching import WRITTEN, Batcher
 from serve_app.errors import ApiError
 from serve_app.protection import Protected, Protector
+
+log = logging.getLogger("mlray.serve")
 
 METRIC = "chrF"
 """By which a direction is judged: of 100."""
@@ -103,7 +108,7 @@ def way(source: str, target: str, judged: Mapping[str, float], pivot: str, weak:
         pivot: language of the detour.
         weak: chrF below which a detour is looked at.
     """
-    if source.partition("-")[0] == target.partition("-")[0]:
+    if f"{source}-{target}" not in judged and _alike(source, target):
         return Way((source,), None)
     known = {half for name in judged for half in languages.halves(name)}
     of, into = (languages.nearest(tag, known) for tag in (source, target))
@@ -123,6 +128,32 @@ def way(source: str, target: str, judged: Mapping[str, float], pivot: str, weak:
     return None if direct is None else Way((of, into), direct, step)
 
 
+def _alike(source: str, target: str) -> bool:
+    """Whether a text of one is a text of the other: the same language in the same script."""
+    if source.partition("-")[0] != target.partition("-")[0]:
+        return False
+    scripts = {langcodes.Language.get(tag).maximize().script for tag in (source, target)}
+    return len(scripts) == 1
+
+
+async def answer(
+    legs: Legs, report: Report, text: str, source: str, target: str, settings: Serving
+) -> str | None:
+    """An answer in the customer's language; None: there is no way that is good enough, or no time."""
+    path = way(source, target, _judged(report), settings.pivot, settings.weak)
+    if path is None or path.quality is None or path.quality < settings.weak:
+        return None
+    try:
+        async with asyncio.timeout(settings.timeout_s * WRITTEN):
+            (found,) = await translate(legs, [text], path, {}, [])
+    except (ApiError, TimeoutError):
+        return None
+    except Exception as error:  # the answer stands whatever a model does
+        log.error("an answer could not be translated: %s", type(error).__name__)
+        return None
+    return found.text
+
+
 def choose(report: Report, source: str, target: str, settings: Serving) -> Way:
     """The way between two languages by a bundle's report.
 
@@ -133,7 +164,7 @@ def choose(report: Report, source: str, target: str, settings: Serving) -> Way:
         into = routing.known(target)
     except routing.UnknownLanguageError as error:
         raise ApiError(422, "unknown_language", f"target: {error}") from None
-    judged = {name: row[METRIC].value for name, row in report.cells.get("translation", {}).items()}
+    judged = _judged(report)
     path = way(source, into, judged, settings.pivot, settings.weak)
     if path is None:
         known = ", ".join(sorted(judged))
@@ -141,6 +172,10 @@ def choose(report: Report, source: str, target: str, settings: Serving) -> Way:
             404, "unknown_direction", f"there is no way from {source} into {into}; there are {known}"
         )
     return path
+
+
+def _judged(report: Report) -> dict[str, float]:
+    return {name: row[METRIC].value for name, row in report.cells.get("translation", {}).items()}
 
 
 @dataclass(frozen=True)
@@ -222,6 +257,6 @@ async def _along(legs: Legs, texts: Sequence[str], path: Way) -> list[str]:
         own = [Leg(text, source, target, size) for text, size in zip(asked, tokens, strict=True)]
         if sum(map(cost, own)) > legs.capacity:
             raise ApiError(413, "too_many_texts", "this is too much to translate at once; send it in parts")
-        for place, text in zip(places, await legs.batcher.submit(target, own), strict=True):
+        for place, text in zip(places, await legs.batcher.submit(path.languages[0], own), strict=True):
             found[place] = text
     return found

@@ -52,7 +52,12 @@ curl --silent --fail --show-error "$url/v1/support" --header 'content-type: appl
   "$python" -c 'import json, sys; told = json.load(sys.stdin)
 print("de  Wo bleibt meine Bestellung?\n    {}  ({:.2f})".format(told["answer"] or "a person takes over", told["confidence"]))'
 
-kill $app
-wait $app
+if [ -t 0 ]; then
+  echo "page        $url (Ctrl-C stops it)"
+  trap 'kill $app' INT TERM
+  wait $app || true
+fi
+kill $app 2>/dev/null || true
+wait $app || true
 trap - EXIT
 echo "stopped     make serve starts it again; its page is $url"

@@ -238,7 +238,7 @@ def open_embedder(registry: Registry, name: str, device: str = "cpu") -> TextEmb
 
 
 def open_reader(registry: Registry, name: str, device: str = "cpu", *, adapted: bool = True) -> vectors.Read:
-    """The encoder of a bundle, with the adapters of all its markets or (not `adapted`) with none.
+    """The encoder of a bundle, with the adapters of all its markets, as `markets.both`, or (not `adapted`) with none.
 
     Of a bundle that is a recommender alone what it has learnt of the items, which are read by their ids.
 
@@ -250,7 +250,8 @@ def open_reader(registry: Registry, name: str, device: str = "cpu", *, adapted: 
         recommender: NextItem = companions.open_companion(registry, name, "recommender", device)
         return lambda items, _: recommender.vectors(items)
     known = markets.tags(about) if adapted else []
-    return markets.reader(_opened(registry, name, device, known), known)
+    embedder = _opened(registry, name, device, known)
+    return markets.both(embedder, known) if known else markets.reader(embedder, ())
 
 
 def _opened(registry: Registry, name: str, device: str, tags: Sequence[str]) -> TextEmbedder:

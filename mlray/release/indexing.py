@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn
@@ -15,7 +15,7 @@ from mlray.config import ConfigError, RunConfig, Source
 from mlray.console import wide
 from mlray.corpus import vectors
 from mlray.models import backbone
-from mlray.release import bundle
+from mlray.release import bundle, markets
 from mlray.release.changes import Changes
 from mlray.release.index import ProductIndex
 from mlray.release.registry import Registry, open_registry
@@ -49,7 +49,8 @@ def build(config: RunConfig, name: str | None, source: Source, kind: str = "inde
     position = Changes(registry).position
     placement.connect(config)
     opened = functools.partial(bundle.open_reader, registry, name, device, adapted=adapted)
-    index, refused = _read(config, source, opened)
+    known = markets.tags(registry.about("bundles", name)) if adapted else []
+    index, refused = _read(config, source, opened, known)
     if index is None:
         raise ConfigError(
             f"{source.uri} holds nothing for an index"
@@ -80,7 +81,7 @@ def _newest(registry: Registry) -> str:
 
 
 def _read(
-    config: RunConfig, source: Source, opened: Callable[[], vectors.Read]
+    config: RunConfig, source: Source, opened: Callable[[], vectors.Read], known: Sequence[str]
 ) -> tuple[ProductIndex | None, list[str]]:
     index: ProductIndex | None = None
     refused: list[str] = []
@@ -93,14 +94,15 @@ def _read(
             if not len(table):
                 continue
             width = table.schema.field("vector").type.list_size
-            index = index or ProductIndex(width)
+            index = index or ProductIndex(width // 2 if known else width)
             rows_NH = table.column("vector").combine_chunks().flatten().to_numpy().reshape(-1, width)
-            markets, ids, titles = (table.column(name).to_pylist() for name in ("language", "id", "title"))
-            for market in sorted(set(markets)):
+            sold, ids, titles = (table.column(name).to_pylist() for name in ("language", "id", "title"))
+            for market in sorted(set(sold)):
                 # The last of a product counts.
-                places = {ids[i]: i for i, told in enumerate(markets) if told == market}
+                places = {ids[i]: i for i, told in enumerate(sold) if told == market}
                 own = list(places.values())
-                index.upsert(market, list(places), rows_NH[own], [titles[i] for i in own])
+                own_NH, plain_NH = markets.apart(rows_NH[own], market, known)
+                index.upsert(market, list(places), own_NH, [titles[i] for i in own], plain_NH)
             bar.advance(work, len(table))
     return index, refused
 

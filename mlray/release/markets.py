@@ -3,7 +3,7 @@
     adapters/<tag>/    an adapter on the bundle's weights, for the market of this tag and related ones without their own
 
 A query is read by the adapter of the market in which it looks, whatever its own language: vectors of two adapters do
-not lie in one space.
+not lie in one space. So products of such a market are read without it, too, for queries that come while it is away.
 """
 
 from __future__ import annotations
@@ -32,3 +32,28 @@ def reader(embedder: TextEmbedder, known: Sequence[str]) -> vectors.Read:
         return embedder.embed(texts, [languages.nearest(market, known) for market in markets])
 
     return read
+
+
+def both(embedder: TextEmbedder, known: Sequence[str]) -> vectors.Read:
+    """As `reader`, and beside each vector that without an adapter: (N, 2H), which `apart` takes apart."""
+    adapted = reader(embedder, known)
+
+    def read(texts: Sequence[str], markets: Sequence[str]) -> np.ndarray:
+        own_NH = adapted(texts, markets)
+        plain_NH, places = (
+            own_NH.copy(),
+            [i for i, one in enumerate(markets) if languages.nearest(one, known)],
+        )
+        if places:
+            plain_NH[places] = embedder.embed([texts[i] for i in places])
+        return np.concatenate([own_NH, plain_NH], axis=1)
+
+    return read
+
+
+def apart(vectors_N2H: np.ndarray, market: str, known: Sequence[str]) -> tuple[np.ndarray, np.ndarray | None]:
+    """Vectors of a market as `both` gives them: by its adapter, and without it (None: it has none)."""
+    if not known:
+        return vectors_N2H, None
+    own_NH, plain_NH = (np.ascontiguousarray(half) for half in np.split(vectors_N2H, 2, axis=1))
+    return own_NH, plain_NH if languages.nearest(market, known) else None

@@ -16,7 +16,7 @@ from grpc.aio import Metadata
 from ray import serve
 
 from mlray.config import ConfigError, Serving
-from serve_app import app, together
+from serve_app import app, metrics, together
 from serve_app.app import Behind
 from serve_app.batching import Overloaded
 from serve_app.door import Door
@@ -466,3 +466,44 @@ def test_the_configuration_of_a_cluster_is_one_of_this_application() -> None:
 )
 def test_the_line_of_a_text(text: str, asked: Asked, line: str) -> None:
     assert app._tag(text, asked).partition("-")[0] == line
+
+
+def test_who_is_turned_away_is_counted_by_line() -> None:
+    def count() -> float:
+        return sum(
+            sample.value
+            for family in metrics._TURNED_AWAY.collect()
+            for sample in family.samples
+            if sample.name.endswith("_total") and sample.labels["line"] == "de"
+        )
+
+    async def run() -> None:
+        door = Door(1, 1, 1, 0.01)
+        await door.enter("de")
+        waiting = asyncio.create_task(door.enter("de"))
+        await settled()
+        with pytest.raises(Overloaded):  # the line is full
+            await door.enter("de")
+        with pytest.raises(Overloaded):  # and too slow
+            await waiting
+
+    before = count()
+    asyncio.run(run())
+    assert count() == before + 2
+
+
+def test_what_an_operator_must_see_is_a_gauge() -> None:
+    async def run() -> None:
+        replicas = Replicas()
+        replicas.told = {
+            "champion": None,
+            "challenger": {"trial": {"stopped": {"search de": "why"}}},
+            "fault": "x",
+        }
+        await Behind(replicas, Serving()).about()  # type: ignore[arg-type]
+        assert (metrics._STOPPED._value.get(), metrics._FAULT._value.get()) == (1.0, 1.0)
+        replicas.told = {"champion": None, "challenger": None, "fault": ""}
+        await Behind(replicas, Serving()).about()  # type: ignore[arg-type]
+        assert (metrics._STOPPED._value.get(), metrics._FAULT._value.get()) == (0.0, 0.0)
+
+    asyncio.run(run())

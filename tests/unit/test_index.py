@@ -119,3 +119,22 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no market 'us'; there are de, ja"):
         found.search("us", vectors(1, 0), 3)
     assert found.markets == {"de": 400, "ja": 300}
+
+
+def test_what_was_read_without_an_adapter_has_a_graph_of_its_own(tmp_path: Path) -> None:
+    own, plain = vectors(40, 1), vectors(40, 2)
+    names = [f"p{i}" for i in range(40)]
+    found = ProductIndex(H)
+    found.upsert("de", names, own, plain_NH=plain)
+    found.upsert("fr", names, own)  # no adapter
+    found.upsert("de", ["p3"], own[4:5], plain_NH=plain[5:6])
+    found.delete("de", ["p4", "p5"])
+    found.save(tmp_path)
+    for one in (found, ProductIndex.load(tmp_path)):
+        assert names_of(one.search("de", own[[4, 7]], 1)) == [["p3"], ["p7"]]
+        assert names_of(one.search("de", plain[[5, 7]], 1, plain=True)) == [["p3"], ["p7"]]
+        assert names_of(one.search("fr", own[[7]], 1, plain=True)) == [["p7"]]
+        assert one.markets == {"de": 38, "fr": 40}
+    # A market that began without it has it of none of its products.
+    found.upsert("fr", ["new"], own[:1], plain_NH=plain[:1])
+    assert names_of(found.search("fr", own[[7]], 1, plain=True)) == [["p7"]]

@@ -65,7 +65,13 @@ def test_a_market_is_served_and_judged_by_its_adapter(tmp_path: Path) -> None:
     assert len(rows) == 24
     read = bundle.open_reader(registry, event.bundle)
     texts = ["warm und leise", "warm und leise", "warm und leise"]
-    german_1, austrian_1, other_1 = read(texts, ["de", "de-AT", "en"])
+    found_N2H, plain_NH = (
+        read(texts, ["de", "de-AT", "en"]),
+        bundle.open_embedder(registry, event.bundle).embed(texts),
+    )
+    assert abs(found_N2H[:, 16:] - plain_NH).max() < 1e-6  # beside each what no adapter has read
+    german_1, austrian_1, other_1 = found_N2H[:, :16]
+    assert abs(other_1 - plain_NH[2]).max() < 1e-6
     assert abs(german_1 - austrian_1).max() < 1e-6
     assert abs(german_1 - other_1).max() > 0.01
 

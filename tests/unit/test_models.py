@@ -60,7 +60,8 @@ def promoted(root: Path, name: str, seed: int, *, prefix: str, adapters: tuple[s
     index = ProductIndex(16)
     for market, titles in TITLES.items():
         names = [f"{prefix}{i}" for i in range(len(titles))]
-        index.upsert(market, names, read(titles, [market] * len(titles)), titles)
+        own_NH, plain_NH = markets.apart(read(titles, [market] * len(titles)), market, adapters)
+        index.upsert(market, names, own_NH, titles, plain_NH)
     built = kept(registry, index, root / f"index-{name}", made)
     answers = ProductIndex(16)
     plain = bundle.open_embedder(registry, made)
@@ -201,10 +202,16 @@ def test_without_its_adapter_a_market_is_answered_by_the_base(
     assert champion is not None
     weights = Path(bundle.place_of(registry, champion.bundle, "de")) / "adapter_model.safetensors"
     models = opened(tmp_path, pinned=pinned)
+    asyncio.run(models.upsert([Product("de", "new", "kalt und leise")]))
     kept = weights.rename(tmp_path / "kept")
 
     def step() -> str:
-        return str(asyncio.run(models.search(TITLES["de"][0], "de", 1, Asked()))["served_by"]["step"])
+        for text, name in ((TITLES["de"][0], "a0"), ("kalt und leise", "new")):
+            told = asyncio.run(models.search(text, "de", 12, Asked()))
+            # By whichever model: the products were read by the same.
+            score = next(one["score"] for one in told["results"] if one["id"] == name)
+            assert score > 0.998
+        return str(told["served_by"]["step"])
 
     assert step() == ("language" if pinned else "base")  # a pinned one is in memory before anybody asks
     kept.rename(weights)
@@ -238,6 +245,9 @@ def test_customer_service_answers_from_its_own_language_first(tmp_path: Path) ->
     assert (unsure["answer"], unsure["intent"], unsure["hand_over"]) == (None, None, True)
     assert 0 < unsure["confidence"] < 0.999
     assert len(unsure["sources"]) == 2
+    # An order number tells no language: the message before it does.
+    number = ask("Wo ist mein Wasserkocher, bitte?", "12345")
+    assert (number["served_by"]["language"], number["served_by"]["known_by"]) == ("de", "detected")
     # By hand: the last message counts 1, the one before 0.3.
     read = bundle.open_embedder(registry, champion.bundle).embed
     before, last, source = read(["die Decke", "ist kalt", ANSWERS["de"]["cold"]])
@@ -245,6 +255,23 @@ def test_customer_service_answers_from_its_own_language_first(tmp_path: Path) ->
     told = ask("die Decke", "ist kalt", language="de")
     scores = {one["id"]: one["score"] for one in told["sources"]}
     assert scores["cold"] == pytest.approx(expected, abs=3e-3)
+
+
+def test_a_new_champion_has_the_adapters_in_memory_that_were_in_use(tmp_path: Path) -> None:
+    promoted(tmp_path, "one", 0, prefix="a", adapters=("de", "en", "ru"))
+    models = opened(tmp_path, adapters=2, pinned=["en"])
+    now = models.watch.slot.now
+    assert now is not None
+    assert now.adapters.loaded == ["en"]
+    asyncio.run(models.search("kalt", "de", 1, Asked()))
+    assert now.adapters.loaded == ["en", "de"]
+    promoted(tmp_path, "two", 1, prefix="b", adapters=("de", "en"))
+    models.watch.look()
+    after = models.watch.slot.now
+    assert after is not None
+    assert after is not now
+    assert after.adapters.loaded == ["de", "en"]
+    assert asyncio.run(models.search("kalt", "de", 1, Asked()))["served_by"]["step"] == "language"
 
 
 def test_a_swap_never_mixes_a_model_with_another_index(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from serve_app.models import Asked, Models
 from serve_app.protection import Protected, Protector
 from serve_app.translating import Way, way
 from tests.unit import test_translation
-from tests.unit.test_models import promoted
+from tests.unit.test_models import ANSWERS, promoted
 
 
 def protect(text: str, glossary: dict[str, str], names: list[str]) -> Protected:
@@ -121,6 +121,9 @@ JUDGED = {"de-en": 60.0, "en-de": 55.0, "en-fr": 50.0, "fr-en": 50.0, "de-fr": 2
         ("de", "fr", Way(("de", "en", "fr"), 30.0, "pivot")),  # weak, and 60 % of 50 is more
         ("de-AT", "en-US", Way(("de", "en"), 60.0)),
         ("de", "de-CH", Way(("de",), None)),
+        ("zh-Hans", "zh-Hant", None),  # another script is another text
+        ("sr-Latn", "sr", None),
+        ("zh", "zh-CN", Way(("zh",), None)),
         ("gsw", "en", Way(("de", "en"), 60.0, "related")),
         ("gsw", "de", None),  # related is not the same
         ("ja", "en", None),
@@ -286,7 +289,7 @@ def test_texts_of_one_direction_are_translated_together() -> None:
 
 
 def with_translator(
-    root: Path, model: Any, monkeypatch: pytest.MonkeyPatch, judged: dict[str, float]
+    root: Path, model: Any, monkeypatch: pytest.MonkeyPatch, judged: dict[str, float], **serving: Any
 ) -> Models:
     beside = {"translator": model}
     monkeypatch.setattr(companions, "open_companion", lambda _, __, name, **___: beside.get(name))
@@ -295,7 +298,10 @@ def with_translator(
     }
     monkeypatch.setattr("serve_app.champion.bundle.report_of", lambda *_: (Report({}, cells), ""))
     promoted(root, "one", 0, prefix="a")
-    registry = {"release": {"registry_uri": str(root / "registry")}, "serving": {"watch_s": 1000.0}}
+    registry = {
+        "release": {"registry_uri": str(root / "registry")},
+        "serving": {"watch_s": 1000.0, **serving},
+    }
     return Models(RunConfig.model_validate(registry))
 
 
@@ -337,3 +343,62 @@ def test_a_bundle_without_a_translator_says_so(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(ApiError) as refused:
         asyncio.run(models.translate(["x"], "en", {}, [], Asked("de")))
     assert (refused.value.status, refused.value.code) == (404, "no_translator")
+
+
+def test_an_answer_in_another_language_is_translated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(judged: dict[str, float], model: Any = None) -> dict[str, Any]:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        models = with_translator(folder, model or Lower(), monkeypatch, judged, confidence=0.999)
+        return asyncio.run(models.support([ANSWERS["en"]["back"]], 2, Asked("de")))
+
+    class Lower(Upper):
+        room = 99
+
+        def translate(self, texts: list[str], source: str, target: str) -> list[str]:
+            self.calls.append((texts, source, target))
+            return [f"{target} {text.lower()}" for text in texts]
+
+    class Broken(Lower):
+        def translate(self, *_: Any) -> list[str]:
+            raise ValueError
+
+    english = ANSWERS["en"]["back"].upper()
+    found = ask({"en-de": 90.0})
+    assert (found["answer"], found["translated"], found["language"]) == (f"de {english.lower()}", True, "de")
+    assert (found["scope"], found["sources"][0]["text"]) == ("other", english)
+    for judged in (
+        {"de-en": 90.0},
+        {"en-de": 10.0},
+    ):  # not judged on this direction, or too weak (serving.weak)
+        found = ask(judged)
+        assert (found["answer"], found["translated"], found["language"]) == (english, False, "en")
+    assert ask({"en-de": 90.0}, Broken())["answer"] == english
+
+
+def test_a_full_queue_of_one_language_keeps_no_other_out() -> None:
+    gate = threading.Event()
+
+    class Held(Upper):
+        def translate(self, texts: list[str], source: str, target: str) -> list[str]:
+            assert gate.wait(30)
+            return super().translate(texts, source, target)
+
+    async def work() -> list[Any]:
+        legs = translating.Legs.of(Held(), Serving(queued_tokens=64))
+        many = ["a b c d e f g h."] * 2  # as much as a language may have waiting
+
+        def ask(source: str) -> Any:
+            return translating.translate(legs, many, Way((source, "en"), 60.0), {}, [])
+
+        first = asyncio.create_task(ask("de"))
+        await asyncio.sleep(0.05)
+        others = [asyncio.create_task(ask(source)) for source in ("de", "de", "fr")]
+        await asyncio.sleep(0.05)
+        gate.set()
+        return list(await asyncio.gather(first, *others, return_exceptions=True))
+
+    first, second, third, french = asyncio.run(work())
+    assert first[0].text == second[0].text == french[0].text == "A B C D E F G H."
+    assert isinstance(third, ApiError)
+    assert third.code == "overloaded"

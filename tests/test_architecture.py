@@ -1,4 +1,4 @@
-"""The house rules, held: arrows point down, one home a library, budgets, docstrings, the README's tree."""
+"""The house rules, held: arrows point down, one home a library, budgets, docstrings, the tree of `docs`."""
 
 from __future__ import annotations
 
@@ -124,8 +124,8 @@ def test_config_loads_without_torch_or_ray() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_readme_tree_equals_the_disk() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_tree_equals_the_disk() -> None:
+    text = (ROOT / "docs" / "tree.md").read_text(encoding="utf-8")
     block = text.split("<!-- tree -->")[1].split("<!-- /tree -->")[0]
     told: dict[str, str] = {}
     folder = ""

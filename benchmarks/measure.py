@@ -38,7 +38,7 @@ Result = TypeVar("Result")
 
 
 def machine(packages: Sequence[str]) -> dict[str, Any]:
-    """Processor, cores, memory, versions of Python and `packages`, load average and date."""
+    """Processor, cores, memory, versions of Python and `packages`, load average, commit and date."""
     return {
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
@@ -49,8 +49,24 @@ def machine(packages: Sequence[str]) -> dict[str, Any]:
             **{name: importlib.metadata.version(name) for name in packages},
         },
         "load_average": [round(value, 2) for value in os.getloadavg()],
+        "commit": _commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def _commit() -> str:
+    """Of the checkout, with a mark if it has changes."""
+    told = [
+        "git",
+        "-C",
+        str(Path(__file__).parent),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=7",
+        "--exclude=*",
+    ]
+    return subprocess.run(told, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def _cpu_model() -> str:

@@ -22,6 +22,7 @@ from typing import Any
 import measure
 import numpy as np
 
+_SAME = 1e-5
 PACKAGES = ("torch", "peft", "transformers")
 
 
@@ -46,6 +47,10 @@ def main() -> int:
 
         serial = np.concatenate([alone[name].read([one]) for name, one in zip(asked, cut, strict=True)])
         error = float(np.abs(mixed() - serial).max())
+        if error > _SAME:
+            raise SystemExit(
+                f"one pass gives other vectors than each adapter alone ({error:.1e}): no speed counts"
+            )
         samples = measure.alternate({"mixed": timed(mixed), "split": timed(split)}, arguments.rounds)
     per_s = {name: [len(cut) / one["seconds"] for one in rounds] for name, rounds in samples.items()}
     report = {

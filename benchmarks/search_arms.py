@@ -23,9 +23,9 @@ BREADTHS = (16, 32, 48, 64, 96, 128, 192, 256, 512)
 
 
 class Ours:
-    """`mlray.release.index`, as it is served."""
+    """`mlray.release.index`."""
 
-    settings: Sequence[Any] = ("as it is",)
+    settings: Sequence[Any] = BREADTHS
 
     def build(self, pool: np.ndarray, markets: np.ndarray) -> None:
         from mlray.release.index import ProductIndex
@@ -36,7 +36,8 @@ class Ours:
             self._index.upsert(str(market), [str(i) for i in own], pool[own])
 
     def set(self, setting: Any) -> None:
-        pass
+        for market in self._index._markets.values():
+            market.index.expansion_search = setting
 
     def search(self, market: int, queries: np.ndarray) -> list[list[int]]:
         return [[int(name) for name, _ in row] for row in self._index.search(str(market), queries, NEAREST)]
@@ -49,6 +50,15 @@ class Ours:
 
     def save(self, folder: Path) -> None:
         self._index.save(folder)
+
+
+class Served(Ours):
+    """The same, as it is served."""
+
+    settings: Sequence[Any] = ("as it is served",)
+
+    def set(self, setting: Any) -> None:
+        pass
 
 
 class FaissFlat:
@@ -273,6 +283,7 @@ class Lance:
 
 ARMS: dict[str, Any] = {
     "ours": Ours,
+    "ours-served": Served,
     "faiss-flat": FaissFlat,
     "faiss-hnsw": FaissHnsw,
     "faiss-hnsw-market": FaissHnswMarket,

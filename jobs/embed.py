@@ -8,8 +8,6 @@ import sys
 from mlray import configuration
 from mlray.config import Source
 
-FORMATS = ("auto", "jsonl", "parquet", "csv", "tsv")
-
 
 def main() -> int:
     """Parses, runs, and says in one line why it failed: 0 done, 1 failed, 2 bad configuration."""
@@ -17,9 +15,8 @@ def main() -> int:
     parser.add_argument("--model", required=True, help="folder or s3:// prefix of an encoder's weights")
     parser.add_argument("--input", required=True, help="file or folder: JSON lines, parquet or CSV")
     parser.add_argument("--output", required=True, help="parquet file that is written: id, vector")
-    parser.add_argument(
-        "--format", default="auto", choices=FORMATS, help="of the files, where their names do not tell"
-    )
+    formats = ("jsonl", "parquet", "csv", "tsv")
+    parser.add_argument("--format", default="auto", choices=formats, help="if the files' names do not tell")
     parser.add_argument("--text", nargs="+", default=["text"], help="columns that are embedded, joined")
     parser.add_argument("--id", default="id", help="column of the id")
     parser.add_argument("--language", default="language", help="column of the language")

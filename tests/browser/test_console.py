@@ -63,16 +63,16 @@ def test_two_shops_answer(served: Address, tmp_path: Path, width: int, height: i
         first.locator(".found li").nth(7).wait_for()
         assert first.locator("h2").inner_text() == "Laden"
         first.locator("input").fill(TITLES["de"][3])
-        first.locator("button").click()
+        first.locator("form button").click()
         tab.wait_for_function(
             "title => document.querySelector('.shop .title')?.firstChild.textContent === title",
             arg=TITLES["de"][3],
         )
         assert first.locator(".score").first.inner_text() == "1.00"
         assert first.locator(".next").is_hidden()
-        first.locator(".found li").nth(0).click()
+        first.locator(".found li button").nth(0).click()
         first.locator(".next li").nth(3).wait_for()
-        first.locator(".next li").nth(0).press("Enter")
+        first.locator(".next li button").nth(0).press("Space")
         tab.wait_for_function("() => document.querySelector('.next .by').textContent.includes(' → ')")
         assert " · by texts · " in first.locator(".next .by").inner_text()
         seen = first.locator(".next .by").inner_text().split(" · ")[0].split(" → ")
@@ -86,16 +86,22 @@ def test_two_shops_answer(served: Address, tmp_path: Path, width: int, height: i
         tab.locator("#tab-models").click()
         assert first.is_hidden()
         # Answers since the page came.
-        tab.locator("#models article").last.locator("td", has_text="de").wait_for()
+        tab.locator("#models article").last.locator("th", has_text="de").wait_for()
         assert "champion: one-" in tab.locator("#models h2").first.inner_text()
         assert tab.locator("#tab-translate").is_hidden()  # this bundle has no translator
         assert tab.locator("#models article").first.locator("tbody tr").count() == 2
+        tab.locator("#tab-models").press("ArrowLeft")  # the translator's is hidden
+        assert tab.locator("#support").is_visible()
+        assert tab.evaluate("document.activeElement.id") == "tab-support"
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
         assert faults == []
 
 
-def test_what_a_shop_returns_is_text_and_right_to_left_where_it_is_read_so(served: Address) -> None:
-    with chromium.tab(served.url) as (tab, faults):
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
+def test_what_a_shop_returns_is_text_and_right_to_left_where_it_is_read_so(
+    served: Address, tmp_path: Path, width: int, height: int
+) -> None:
+    with chromium.tab(served.url, width=width, height=height) as (tab, faults):
         hit = {"id": "<b>x</b>", "score": 0.5, "title": "<img src=x onerror=alert(1)>"}
         by = {"bundle": "b", "language": "ar", "known_by": "detected", "step": "base"}
         champion = {"role": "champion", "id": "b", "markets": {"ar": 1}, "report": {}}
@@ -109,6 +115,8 @@ def test_what_a_shop_returns_is_text_and_right_to_left_where_it_is_read_so(serve
         assert tab.locator(".shop .title").first.inner_text().startswith("<img")
         assert tab.locator(".shop").first.get_attribute("dir") == "rtl"
         assert tab.locator(".shop h2").first.inner_text() == "المتجر"
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        tab.screenshot(path=tmp_path / "arabic.png", full_page=True)
         assert faults == []
 
 

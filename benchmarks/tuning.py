@@ -5,10 +5,12 @@
 First the table: an encoder of texts is aligned on sentences and their translations (`../shared/data/opus_tatoeba`, or
 `--data`) with each of 64 settings (rate, temperature, negatives, dropout), and its validation after every one of 27
 stretches of 16 steps is kept: the objective of the sweep, macro - 0.5 x gap, over 128 held-out pairs in each of four
-pairs of languages. Then each searcher looks for the best of the 64 with trials that only read the table, five
-times with other seeds. What counts is how many stretches ("epochs") all its trials made until one of them, trained to
-its end, was within 0.5 % of the grid's best; the whole grid makes 64 x 27. A searcher that ends without one has missed
-it, and counts as the whole grid. Wall time a trial, with trials that do nothing, is the overhead.
+pairs of languages. Then each searcher looks for the best of the 64 with trials that only read the table, five times
+with other seeds. What counts is how many stretches ("epochs") all its trials made until one of them, trained to its
+end, was within 0.5 % of the grid's best; the whole grid makes 64 x 27. A searcher that ends without one has missed
+it, and counts as the whole grid. Wall time a trial, with trials that do nothing, is the overhead of the search;
+`one_step` is that of real ones: `jobs/sweep.py` on the sample corpus with trials of one step, workers, engine and
+validation included.
 
 grid       all of them, to the end
 asha       Ray Tune's random search with its ASHA (eta 4, first rung 1)
@@ -26,6 +28,7 @@ import json
 import os
 import random
 import secrets
+import subprocess
 import sys
 import tempfile
 import time
@@ -46,6 +49,17 @@ SPACE = {
 }
 PACKAGES = ("ray", "optuna", "torch")
 NEAR = 0.005
+_ONE_STEP = (
+    *("model.path=null", "model.hidden_size=64", "model.num_layers=2", "model.num_heads=2"),
+    *("model.intermediate_size=128", "tokenizer.vocab_size=2000", "adapter.kind=none"),
+    *("train.steps=1", "train.warmup_steps=0", "train.validate_every=1", "train.checkpoint_every=1"),
+    *(
+        "sweep.early_stopping=false",
+        "sweep.max_concurrent=1",
+        "sweep.space={train.lr: {loguniform: [0.001, 0.01]}}",
+    ),
+)
+"""A sweep of the sample corpus whose trials cost next to nothing themselves."""
 
 
 def main() -> int:
@@ -67,6 +81,8 @@ def main() -> int:
         for name, search in SEARCHES.items()
     }
     report["overhead_s"] = overhead(arguments.rounds)
+    ray.shutdown()
+    report["one_step"] = one_step(3)
     report["machine"]["load_average_after"] = [round(value, 2) for value in os.getloadavg()]
     path = measure.write_json("tuning", report, arguments.results)
     print(f"{render(report)}\nfigures: {path.name}")
@@ -292,6 +308,28 @@ def overhead(rounds: int) -> dict[str, Any]:
     return {name: measure.spread(values) for name, values in found.items()}
 
 
+def one_step(rounds: int) -> dict[str, Any]:
+    """Seconds a trial of one step, one at a time: what six more of them cost, so that all else falls out."""
+    few, many = 2, 8
+    walls: dict[int, list[float]] = {few: [], many: []}
+    for _ in range(rounds):
+        for count, own in walls.items():
+            with tempfile.TemporaryDirectory() as folder:
+                changed = [f"run.storage_uri={folder}", f"sweep.num_trials={count}", *_ONE_STEP]
+                command = [
+                    sys.executable,
+                    "jobs/sweep.py",
+                    "--config",
+                    "jobs/configs/sweep_sample.yaml",
+                    *changed,
+                ]
+                begin = time.perf_counter()
+                subprocess.run(command, cwd=HERE.parent, check=True, stdout=subprocess.DEVNULL)
+                own.append(time.perf_counter() - begin)
+    trials = [(more - less) / (many - few) for less, more in zip(walls[few], walls[many], strict=True)]
+    return {"wall_s": walls, "s_a_trial": measure.spread(trials)}
+
+
 def render(report: dict[str, Any]) -> str:
     """A row for each searcher."""
     whole = len(report["table"]) * STRETCHES
@@ -310,7 +348,8 @@ def render(report: dict[str, Any]) -> str:
             )
         )
     header = ("search", "found", "epochs until then", "grid / it", "stock ASHA / it", "s a no-op trial")
-    return measure.table(header, rows)
+    one = f"a real trial of one step: {report['one_step']['s_a_trial']} s"
+    return f"{measure.table(header, rows)}\n{one}"
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
@@ -24,9 +25,17 @@ from mlray.release import bundle, indexing, promotion
 from mlray.release.registry import open_registry
 from serve_app.app import bind
 from tests.cluster import corpus as sample
+from tests.cluster.conftest import ROOT
 
 pytestmark = [pytest.mark.cluster, pytest.mark.long]
 TIMEOUT_S = 30
+ANSWERS = {
+    "uri": str(ROOT / "mlray/corpus/sample/support.jsonl"),
+    "text": "phrasings",
+    "pair": "answer",
+    "part_by": "intent",
+    "language": "column:language",
+}
 
 
 @pytest.fixture
@@ -39,7 +48,9 @@ def served(aligned: RunConfig, bucket: str) -> Iterator[tuple[RunConfig, str]]:
     serving = aligned.serving.model_copy(update={"port": port, "watch_s": 0.2, "cpus_per_replica": 0.5})
     config = aligned.model_copy(update={"release": release, "serving": serving})
     promotion.challenge(config, f"s3://{bucket}/runs/aligned", "the first")
-    promotion.promote(config, None, indexing.build(config, None, products((0.0, 1.0))), "")
+    index = indexing.build(config, None, products((0.0, 1.0)))
+    knowledge = indexing.build(config, None, Source.model_validate(ANSWERS), "knowledge")
+    promotion.promote(config, None, index, "", knowledge=knowledge)
     serve.start(http_options={"host": "0.0.0.0", "port": port})
     serve.run(bind(config), name="mlray")
     yield config, f"http://127.0.0.1:{port}"
@@ -57,6 +68,31 @@ def search(url: str, query: str, market: str) -> dict[str, Any]:
     assert reply.status_code == 200, reply.text
     found: dict[str, Any] = reply.json()
     return found
+
+
+def others(url: str) -> None:
+    """The routes that the swap does not ask, each through Ray and what stands before it."""
+    session = {"market": "de", "products": ["p001"], "k": 3}
+    next_ones = requests.post(f"{url}/v1/recommend", json=session, timeout=TIMEOUT_S).json()["results"]
+    assert [one["by"] for one in next_ones] == ["texts"] * 3
+    assert "p001" not in {one["id"] for one in next_ones}
+    with (ROOT / "mlray/corpus/sample/support.jsonl").open(encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    known = next(row for row in rows if row["language"] == "de")
+    turns = {"messages": [{"text": "\n".join(known["phrasings"])}], "language": "de"}
+    told = requests.post(f"{url}/v1/support", json=turns, timeout=TIMEOUT_S).json()
+    assert (told["answer"], told["intent"], told["scope"]) == (known["answer"], known["intent"], "language")
+    parts = requests.post(f"{url}/v1/support", json={**turns, "stream": True}, timeout=TIMEOUT_S)
+    assert parts.headers["content-type"].startswith("text/event-stream")
+    events = [block.split("\n")[0] for block in parts.text.strip().split("\n\n")]
+    assert (events[0], events[-1], {*events[1:-1]}) == ("event: sources", "event: done", {"event: answer"})
+    words = {"texts": ["Hallo"], "target": "en", "language": "de"}
+    refused = requests.post(f"{url}/v1/translate", json=words, timeout=TIMEOUT_S)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (404, "no_translator")
+    gone = {"products": [{"market": "de", "id": "never"}]}
+    refused = requests.post(f"{url}/v1/products/delete", json=gone, timeout=TIMEOUT_S)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (404, "unknown_product")
+    assert "mlray_requests_total" in requests.get(f"{url}/metrics", timeout=TIMEOUT_S).text
 
 
 def only_here(port: int) -> None:
@@ -98,6 +134,7 @@ def test_a_champion_answers_over_http_and_is_exchanged_under_load(served: tuple[
     vectors = np.array([row["embedding"] for row in told["data"]])
     expected = bundle.open_embedder(registry, first.bundle).embed(list(titles.values()))
     assert np.abs(vectors - expected).max() < 1e-5
+    others(url)
     new = {"products": [{"market": "de", "id": "new", "text": "Ein ganz neues Produkt\nmit Text"}]}
     assert requests.put(f"{url}/v1/products", json=new, timeout=TIMEOUT_S).json()["change"] == 1
     assert search(url, new["products"][0]["text"], "de")["results"][0]["id"] == "new"
@@ -122,7 +159,8 @@ def test_a_champion_answers_over_http_and_is_exchanged_under_load(served: tuple[
         storage.upload(run, again, config.storage)
     second = promotion.challenge(config, again, "another model").bundle
     half = indexing.build(config, second, products((0.0, 0.5)))
-    promotion.promote(config, None, half, "fewer products")
+    known = indexing.build(config, second, Source.model_validate(ANSWERS), "knowledge")
+    promotion.promote(config, None, half, "fewer products", knowledge=known)
     end = time.monotonic() + 60
     while not replies or replies[-1]["served_by"]["index"] != half:
         assert time.monotonic() < end, replies[-1:]

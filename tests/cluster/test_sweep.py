@@ -81,7 +81,9 @@ def _documents(shard: Any, steps: int) -> list[Any]:
 def test_a_killed_sweep_goes_on_and_loses_no_trial_that_has_ended(
     aligned: RunConfig, bucket: str, tmp_path: Path
 ) -> None:
-    made = searching(bucket, "swept", num_trials=3, algorithm="tpe")
+    rates = {"train.lr": {"choice": [5e-3, 1e-9]}}
+    # One after the other, so that the second is measured by the first; the loss of few held-out pairs always differs.
+    made = searching(bucket, "swept", algorithm="grid", max_concurrent=1, metric="loss", space=rates)
     others = _training()
     path = tmp_path / "sweep.yaml"
     path.write_text(made.to_yaml())
@@ -114,8 +116,14 @@ def test_a_killed_sweep_goes_on_and_loses_no_trial_that_has_ended(
         assert time.monotonic() < end, alive  # of trials that were stopped too
         time.sleep(0.5)
     after = json.loads(storage.read_bytes(results, made.storage))
-    assert len(after["states"]) == 3
-    assert set(after["states"].values()) <= {"done", "stopped"}
+    steps = {values["train.lr"]: 0 for values in after["values"].values()}
+    for row in after["rows"]:
+        steps[after["values"][row["trial"]]["train.lr"]] = row["step"]
+    assert sorted(after["states"].values()) == ["done", "stopped"]  # ASHA, with workers of Ray Train
+    assert steps == {5e-3: 20, 1e-9: 5}
+    (stopped,) = (name for name, state in after["states"].items() if state == "stopped")
+    events = f"s3://{bucket}/runs/swept/tune/{stopped}"
+    assert any("events.out" in path for path in storage.walk(events, made.storage))  # for TensorBoard
     for name in ended:
         assert [row for row in after["rows"] if row["trial"] == name] == [
             row for row in before if row["trial"] == name
@@ -168,7 +176,8 @@ def test_trials_that_cannot_be_placed_are_refused(aligned: RunConfig, bucket: st
     with pytest.raises(
         ConfigError, match=r"sweep\.max_concurrent: 8 trials at a time cannot be placed: each"
     ):
-        sweep(searching(bucket, "many", max_concurrent=9, num_trials=8))
+        sweep(made := searching(bucket, "many", max_concurrent=9, num_trials=8))
+    assert not list(storage.walk(f"s3://{bucket}/runs/many", made.storage))
 
 
 def tell(values: dict[str, Any]) -> None:

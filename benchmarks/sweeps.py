@@ -51,7 +51,7 @@ def main(folder: Path, command: str) -> None:
     path = measure.RESULTS / f"{config.run.name.replace('-', '_')}.json"
     path.write_text(text.replace(f"{Path.cwd()}/", "") + "\n", encoding="utf-8")
     print(f"{board.heading()}\n")
-    print(ranking(board))
+    print(measure.table(*board.leaders()))
     for one in body["clones"]:
         whole = "whole" if one["donor_whole"] else "gone"
         steps = f"first step {one['first_step']}, first validation {one['first_validation']}"
@@ -80,25 +80,6 @@ def clones(board: Board) -> list[dict[str, Any]]:
             }
         )
     return found
-
-
-def ranking(board: Board) -> str:
-    """A row a trial, the best first."""
-    header = ("trial", *board.keys, "steps", "objective", "mean", "worst", "")
-    front = board.pareto()
-    rows = [
-        (
-            row.trial,
-            *(str(board.values[row.trial][key]) for key in board.keys),
-            row.step,
-            f"{row.objective:.3f}",
-            f"{row.macro:.3f}",
-            f"{row.worst:.3f} {row.worst_language}",
-            board.remark(row, front),
-        )
-        for row in board.ranked()
-    ]
-    return measure.table(header, rows)
 
 
 if __name__ == "__main__":

@@ -169,18 +169,26 @@ class Board:
         by = f". A language is judged by {self.held_out:,} rows or more" if self.held_out else ""
         return f"{told}. {made:,} steps made, and {self.saved():.0%} saved by stopping{whole}{by}"
 
-    def table(self) -> Table:
-        """The leader board."""
-        found = Table(title=f"Trials of {escape(self.name)}", title_justify="left")
-        for heading in ("", "trial", *self.config.sweep.space, "steps", "objective", "mean", "worst", ""):
-            side: JustifyMethod = "left" if heading in {"trial", ""} else "right"
-            found.add_column(heading, justify=side, overflow="fold")
-        front = self.pareto()
-        for rank, row in enumerate(self.ranked(), start=1):
-            values = [escape(shown(self.values[row.trial].get(key))) for key in self.config.sweep.space]
+    def leaders(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """The leader board: heads, and a row for each trial, the best first."""
+        heads, front = ("trial", *self.keys, "steps", "objective", "mean", "worst", "state"), self.pareto()
+        rows = []
+        for row in self.ranked():
+            values = (shown(self.values[row.trial].get(key)) for key in self.keys)
             figures = (f"{row.step:,}", f"{row.objective:.4f}", f"{row.macro:.4f}")
-            worst, state = f"{row.worst:.4f} {row.worst_language}", self.remark(row, front)
-            found.add_row(str(rank), row.trial, *values, *figures, escape(worst), escape(state))
+            worst = f"{row.worst:.4f} {row.worst_language}"
+            rows.append((row.trial, *values, *figures, worst, self.remark(row, front)))
+        return heads, rows
+
+    def table(self) -> Table:
+        """The leader board on a terminal."""
+        found = Table(title=f"Trials of {escape(self.name)}", title_justify="left")
+        heads, rows = self.leaders()
+        for head in ("", *heads):
+            side: JustifyMethod = "left" if head in {"trial", "state"} else "right"
+            found.add_column(head, justify=side, overflow="fold")
+        for rank, row in enumerate(rows, start=1):
+            found.add_row(str(rank), *map(escape, row))
         return found
 
     def remark(self, row: Row, front: set[str]) -> str:

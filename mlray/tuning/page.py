@@ -20,7 +20,7 @@ def page(board: Board) -> str:
     ranked = board.ranked()
     plots = [_curves(board), _heat_map(board, ranked), _parallel(board, ranked)] if ranked else []
     settings = {"displaylogo": False, "responsive": True}
-    bodies = [_leaders(board, ranked)] + [
+    bodies = [_leaders(board)] + [
         plot.to_html(full_html=False, include_plotlyjs=number == 0, config=settings)
         for number, plot in enumerate(plots)
     ]
@@ -35,18 +35,12 @@ def page(board: Board) -> str:
     )
 
 
-def _leaders(board: Board, ranked: Sequence[Row]) -> str:
-    heads = ("trial", "objective", "mean", "worst", "steps", "state", *board.keys)
-    front = board.pareto()
-    body = ""
-    for row in ranked:
-        values = (shown(board.values[row.trial].get(key)) for key in board.keys)
-        worst = f"{row.worst:.4f} {row.worst_language}"
-        figures = (f"{row.objective:.4f}", f"{row.macro:.4f}", worst, f"{row.step:,}")
-        cells = (row.trial, *figures, board.remark(row, front), *values)
-        body += "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
-        body += "</tr>"
+def _leaders(board: Board) -> str:
+    heads, rows = board.leaders()
     head = "".join(f"<th>{html.escape(one)}</th>" for one in heads)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+    )
     return (
         f"<table><caption>leader board</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     )

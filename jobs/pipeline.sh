@@ -2,6 +2,7 @@
 # The whole line on the sample corpus: pre-train, search adapters and losses, learn from sessions, choose, index, promote.
 # Minutes on two cores.
 #   jobs/pipeline.sh [FOLDER [REGISTRY]]     where runs and bundles are kept (runs, FOLDER/registry)
+#                                          where none of them is yet: another time name another folder
 set -eu
 here=$(dirname "$0")
 folder=${1:-runs}

@@ -200,6 +200,8 @@ def upload(local: Path, uri: str, storage: Storage) -> None:
         )  # others may write the same
         try:
             shutil.copyfile(local, temporary)
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)

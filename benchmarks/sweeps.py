@@ -22,6 +22,8 @@ from mlray.training.folders import WINNER
 from mlray.tuning.board import Board
 from mlray.tuning.trial import TRIALS
 
+_LASTING = {"cpu", "cores", "memory_gb", "system", "versions"}
+"""Of the machine: load, date and commit of now are not those of the sweep."""
 PACKAGES = ("ray", "optuna", "torch", "peft", "transformers")
 
 
@@ -29,6 +31,7 @@ def main(folder: Path, command: str) -> None:
     """Writes the JSON and prints the figures."""
     config = configuration.parse((folder / "config.yaml").read_text(encoding="utf-8"), "config.yaml")
     board = Board(config.run.name, config, ())
+    board.over = True
     board.restore(json.loads((folder / TRIALS).read_text(encoding="utf-8")))
     made, without, grid = board.spent()
     winner = json.loads((folder / WINNER).read_text(encoding="utf-8"))
@@ -36,7 +39,7 @@ def main(folder: Path, command: str) -> None:
     body: dict[str, Any] = {
         "command": command,
         "date": date.fromtimestamp((folder / WINNER).stat().st_mtime).isoformat(),
-        "machine": {key: value for key, value in measure.machine(PACKAGES).items() if "load" not in key},
+        "machine": {key: value for key, value in measure.machine(PACKAGES).items() if key in _LASTING},
         "sweep": config.sweep.model_dump(mode="json"),
         "train": config.train.model_dump(mode="json"),
         "steps": {"made": made, "without_stopping": without, "grid": grid},

@@ -78,6 +78,7 @@ def test_the_sessions_of_a_market_are_read_by_its_adapter(
 def test_the_way_of_a_bundle_from_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)  # as in a job's log
     config = test_registry.configured(tmp_path)
     place = f"release.registry_uri={config.release.registry_uri}"
 

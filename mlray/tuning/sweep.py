@@ -243,9 +243,16 @@ def _finished(board: Board, console: Console) -> tuple[Row, RunConfig, float]:
     raise RunError(f"no trial can win: {fallen}")
 
 
+def _trial(result: Any, board: Board) -> str:
+    """The trial of a result, whose folder has a suffix where a killed sweep had begun it already."""
+    name = Path(result.path).name
+    stem = name.rpartition("_")[0]
+    return stem if name not in board.states and stem in board.states else name
+
+
 def _conclude(results: Any, dashboard: Dashboard) -> Outcome:
     board = dashboard.board
-    names = {Path(one.path).name for one in results}
+    names = {_trial(one, board) for one in results}
     ended, wanted = board.ended_trials(), max(len(names), space.wanted(board.config))
     # One that a killed sweep had just begun may have come again under another name; one that had ended counts, though
     # Ray Tune was killed before it knew.
@@ -257,7 +264,7 @@ def _conclude(results: Any, dashboard: Dashboard) -> Outcome:
         raise RunError(
             f"{left} of {wanted} trials have not ended, and none is chosen before all have; --resume goes on"
         )
-    failed = {Path(one.path).name: str(one.error).splitlines()[-1] for one in results if one.error}
+    failed = {_trial(one, board): str(one.error).splitlines()[-1] for one in results if one.error}
     if board.best() is None:
         told = next(iter(failed.values()), "each has a language below its floor")
         raise RunError(f"no trial of {len(results)} can win: {told}")

@@ -22,7 +22,7 @@ from mlray.training.checkpoint import Progress
 from mlray.tuning import checks, sweep, trial
 from mlray.tuning.board import Board, Row
 from mlray.tuning.dashboard import Dashboard, forgiving
-from tests.unit.test_board import filled, tell
+from tests.unit.test_board import board, filled, tell
 
 
 class Pointer:
@@ -268,6 +268,25 @@ def test_no_trial_wins_before_all_have_ended(tmp_path: Path, capsys: pytest.Capt
     assert set(known.states) == {"fair", "unfair", "weak", "slow", "running"}
     assert not (tmp_path / "winner.json").exists()
     assert "http-equiv" in (tmp_path / "dashboard.html").read_text()  # it is to go on
+
+
+def test_a_trial_that_was_begun_twice_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray Tune gives the folder of the second time another name."""
+    known = board()
+    known.config = configuration.change(
+        known.config, {"sweep.num_trials": 2, "run.storage_uri": str(tmp_path)}
+    )
+    for name in ("4a63e_00000", "4a63e_00001"):
+        tell(known, name, 90, 0.5, 0.5)
+        known.ended(name)
+    known.states["4a63e_00001"] = "failed"
+    results = [
+        SimpleNamespace(path=f"{tmp_path}/tune/{name}", error=error)
+        for name, error in (("4a63e_00000", None), ("4a63e_00001_01bc", RuntimeError("why")))
+    ]
+    monkeypatch.setattr(sweep, "finetune", lambda _: None)
+    outcome = sweep._conclude(results, Dashboard(known, str(tmp_path)))
+    assert (outcome.winner, outcome.failed) == ("4a63e_00000", {"4a63e_00001": "why"})
 
 
 def test_a_dashboard_that_cannot_be_written_fails_no_trial(

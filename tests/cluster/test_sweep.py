@@ -82,7 +82,7 @@ def test_a_killed_sweep_goes_on_and_loses_no_trial_that_has_ended(
     aligned: RunConfig, bucket: str, tmp_path: Path
 ) -> None:
     rates = {"train.lr": {"choice": [4e-3, 5e-3, 1e-9]}}
-    # One after the other: the last is measured by the one before, by the loss, as few held-out pairs give ties otherwise.
+    # One after the other: the last is measured by the one before, by loss, as few held-out pairs tie otherwise.
     made = searching(bucket, "swept", algorithm="grid", max_concurrent=1, metric="loss", space=rates)
     others = _training()
     path = tmp_path / "sweep.yaml"

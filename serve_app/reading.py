@@ -61,14 +61,9 @@ class Reading:
         )
         pinned = [one for one in settings.pinned if one in champion.adapters]
         others = [one for one in used if one in champion.adapters and one not in pinned]
-        room = max(
-            settings.adapters - len(pinned), 0
-        )  # the last of `used` are those that were asked for last
-        loaded = [
-            one
-            for one in (*others[len(others) - min(room, len(others)) :], *pinned)
-            if _warmed(champion, one)
-        ]
+        room = max(settings.adapters - len(pinned), 0)
+        last = others[max(len(others) - room, 0) :]  # those that were asked for last
+        loaded = [one for one in (*last, *pinned) if _warmed(champion, one)]
         adapters = Adapters(
             champion.load,
             champion.unload,

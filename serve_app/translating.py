@@ -140,10 +140,10 @@ async def answer(
     legs: Legs, report: Report, text: str, source: str, target: str, settings: Serving
 ) -> str | None:
     """An answer in the customer's language; None: there is no way that is good enough, or no time."""
-    path = way(source, target, _judged(report), settings.pivot, settings.weak)
-    if path is None or path.quality is None or path.quality < settings.weak:
-        return None
     try:
+        path = way(source, target, _judged(report), settings.pivot, settings.weak)
+        if path is None or path.quality is None or path.quality < settings.weak:
+            return None
         async with asyncio.timeout(settings.timeout_s * WRITTEN):
             (found,) = await translate(legs, [text], path, {}, [])
     except (ApiError, TimeoutError):

@@ -121,7 +121,8 @@ class Behind:
 
     async def support(self, messages: list[str], k: int, asked: Asked, write: bool = False) -> dict[str, Any]:
         """See `Models.support`."""
-        tag = _tag(routing.telling(looked_at(messages)), asked)
+        last, *earlier = looked_at(messages)
+        tag = _tag(last, asked, *earlier)
         return await self._in_line("support", tag, messages, k, asked, write)
 
     async def write(self, question: str, source: Source, bundle: str) -> dict[str, Any]:
@@ -225,10 +226,12 @@ def _short(what: str, told: tuple[Any, ...]) -> bool:
     return what in _SHORT and (what != "embed" or len(told[0]) <= _FEW)
 
 
-def _tag(text: str, asked: Asked) -> str:
+def _tag(text: str, asked: Asked, *earlier: str) -> str:
     """The language in whose line a request waits."""
     try:
-        spoken = routing.spoken(text, declared=asked.language, header=asked.header, default=languages.UNKNOWN)
+        spoken = routing.spoken(
+            text, *earlier, declared=asked.language, header=asked.header, default=languages.UNKNOWN
+        )
         return spoken.language
     except routing.UnknownLanguageError:  # which a replica will tell
         return languages.UNKNOWN

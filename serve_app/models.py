@@ -75,7 +75,7 @@ class Models:
             raise ApiError(
                 404, "unknown_model", f"there is no such model; {now.champion.event.bundle} serves"
             )
-        spoken = self._spoken(texts[0], asked, now)
+        spoken = self._spoken(asked, now, texts[0])
         # Only who declares a language gets its adapter: vectors of two adapters do not lie in one space.
         wanted = spoken.language if spoken.known_by == "declared" else None
         vectors_NH, tokens, step = await now.vectors(texts, spoken.language, wanted)
@@ -94,7 +94,7 @@ class Models:
         """
         now = self._ready()
         now.selling(market)  # what the champion refuses, a challenger does not answer
-        spoken = self._spoken(query, asked, now)
+        spoken = self._spoken(asked, now, query)
 
         async def ask(reading: Reading) -> dict[str, Any]:
             catalogue = reading.selling(market)
@@ -139,7 +139,7 @@ class Models:
         """
         now = self._ready()
         legs = now.held(now.legs, "no_translator", "a translator")
-        spoken = self._spoken(" ".join(texts), asked, now)  # the first may be a size
+        spoken = self._spoken(asked, now, " ".join(texts))  # the first may be a size
         path = translating.choose(now.champion.report, spoken.language, target, self._config.serving)
         found = await translating.translate(legs, texts, path, glossary, names)
         step = routing.Step(path.step, None)
@@ -162,9 +162,7 @@ class Models:
         """
         now, read_by = self._ready(), dict[str, Reading]()
         now.answers()
-        spoken = self._spoken(
-            routing.telling(support.looked_at(messages), now.champion.languages), asked, now
-        )
+        spoken = self._spoken(asked, now, *support.looked_at(messages))
 
         async def ask(reading: Reading) -> dict[str, Any]:
             read_by[reading.champion.event.bundle] = reading
@@ -266,10 +264,10 @@ class Models:
             raise ApiError(503, "no_champion", "no model is served yet", self._config.serving.watch_s)
         return self.watch.slot.now
 
-    def _spoken(self, text: str, asked: Asked, now: Reading) -> routing.Spoken:
+    def _spoken(self, asked: Asked, now: Reading, *texts: str) -> routing.Spoken:
         try:
             return routing.spoken(
-                text,
+                *texts,
                 declared=asked.language,
                 header=asked.header,
                 among=now.champion.languages,

@@ -8,7 +8,7 @@ a related one (see `languages.nearest`), else from the model without one. A repl
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -54,7 +54,7 @@ BASE = Step("base", None)
 
 def spoken(
     text: str,
-    *,
+    *earlier: str,
     declared: str | None = None,
     header: str | None = None,
     among: Collection[str] = (),
@@ -64,6 +64,7 @@ def spoken(
 
     Args:
         text: of the customer.
+        earlier: what he has said before, the last first: an order number is of no language.
         declared: a tag in the request.
         header: `Accept-Language`.
         among: languages among which the text's is detected; empty: all that the detector knows.
@@ -76,8 +77,9 @@ def spoken(
         return Spoken(known(declared), "declared")
     if header and (preferred := _preferred(header)):
         return Spoken(preferred, "header")
-    if found := detect(text, among):
-        return Spoken(found, "detected")
+    for one in (text, *earlier):
+        if found := detect(one, among):
+            return Spoken(found, "detected")
     return Spoken(default, "default")
 
 
@@ -134,11 +136,6 @@ def detect(text: str, spoken: Collection[str] = ()) -> str | None:
         text[:_MAX_CHARS]
     )
     return str(language) if probability >= _SURE else None
-
-
-def telling(texts: Sequence[str], spoken: Collection[str] = ()) -> str:
-    """The first of some texts whose language can be told, else the first: an order number is of no language."""
-    return next((text for text in texts if detect(text, spoken)), texts[0])
 
 
 @functools.lru_cache(maxsize=8)

@@ -66,11 +66,12 @@ class Trials:
         """
         if challenger is None or not (self._settings.canary or self._settings.shadow):
             return ""
+        trial = self._trial
         try:
             return self._take_up(challenger)
         finally:
-            if self._trial:
-                self._trial.share(self._registry)
+            if trial:
+                trial.share(self._registry)
             self._slot.take()
 
     def _take_up(self, challenger: Event) -> str:

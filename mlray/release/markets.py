@@ -36,14 +36,11 @@ def reader(embedder: TextEmbedder, known: Sequence[str]) -> vectors.Read:
 
 def both(embedder: TextEmbedder, known: Sequence[str]) -> vectors.Read:
     """As `reader`, and beside each vector that without an adapter: (N, 2H), which `apart` takes apart."""
-    adapted = reader(embedder, known)
 
     def read(texts: Sequence[str], markets: Sequence[str]) -> np.ndarray:
-        own_NH = adapted(texts, markets)
-        plain_NH, places = (
-            own_NH.copy(),
-            [i for i, one in enumerate(markets) if languages.nearest(one, known)],
-        )
+        names = [languages.nearest(market, known) for market in markets]
+        own_NH = embedder.embed(texts, names)
+        plain_NH, places = own_NH.copy(), [i for i, name in enumerate(names) if name]
         if places:
             plain_NH[places] = embedder.embed([texts[i] for i in places])
         return np.concatenate([own_NH, plain_NH], axis=1)

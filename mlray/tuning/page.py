@@ -48,9 +48,8 @@ def _leaders(board: Board) -> str:
 
 def _curves(board: Board) -> Any:
     plot = go.Figure()
-    for run in dict.fromkeys(
-        row.run for row in board.rows
-    ):  # a clone goes on from its donor, not from its own past
+    # A clone goes on from its donor, and not from what it was itself.
+    for run in dict.fromkeys(row.run for row in board.rows):
         own = [row for row in board.rows if row.run == run]
         plot.add_scatter(
             x=[row.step for row in own], y=[row.objective for row in own], name=run, mode="lines+markers"

@@ -159,6 +159,18 @@ class Upper:
         return ["LOST" if "lost" in text else text.upper() for text in texts]
 
 
+class Held(Upper):
+    """Writes nothing before its gate is open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+
+    def translate(self, texts: list[str], source: str, target: str) -> list[str]:
+        assert self.gate.wait(30)
+        return super().translate(texts, source, target)
+
+
 def translated(model: Any, texts: list[str], path: Way, **told: Any) -> list[translating.Translation]:
     async def work() -> list[translating.Translation]:
         legs = translating.Legs.of(model, Serving.model_validate(told.get("settings", {})))
@@ -256,13 +268,6 @@ def test_a_detour_goes_both_legs() -> None:
 
 
 def test_texts_of_one_direction_are_translated_together() -> None:
-    gate = threading.Event()
-
-    class Held(Upper):
-        def translate(self, texts: list[str], source: str, target: str) -> list[str]:
-            assert gate.wait(30)
-            return super().translate(texts, source, target)
-
     model = Held()
     ways = [Way(("de", "en"), 60.0), Way(("fr", "en"), 60.0)]
 
@@ -279,7 +284,7 @@ def test_texts_of_one_direction_are_translated_together() -> None:
         each = translating.cost(translating.Leg("", "de", "en", 2))
         while sum(legs.batcher.waiting.values()) < 8 * each:
             await asyncio.sleep(0.01)
-        gate.set()
+        model.gate.set()
         await first
         return list(await asyncio.gather(*others))
 
@@ -377,15 +382,10 @@ def test_an_answer_in_another_language_is_translated(tmp_path: Path, monkeypatch
 
 
 def test_a_full_queue_of_one_language_keeps_no_other_out() -> None:
-    gate = threading.Event()
-
-    class Held(Upper):
-        def translate(self, texts: list[str], source: str, target: str) -> list[str]:
-            assert gate.wait(30)
-            return super().translate(texts, source, target)
+    model = Held()
 
     async def work() -> list[Any]:
-        legs = translating.Legs.of(Held(), Serving(queued_tokens=64))
+        legs = translating.Legs.of(model, Serving(queued_tokens=64))
         many = ["a b c d e f g h."] * 2  # as much as a language may have waiting
 
         def ask(source: str) -> Any:
@@ -395,7 +395,7 @@ def test_a_full_queue_of_one_language_keeps_no_other_out() -> None:
         await asyncio.sleep(0.05)
         others = [asyncio.create_task(ask(source)) for source in ("de", "de", "fr")]
         await asyncio.sleep(0.05)
-        gate.set()
+        model.gate.set()
         return list(await asyncio.gather(first, *others, return_exceptions=True))
 
     first, second, third, french = asyncio.run(work())

@@ -18,8 +18,8 @@ from mlray.tuning.board import Board, Row
 from mlray.tuning.page import page
 from mlray.tuning.trial import TRIALS
 
-_WRITE_S = 10.0
-"""Between two versions of the page, each of some megabytes."""
+_WRITE_S, _ENDED_S = 10.0, 1.0
+"""Between two versions of the page, each of some megabytes: while trials run, and where one has ended."""
 _GAUGES = {
     "objective": "Objective of the sweep",
     "macro": "Mean over the languages",
@@ -54,22 +54,21 @@ class Dashboard(tune.Callback):  # type: ignore[misc]
         """After each validation of a trial."""
         if "objective" in result:
             self._measure(self.board.told(str(trial.trial_id), result))
-            late = time.monotonic() - self._written > _WRITE_S
-            self._try(self.write if late else self._keep)
+            self._refresh(_WRITE_S)
 
     def on_trial_complete(self, trial: Any, **_: Any) -> None:
         """When a trial has ended by itself or was stopped."""
         line = self.board.ended(str(trial.trial_id))
         wanted = space.wanted(self.board.config)
         print(f"{line}; {len(self.board.ended_trials())} of {wanted} ended", flush=True)
-        self._try(self.write)
+        self._refresh(_ENDED_S)
 
     def on_trial_error(self, trial: Any, **_: Any) -> None:
         """When a trial has failed."""
         name = str(trial.trial_id)
         self.board.states[name] = "failed"
         print(f"trial {name} failed", flush=True)
-        self._try(self.write)
+        self._refresh(_ENDED_S)
 
     def on_experiment_end(self, **_: Any) -> None:
         """What could not be written before; nothing comes after it."""
@@ -81,10 +80,16 @@ class Dashboard(tune.Callback):  # type: ignore[misc]
         storage.write_bytes(self.place, page(self.board).encode(), self.board.config.storage)
         self._written = time.monotonic()
 
-    def _try(self, write: Callable[[], None]) -> None:
-        """Writes; should that fail, Ray Tune would take it for a failure of the trial that was told of."""
+    def _refresh(self, after_s: float) -> None:
+        """Keeps what is known, and rewrites a page that is older than that.
+
+        Should that fail, Ray Tune would take it for a failure of the trial that was told of.
+        """
         try:
-            write()
+            if time.monotonic() - self._written > after_s:
+                self.write()
+            else:
+                self._keep()
         except StorageError as error:
             print(f"{error}; the dashboard is written again later", flush=True)
 

@@ -307,6 +307,22 @@ def test_a_dashboard_that_cannot_be_written_fails_no_trial(
     assert again.board.states == shown.board.states
 
 
+def test_the_page_is_not_rewritten_for_each_of_many_short_trials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is known is kept each time."""
+    shown, now = Dashboard(filled(), str(tmp_path)), 100.0
+    monkeypatch.setattr("mlray.tuning.dashboard.time.monotonic", lambda: now)
+    pages, place = [], tmp_path / "dashboard.html"
+    for now, name in ((100.0, "weak"), (100.5, "fair"), (102.0, "slow")):  # noqa: B007
+        shown.on_trial_complete(SimpleNamespace(trial_id=name))
+        pages.append(place.read_text())
+        known = Dashboard(filled(), str(tmp_path))
+        known.read()
+        assert name in known.board.ended_trials()
+    assert pages[0] == pages[1] != pages[2]
+
+
 def test_a_trial_whose_last_report_was_lost_tells_it_again(tmp_path: Path) -> None:
     config = named(tmp_path, "one")
     assert trial.last(config) is None

@@ -19,10 +19,9 @@ setup: .venv/ready
 demo: setup
 	rm -rf runs/demo runs/sweep-sample runs/recommend-sample runs/demo-registry
 	$(RUN) PYTHON=$(BIN)/python sh jobs/pipeline.sh runs runs/demo-registry
-	$(RUN) PYTHON=$(BIN)/python sh serve_app/try.sh runs/demo-registry
 	@echo "plot        runs/demo/loss.png"
 	@echo "sweep       runs/sweep-sample/dashboard.html"
-	@echo "serve it    make serve"
+	$(RUN) PYTHON=$(BIN)/python sh serve_app/try.sh runs/demo-registry
 
 serve: setup
 	$(RUN) $(BIN)/python -m serve_app release.registry_uri=runs/demo-registry

@@ -13,11 +13,8 @@ def main() -> int:
     """Parses, runs, and says in one line why it failed: 0 done, 1 failed, 2 bad configuration."""
     parser = configuration.parser("Write the vectors of a set's texts (columns id, text, language).")
     parser.add_argument("--model", required=True, help="folder or s3:// prefix of an encoder's weights")
-    parser.add_argument("--input", required=True, help="file or folder: JSON lines, parquet or CSV")
     parser.add_argument("--output", required=True, help="parquet file that is written: id, vector")
-    formats = ("jsonl", "parquet", "csv", "tsv")
-    parser.add_argument("--format", default="auto", choices=formats, help="if the files' names do not tell")
-    parser.add_argument("--text", nargs="+", default=["text"], help="columns that are embedded, joined")
+    configuration.add_input(parser)
     parser.add_argument("--id", default="id", help="column of the id")
     parser.add_argument("--language", default="language", help="column of the language")
     arguments = parser.parse_intermixed_args()

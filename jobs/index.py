@@ -13,10 +13,7 @@ def main() -> int:
     """Parses, runs, and says in one line why it failed: 0 done, 1 failed, 2 bad configuration."""
     parser = configuration.parser("Build the product index of a bundle, or its index of answers.")
     parser.add_argument("--bundle", help="name of the bundle; without it the challenger, else the champion")
-    parser.add_argument("--input", required=True, help="file or folder: JSON lines, parquet or CSV")
-    formats = ("jsonl", "parquet", "csv", "tsv")
-    parser.add_argument("--format", default="auto", choices=formats, help="if the files' names do not tell")
-    parser.add_argument("--text", nargs="+", default=["text"], help="columns that are embedded, joined")
+    configuration.add_input(parser)
     parser.add_argument("--shown", help="column that people see; without it the first line of the text")
     parser.add_argument("--knowledge", action="store_true", help="answers of customer service, not products")
     parser.add_argument("--id", default="id", help="column of the product's id")

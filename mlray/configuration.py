@@ -70,6 +70,14 @@ def parser(description: str) -> argparse.ArgumentParser:
     return found
 
 
+def add_input(parser: argparse.ArgumentParser) -> None:
+    """What jobs that read rows understand beside it."""
+    parser.add_argument("--input", required=True, help="file or folder: JSON lines, parquet, CSV or TSV")
+    formats = ("auto", "jsonl", "parquet", "csv", "tsv")
+    parser.add_argument("--format", default="auto", choices=formats, help="if the files' names do not tell")
+    parser.add_argument("--text", nargs="+", default=["text"], help="columns that are embedded, joined")
+
+
 def build(values: dict[str, Any]) -> RunConfig:
     """Checks a nested dictionary and freezes it.
 

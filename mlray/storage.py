@@ -238,10 +238,11 @@ def delete_others(uri: str, known: Collection[str], storage: Storage) -> None:
     """
     for path in walk(uri, storage):
         if path not in known and not is_partial(path):
-            _delete(uri, path, storage)
+            delete(uri, path, storage)
 
 
-def _delete(uri: str, path: str, storage: Storage) -> None:
+def delete(uri: str, path: str, storage: Storage) -> None:
+    """Removes a file below a folder; one that is gone is no error."""
     with named(uri, storage):
         if is_s3(uri):
             bucket, key = split(uri)
@@ -254,7 +255,7 @@ def delete_folder(uri: str, storage: Storage) -> None:
     """Removes a folder and everything below it; an absent one is no error."""
     if is_s3(uri):
         for path in walk(uri, storage):
-            _delete(uri, path, storage)
+            delete(uri, path, storage)
     else:
         shutil.rmtree(uri, ignore_errors=True)
 

@@ -23,8 +23,8 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 
 IN_LINE, TRIED, LOADED, WRITTEN = 3 / 8, 1 / 8, 1 / 8, 1 / 4
-"""Of a request's time, at most: in line, for a challenger's answer, for an adapter, for the words of a writer. Together
-less than all of it: who has waited for each of them is answered by the champion, by the base, and by the passage."""
+"""Of a request's time, at most: in line, for a challenger's answer, for an adapter, for another language or wording.
+Together less than all of it: who has waited for each is answered by champion, base and passage."""
 _SMOOTHING = 0.2
 """Weight of the last pass in the running speed."""
 

@@ -72,7 +72,7 @@ class Champion:
         }
         spoken = {part for name in judged for part in languages.halves(name)}
         anew = functools.partial(bundle.open_reader, registry, event.bundle, device)
-        alone = functools.partial(markets.reader, embedder, ()) if embedder else anew
+        alone = functools.partial(markets.plain, embedder) if embedder else anew
         mixed = anew if adapters else alone  # the adapters of all markets at a time
         catalogue = (
             _catalogue(

@@ -16,7 +16,7 @@ _SENTENCE = re.compile(r".+?(?:[.!?。！？؟।]+\s*|$)", re.DOTALL)
 
 
 async def of(told: SupportReply, written: Callable[[], Awaitable[str | None]] | None) -> AsyncIterator[str]:
-    """`sources` at once, `answer` sentence by sentence, and `done` with the rest.
+    """`sources` before anything is written, `answer` sentence by sentence, and `done` with the rest.
 
     Args:
         told: the reply in the words of its source.

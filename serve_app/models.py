@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from mlray.access import StorageError
 from mlray.config import RunConfig
 from mlray.release.changes import Change, Product
 from serve_app import recommending, routing, support, translating
+from serve_app.batching import WRITTEN
 from serve_app.catalogue import Catalogue, apart
 from serve_app.errors import ApiError
 from serve_app.reading import Reading
@@ -178,11 +179,12 @@ class Models:
         if told["answer"] is None:
             return told
         reading = read_by[told["served_by"]["bundle"]]
-        if translated := await reading.translated(told["answer"], told["language"], spoken.language):
-            return told | {"answer": translated, "language": spoken.language, "translated": True}
-        if write:
-            written = await reading.written(messages[-1], Source(**told["sources"][0]))
-            told |= {"answer": written or told["answer"], "written": written is not None}
+        with contextlib.suppress(TimeoutError):  # then the source answers as it is
+            async with asyncio.timeout(self._config.serving.timeout_s * WRITTEN):
+                if translated := await reading.translated(told["answer"], told["language"], spoken.language):
+                    return told | {"answer": translated, "language": spoken.language, "translated": True}
+                if write and (written := await reading.written(messages[-1], Source(**told["sources"][0]))):
+                    return told | {"answer": written, "written": True}
         return told
 
     async def write(self, question: str, source: Source, bundle: str) -> dict[str, Any]:
@@ -277,7 +279,7 @@ class Models:
             raise ApiError(422, "unknown_language", f"language: {error}") from None
 
 
-@contextmanager
+@contextlib.contextmanager
 def _stored() -> Iterator[None]:
     try:
         yield

@@ -22,7 +22,7 @@ from mlray.config import Serving
 from mlray.evaluation.report import Report
 from mlray.release.companions import Translator
 from serve_app import routing
-from serve_app.batching import WRITTEN, Batcher
+from serve_app.batching import Batcher
 from serve_app.errors import ApiError
 from serve_app.protection import Protected, Protector
 
@@ -139,14 +139,18 @@ def _alike(source: str, target: str) -> bool:
 async def answer(
     legs: Legs, report: Report, text: str, source: str, target: str, settings: Serving
 ) -> str | None:
-    """An answer in the customer's language; None: there is no way that is good enough, or no time."""
+    """An answer in the customer's language; None: there is no way between just these two that is good enough.
+
+    It waits with others for the same customers: what is asked from the answers' language is no reason to wait.
+    """
     try:
         path = way(source, target, _judged(report), settings.pivot, settings.weak)
         if path is None or path.quality is None or path.quality < settings.weak:
             return None
-        async with asyncio.timeout(settings.timeout_s * WRITTEN):
-            (found,) = await translate(legs, [text], path, {}, [])
-    except (ApiError, TimeoutError):
+        if not (_alike(source, path.languages[0]) and _alike(target, path.languages[-1])):
+            return None  # it would be in a related language, which the customer has not asked for
+        (found,) = await translate(legs, [text], path, {}, [], queue=target)
+    except ApiError:
         return None
     except Exception as error:  # the answer stands whatever a model does
         log.error("an answer could not be translated: %s", type(error).__name__)
@@ -190,9 +194,22 @@ class Translation:
 
 
 async def translate(
-    legs: Legs, texts: Sequence[str], path: Way, glossary: Mapping[str, str], names: Sequence[str]
+    legs: Legs,
+    texts: Sequence[str],
+    path: Way,
+    glossary: Mapping[str, str],
+    names: Sequence[str],
+    queue: str | None = None,
 ) -> list[Translation]:
     """Translations in the order of `texts`, in which all that is protected stands.
+
+    Args:
+        legs: of the translator.
+        texts: what is translated.
+        path: its languages.
+        glossary: word -> its translation.
+        names: words that stay.
+        queue: in which the texts wait; without it with others of their language.
 
     Raises:
         ApiError: a sentence is longer than the model reads, it is too much at once, or too much waits.
@@ -200,7 +217,7 @@ async def translate(
     loop = asyncio.get_running_loop()
     apart = await loop.run_in_executor(_WORKERS, _apart, texts, glossary, names)
     sentences = [one for text in apart for one in text if isinstance(one, Protected)]
-    told = iter(await _sentences(legs, sentences, path))
+    told = iter(await _sentences(legs, sentences, path, queue or path.languages[0]))
     return [_whole(text, told) for text in apart]
 
 
@@ -223,14 +240,16 @@ def _apart(
     return [protector.protect(text).sentences() for text in texts]
 
 
-async def _sentences(legs: Legs, sentences: Sequence[Protected], path: Way) -> list[tuple[str, bool]]:
+async def _sentences(
+    legs: Legs, sentences: Sequence[Protected], path: Way, queue: str
+) -> list[tuple[str, bool]]:
     """Each sentence in the other language, and whether it was translated as a whole."""
     if len(path.languages) == 1:
         return [(one.join(one.free), True) for one in sentences]
-    masked = await _along(legs, [one.masked for one in sentences], path)
+    masked = await _along(legs, [one.masked for one in sentences], path, queue)
     whole = [one.restore(text) for one, text in zip(sentences, masked, strict=True)]
     broken = [one for one, text in zip(sentences, whole, strict=True) if text is None]
-    parts = iter(await _along(legs, [part for one in broken for part in one.free], path))
+    parts = iter(await _along(legs, [part for one in broken for part in one.free], path, queue))
     joined = iter([_joined(one, parts) for one in broken])
     return [(next(joined), False) if text is None else (text, True) for text in whole]
 
@@ -239,7 +258,7 @@ def _joined(one: Protected, parts: Iterator[str]) -> str:
     return one.join([next(parts) for _ in one.free])
 
 
-async def _along(legs: Legs, texts: Sequence[str], path: Way) -> list[str]:
+async def _along(legs: Legs, texts: Sequence[str], path: Way, queue: str) -> list[str]:
     """Texts at the end of the way; those without a letter stay as they are."""
     found = list(texts)
     places = [place for place, text in enumerate(texts) if any(letter.isalpha() for letter in text)]
@@ -257,6 +276,6 @@ async def _along(legs: Legs, texts: Sequence[str], path: Way) -> list[str]:
         own = [Leg(text, source, target, size) for text, size in zip(asked, tokens, strict=True)]
         if sum(map(cost, own)) > legs.capacity:
             raise ApiError(413, "too_many_texts", "this is too much to translate at once; send it in parts")
-        for place, text in zip(places, await legs.batcher.submit(path.languages[0], own), strict=True):
+        for place, text in zip(places, await legs.batcher.submit(queue, own), strict=True):
             found[place] = text
     return found

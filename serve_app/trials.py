@@ -50,6 +50,7 @@ class Trials:
         self._registry, self._settings = registry, settings
         self._slot = Slot(registry, settings, device)
         self._trial: Trial | None = None
+        self._built: list[str] = []
 
     def keep(self, challenger: Event | None) -> None:
         """Ends the trial of whoever is not the challenger."""
@@ -70,17 +71,20 @@ class Trials:
         try:
             return self._take_up(challenger)
         finally:
-            if trial:
-                trial.share(self._registry)
-            self._slot.take()
+            try:
+                if trial:
+                    trial.share(self._registry)
+            finally:
+                self._slot.take()
 
     def _take_up(self, challenger: Event) -> str:
-        trial = self._trial
-        if trial and trial.reading.champion.event.knowledge is not None:
+        trial, built = self._trial, self._registry.names("indexes")
+        if trial and (trial.reading.champion.event.knowledge is not None or built == self._built):
             return ""
         fault = self._slot.put(self._with_indexes(challenger))
         if fault or not self._slot.now:
             return fault
+        self._built = built
         if trial:
             trial.reading = self._slot.now
         else:

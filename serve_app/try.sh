@@ -54,10 +54,11 @@ print("de  Wo bleibt meine Bestellung?\n    {}  ({:.2f})".format(told["answer"] 
 
 if [ -t 0 ]; then
   echo "page        $url (Ctrl-C stops it)"
-  trap 'kill $app' INT TERM
-  wait $app || true
+  trap 'kill $app 2>/dev/null || true' INT TERM
+  wait $app || true  # until the signal
+else
+  kill $app
 fi
-kill $app 2>/dev/null || true
-wait $app || true
+wait $app  # a server that does not end well fails this script
 trap - EXIT
 echo "stopped     make serve starts it again; its page is $url"

@@ -251,7 +251,7 @@ def open_reader(registry: Registry, name: str, device: str = "cpu", *, adapted: 
         return lambda items, _: recommender.vectors(items)
     known = markets.tags(about) if adapted else []
     embedder = _opened(registry, name, device, known)
-    return markets.both(embedder, known) if known else markets.reader(embedder, ())
+    return markets.both(embedder, known) if known else markets.plain(embedder)
 
 
 def _opened(registry: Registry, name: str, device: str, tags: Sequence[str]) -> TextEmbedder:

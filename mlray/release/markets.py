@@ -25,17 +25,13 @@ def tags(about: Mapping[str, Any]) -> list[str]:
     return list(about.get("adapters", ()))
 
 
-def reader(embedder: TextEmbedder, known: Sequence[str]) -> vectors.Read:
-    """Reads texts by the adapters of their markets, which are loaded."""
-
-    def read(texts: Sequence[str], markets: Sequence[str]) -> np.ndarray:
-        return embedder.embed(texts, [languages.nearest(market, known) for market in markets])
-
-    return read
+def plain(embedder: TextEmbedder) -> vectors.Read:
+    """Reads texts without adapters."""
+    return lambda texts, _: embedder.embed(texts)
 
 
 def both(embedder: TextEmbedder, known: Sequence[str]) -> vectors.Read:
-    """As `reader`, and beside each vector that without an adapter: (N, 2H), which `apart` takes apart."""
+    """Reads texts by the adapters of their markets, which are loaded, and without beside: (N, 2H), see `apart`."""
 
     def read(texts: Sequence[str], markets: Sequence[str]) -> np.ndarray:
         names = [languages.nearest(market, known) for market in markets]

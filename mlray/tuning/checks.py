@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import secrets
+from collections.abc import Iterator
 
 from mlray import configuration, storage
 from mlray.config import ConfigError, RunConfig
@@ -127,8 +129,11 @@ def begun(config: RunConfig, root: str, *, resume: bool) -> None:
             )
 
 
-def claim(config: RunConfig, root: str, *, resume: bool) -> None:
+@contextlib.contextmanager
+def claimed(config: RunConfig, root: str, *, resume: bool) -> Iterator[None]:
     """Writes what is searched; a sweep that somebody else has begun here meanwhile is left alone.
+
+    Should the block fail, in which the sweep is prepared, another may begin here.
 
     Raises:
         ConfigError: there is one.
@@ -142,6 +147,12 @@ def claim(config: RunConfig, root: str, *, resume: bool) -> None:
         raise ConfigError(
             f"another sweep was begun in {root} at the same time; this one ends, that one goes on"
         )
+    try:
+        yield
+    except BaseException:
+        if not resume:
+            storage.delete(root, "config.yaml", config.storage)
+        raise
 
 
 def room(config: RunConfig, count: int, drivers: int) -> None:

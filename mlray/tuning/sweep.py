@@ -74,11 +74,11 @@ def sweep(config: RunConfig, *, resume: bool = False) -> Outcome:
     drivers = min(config.sweep.max_concurrent, space.wanted(config))
     placement.connect(config)
     checks.room(config, 1 if resume else drivers, drivers)
-    prepared = prepare(configuration.change(config, _common(config, root)))
-    base = prepared.config
-    rows = objective.languages(prepared.manifest, base.sweep)
+    with checks.claimed(config, root, resume=resume):
+        prepared = prepare(configuration.change(config, _common(config, root)))
+        base = prepared.config
+        rows = objective.languages(prepared.manifest, base.sweep)
     languages = list(rows)
-    checks.claim(config, root, resume=resume)
     shared = _share(base, prepared)
     board = Board(config.run.name, base, tuple(languages), min(rows.values()))
     trainable = tune.with_resources(

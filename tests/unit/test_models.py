@@ -455,7 +455,7 @@ def test_products_that_cannot_be_read_do_not_hold_up_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     promoted(tmp_path, "one", 0, prefix="a")
-    read = markets.reader
+    read = markets.plain
 
     def reader(*told: Any) -> Any:
         inner = read(*told)
@@ -467,7 +467,7 @@ def test_products_that_cannot_be_read_do_not_hold_up_the_others(
 
         return reading
 
-    monkeypatch.setattr(markets, "reader", reader)
+    monkeypatch.setattr(markets, "plain", reader)
     odd = opened(tmp_path)
     told = asyncio.run(odd.upsert([Product("de", "bad", "odd"), Product("de", "new", "warm leise Regal")]))
     assert told["taken_up"]

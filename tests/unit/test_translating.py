@@ -20,6 +20,7 @@ from serve_app import translating
 from serve_app.errors import ApiError
 from serve_app.models import Asked, Models
 from serve_app.protection import Protected, Protector
+from serve_app.reading import Reading
 from serve_app.translating import Way, way
 from tests.unit import test_translation
 from tests.unit.test_models import ANSWERS, promoted
@@ -351,11 +352,11 @@ def test_a_bundle_without_a_translator_says_so(tmp_path: Path, monkeypatch: pyte
 
 
 def test_an_answer_in_another_language_is_translated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def ask(judged: dict[str, float], model: Any = None) -> dict[str, Any]:
+    def ask(judged: dict[str, float], model: Any = None, language: str = "de") -> dict[str, Any]:
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         folder.mkdir()
         models = with_translator(folder, model or Lower(), monkeypatch, judged, confidence=0.999)
-        return asyncio.run(models.support([ANSWERS["en"]["back"]], 2, Asked("de")))
+        return asyncio.run(models.support([ANSWERS["en"]["back"]], 2, Asked(language)))
 
     class Lower(Upper):
         room = 99
@@ -379,6 +380,24 @@ def test_an_answer_in_another_language_is_translated(tmp_path: Path, monkeypatch
         found = ask(judged)
         assert (found["answer"], found["translated"], found["language"]) == (english, False, "en")
     assert ask({"en-de": 90.0}, Broken())["answer"] == english
+    for language in ("uk", "zh-Hant"):  # Russian is near to Ukrainian, and is not what the customer speaks
+        found = ask({"en-ru": 90.0, "en-zh": 90.0}, language=language)
+        assert (found["answer"], found["translated"]) == (english, False)
+
+
+def test_an_answer_that_takes_long_is_told_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A translation and other words have one share of the time together."""
+
+    async def never(*_: object) -> str | None:
+        await asyncio.Event().wait()
+        return "too late"
+
+    models = with_translator(tmp_path, Upper(), monkeypatch, {"en-de": 90.0}, confidence=0.999, timeout_s=2.0)
+    monkeypatch.setattr(Reading, "translated", never)
+    monkeypatch.setattr(Reading, "written", lambda *_: pytest.fail("the time is over"))
+    found = asyncio.run(models.support([ANSWERS["en"]["back"]], 2, Asked("de"), write=True))
+    told = (ANSWERS["en"]["back"].upper(), False, False)
+    assert (found["answer"], found["translated"], found["written"]) == told
 
 
 def test_a_full_queue_of_one_language_keeps_no_other_out() -> None:
@@ -388,17 +407,19 @@ def test_a_full_queue_of_one_language_keeps_no_other_out() -> None:
         legs = translating.Legs.of(model, Serving(queued_tokens=64))
         many = ["a b c d e f g h."] * 2  # as much as a language may have waiting
 
-        def ask(source: str) -> Any:
-            return translating.translate(legs, many, Way((source, "en"), 60.0), {}, [])
+        def ask(source: str, queue: str | None = None) -> Any:
+            return translating.translate(legs, many, Way((source, "en"), 60.0), {}, [], queue)
 
         first = asyncio.create_task(ask("de"))
         await asyncio.sleep(0.05)
-        others = [asyncio.create_task(ask(source)) for source in ("de", "de", "fr")]
+        asked = (("de", None), ("de", None), ("de", "it"), ("fr", None))
+        others = [asyncio.create_task(ask(*one)) for one in asked]
         await asyncio.sleep(0.05)
         model.gate.set()
         return list(await asyncio.gather(first, *others, return_exceptions=True))
 
-    first, second, third, french = asyncio.run(work())
-    assert first[0].text == second[0].text == french[0].text == "A B C D E F G H."
+    first, second, third, italians, french = asyncio.run(work())
+    for one in (first, second, italians, french):
+        assert one[0].text == "A B C D E F G H."
     assert isinstance(third, ApiError)
     assert third.code == "overloaded"

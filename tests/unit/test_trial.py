@@ -153,10 +153,20 @@ def test_a_sweep_is_begun_once_and_resumed_as_it_was(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds no sweep to resume"):
         checks.begun(config, str(tmp_path), resume=True)
     checks.begun(config, str(tmp_path), resume=False)
-    checks.claim(config, str(tmp_path), resume=False)
+
+    def prepare(*, resume: bool = False, fault: str = "") -> None:
+        with checks.claimed(config, str(tmp_path), resume=resume):
+            if fault:
+                raise ConfigError(fault)
+
+    with pytest.raises(ConfigError, match="no such corpus"):
+        prepare(fault="no such corpus")
+    prepare()  # the one that has failed is not in its way
     with pytest.raises(ConfigError, match=r"another sweep was begun in .* at the same time"):
-        checks.claim(config, str(tmp_path), resume=False)
-    checks.claim(config, str(tmp_path), resume=True)
+        prepare()
+    with pytest.raises(ConfigError, match="away"):
+        prepare(resume=True, fault="away")
+    prepare(resume=True)
     with pytest.raises(ConfigError, match="holds a sweep; --resume goes on with it"):
         checks.begun(config, str(tmp_path), resume=False)
     checks.begun(config, str(tmp_path), resume=True)
@@ -268,6 +278,25 @@ def test_no_trial_wins_before_all_have_ended(tmp_path: Path, capsys: pytest.Capt
     assert set(known.states) == {"fair", "unfair", "weak", "slow", "running"}
     assert not (tmp_path / "winner.json").exists()
     assert "http-equiv" in (tmp_path / "dashboard.html").read_text()  # it is to go on
+
+
+def test_a_sweep_leaves_what_another_has_begun_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other begins while this one waits for nodes."""
+    root = tmp_path / "search"
+    space = "sweep.space={train.lr: {loguniform: [0.001, 0.01]}}"
+    config = configuration.load(None, [f"run.storage_uri={tmp_path}", "run.name=search", space])
+
+    def wait_for_nodes(*_: object) -> None:
+        root.mkdir()
+        (root / "config.yaml").write_text("another")
+
+    monkeypatch.setattr(sweep.placement, "connect", lambda _: None)
+    monkeypatch.setattr(sweep.checks, "settings", lambda _: None)
+    monkeypatch.setattr(sweep.checks, "room", wait_for_nodes)
+    with pytest.raises(ConfigError, match="this one ends, that one goes on"):
+        sweep.sweep(config)
+    assert [path.name for path in root.iterdir()] == ["config.yaml"]
+    assert (root / "config.yaml").read_text() == "another"
 
 
 def test_a_trial_that_was_begun_twice_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import pytest
 from mlray import storage
 from mlray.access import StorageError
 from mlray.config import RunConfig, Serving
-from mlray.release import bundle
+from mlray.release import bundle, promotion
 from mlray.release.index import ProductIndex
 from mlray.release.registry import Event, Registry
 from serve_app.errors import ApiError
@@ -197,6 +197,10 @@ def test_customer_service_is_tried_where_the_challenger_knows_answers(
     assert ask(ignorant, "de", 25) == ["one"] * 25
     assert "agreement" in (told := asyncio.run(ignorant.about())["challenger"]["trial"])
     assert told["agreement"] == {}
+    with monkeypatch.context() as unchanged:
+        unchanged.setattr(promotion, "only_index", None)
+        ignorant.watch.look()  # nothing was built since, so nothing is looked through
+    assert ignorant.watch.said == ""
     exchanged = dict(zip(ANSWERS["de"], reversed(ANSWERS["de"].values()), strict=True))
     knowing(registry, tmp_path, {**ANSWERS, "de": exchanged})
     ignorant.watch.look()
@@ -219,8 +223,11 @@ def test_a_storage_that_is_away_stops_no_trial(tmp_path: Path, monkeypatch: pyte
         assert search(models, "de", ["c"] * 24)[-1] == "one"
     with monkeypatch.context() as broken:
         broken.setattr(storage, "create_bytes", lambda *_: (_ for _ in ()).throw(StorageError("away")))
+        taken: list[str] = []
+        broken.setattr(one.watch.trials._slot, "take", lambda: taken.append("changes"))
         one.watch.look()
     assert "away" in one.watch.said
+    assert taken == ["changes"]  # its products change all the same
     assert search(one, "de", ["c"]) == ["one"]
     for models in (one, other, one):  # both tell it; the first counts
         models.watch.look()

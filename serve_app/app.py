@@ -28,7 +28,6 @@ from mlray import configuration, languages
 from mlray.config import ConfigError, RunConfig, Serving
 from mlray.release.changes import Product
 from serve_app import api, errors, front, metrics, routing
-from serve_app.batching import IN_LINE
 from serve_app.door import Door
 from serve_app.errors import ApiError
 from serve_app.keys import Keys
@@ -40,13 +39,8 @@ log = logging.getLogger("mlray.serve")
 
 _ONGOING, _QUEUED = 1000, 1000
 """Requests of a replica at a time, which the batcher puts together, and those that wait in front of all of them."""
-_STANDING = 256
-"""Requests of one language that wait until a replica takes them up."""
 _FRESH_S = 1.0
 """For which an answer about readiness is good."""
-_INSIDE_CPU, _INSIDE_GPU = (4, 32), (16, 64)
-"""Requests that a replica works on at a time: while several languages ask, and for one alone. A pass on CPU takes about
-as long as its texts one by one; on a GPU larger ones pay."""
 _SHORT, _CALLS = ("search", "embed", "recommend"), 2
 """What is asked together, and such calls to a replica at a time."""
 _FEW = 8
@@ -84,10 +78,8 @@ class Behind:
         self._replicas, self._watch_s = replicas, settings.watch_s
         # By the port that a replica has for others, and not as a task of an actor, which goes through four threads.
         self._shared = replicas.options(method_name="ask_all", _by_reference=False)
-        inside = _INSIDE_GPU if settings.gpus_per_replica else _INSIDE_CPU
-        shared, alone = (number * settings.num_replicas for number in inside)
         # One each: a translation takes many times as long as a vector.
-        self._doors = {what: Door(shared, alone, _STANDING, settings.timeout_s * IN_LINE) for what in _ASKED}
+        self._doors = {what: Door.of(settings, short=what in _SHORT) for what in _ASKED}
         calls = _CALLS * settings.num_replicas
         self._together = {what: Together[tuple[Any, ...], Any](self._all, calls) for what in _SHORT}
         self._known: frozenset[str] = frozenset()

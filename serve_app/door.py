@@ -12,11 +12,17 @@ import math
 import time
 from collections import Counter, deque
 
+from mlray.config import Serving
 from serve_app import metrics
-from serve_app.batching import Overloaded
+from serve_app.batching import IN_LINE, Overloaded
 
 _ALONE_S = 1.0
 """Without a request in another line after which a line is alone."""
+_SHORT_CPU, _LONG_CPU, _GPU = (1, 32), (4, 32), (16, 64)
+"""Requests that a replica works on at a time: while several lines ask, and for one alone. On a CPU a pass over short
+texts takes about as long as they would one by one, so a second one of a line would only stand in the others' way."""
+_STANDING = 256
+"""Requests of one line that wait until a replica takes them up."""
 
 
 class Door:
@@ -36,6 +42,13 @@ class Door:
         self._inside: Counter[str] = Counter()
         self._lines: dict[str, deque[asyncio.Future[None]]] = {}
         """The first is the next whose turn it is."""
+
+    @classmethod
+    def of(cls, settings: Serving, *, short: bool) -> Door:
+        """Before all replicas, for requests that take a pass of a model, or many (not `short`)."""
+        inside = _GPU if settings.gpus_per_replica else _SHORT_CPU if short else _LONG_CPU
+        shared, alone = (number * settings.num_replicas for number in inside)
+        return cls(shared, alone, _STANDING, settings.timeout_s * IN_LINE)
 
     async def enter(self, line: str) -> None:
         """Waits for a place, which `leave` gives up.

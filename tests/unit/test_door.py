@@ -266,6 +266,30 @@ class Replicas:
         return ApiError(503, "no_champion", "no model is served yet") if self.empty >= 0 else {}
 
 
+@pytest.mark.parametrize(
+    ("serving", "short", "inside"),
+    [
+        ({}, True, 2),  # the first of each line
+        ({"num_replicas": 3}, True, 3),
+        ({}, False, 4),
+        ({"num_replicas": 2, "gpus_per_replica": 1}, True, 32),
+    ],
+)
+def test_how_many_are_inside_while_two_languages_ask(
+    serving: dict[str, Any], short: bool, inside: int
+) -> None:
+    async def run() -> None:
+        guests = Guests(Door.of(Serving.model_validate(serving), short=short))
+        await guests.come("de0", "fr0", *(f"de{number}" for number in range(1, 60)))
+        assert len(guests.inside) == inside
+        await guests.go("de0")
+        assert (len(guests.inside), "de1" in guests.inside) == (inside, True)
+        for one in guests.tasks.values():
+            one.cancel()
+
+    asyncio.run(run())
+
+
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """No call waits for the answer of another."""

@@ -149,7 +149,7 @@ async def answer(
             return None
         if not (_alike(source, path.languages[0]) and _alike(target, path.languages[-1])):
             return None  # it would be in a related language, which the customer has not asked for
-        (found,) = await translate(legs, [text], path, {}, [], queue=target)
+        (found,) = await translate(legs, [text], path, {}, [], queue=path.languages[-1])
     except ApiError:
         return None
     except Exception as error:  # the answer stands whatever a model does

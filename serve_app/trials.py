@@ -78,8 +78,11 @@ class Trials:
                 self._slot.take()
 
     def _take_up(self, challenger: Event) -> str:
-        trial, built = self._trial, self._registry.names("indexes")
-        if trial and (trial.reading.champion.event.knowledge is not None or built == self._built):
+        trial = self._trial
+        if trial and trial.reading.champion.event.knowledge is not None:
+            return ""
+        built = self._registry.names("indexes")
+        if trial and built == self._built:
             return ""
         fault = self._slot.put(self._with_indexes(challenger))
         if fault or not self._slot.now:

@@ -170,14 +170,14 @@ class Board:
         return f"{told}. {made:,} steps made, and {self.saved():.0%} saved by stopping{whole}{by}"
 
     def leaders(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        """The leader board: heads, and a row for each trial, the best first."""
-        heads, front = ("trial", *self.keys, "steps", "objective", "mean", "worst", "state"), self.pareto()
+        """The leader board: heads, and a row for each trial, the best first; figures before settings."""
+        heads, front = ("trial", "objective", "mean", "worst", "steps", "state", *self.keys), self.pareto()
         rows = []
         for row in self.ranked():
             values = (shown(self.values[row.trial].get(key)) for key in self.keys)
-            figures = (f"{row.step:,}", f"{row.objective:.4f}", f"{row.macro:.4f}")
             worst = f"{row.worst:.4f} {row.worst_language}"
-            rows.append((row.trial, *values, *figures, worst, self.remark(row, front)))
+            figures = (f"{row.objective:.4f}", f"{row.macro:.4f}", worst, f"{row.step:,}")
+            rows.append((row.trial, *figures, self.remark(row, front), *values))
         return heads, rows
 
     def table(self) -> Table:

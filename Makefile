@@ -21,6 +21,7 @@ demo: setup
 	$(RUN) PYTHON=$(BIN)/python sh jobs/pipeline.sh runs runs/demo-registry
 	@echo "plot        runs/demo/loss.png"
 	@echo "sweep       runs/sweep-sample/dashboard.html"
+	@echo "note        these models have learnt for minutes from 64 products: they show the way, not what mlray reaches"
 	$(RUN) PYTHON=$(BIN)/python sh serve_app/try.sh runs/demo-registry
 
 serve: setup

@@ -16,6 +16,7 @@ import asyncio
 import collections
 import contextlib
 import multiprocessing
+import os
 import random
 import sys
 import time
@@ -27,7 +28,6 @@ from typing import Any
 import aiohttp
 import measure
 import numpy as np
-import psutil
 import serving
 
 QUIET, WORDS = 7, 16
@@ -169,18 +169,16 @@ def flooding(url: str, language: str, clients: int, under_way: Event, over: Even
 
 def busy() -> dict[tuple[int, str], float]:
     """CPU seconds until now of each process below this one, and of this one, by what it does."""
-    found: dict[tuple[int, str], float] = {}
-    me = psutil.Process()
-    for process in (me, *me.children(recursive=True)):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            times = process.cpu_times()
-            kind = "customers" if process == me else kind_of(" ".join(process.cmdline()))
-            found[process.pid, kind] = times.user + times.system
-    return found
+    return {(pid, kind_of(pid)): seconds for pid, seconds in measure.cpu_s(os.getpid()).items()}
 
 
-def kind_of(command: str) -> str:
+def kind_of(pid: int) -> str:
     """What a process does, by its command line."""
+    if pid == os.getpid():
+        return "customers"
+    command = ""
+    with contextlib.suppress(OSError):  # it has just ended
+        command = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace")
     return next((kind for mark, kind in KINDS.items() if mark in command), "rest of Ray")
 
 

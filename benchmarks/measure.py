@@ -166,6 +166,12 @@ class Watch:
             self._peak_total = max(self._peak_total, sum(map(_proportional_bytes, pids)))
 
 
+def cpu_s(root: int) -> dict[int, float]:
+    """CPU seconds until now of each process of the tree below `root`, itself included."""
+    processes = _processes()
+    return {pid: processes[pid].own_s for pid in _below(processes, {root}) if pid in processes}
+
+
 def _tree_s(processes: Mapping[int, _Process]) -> float:
     return sum(process.own_s + process.reaped_s for process in processes.values())
 

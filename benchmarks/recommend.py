@@ -16,6 +16,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import measure
 import numpy as np
@@ -63,9 +64,11 @@ def main() -> int:
     return 0
 
 
-def values(cell: dict[str, dict[str, float]]) -> dict[str, float]:
-    """The figures of a market without their intervals."""
-    return {name: figure["value"] for name, figure in cell.items()} | {"n": cell["nDCG@10"]["n"]}
+def values(cell: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """The figures of a market, and the interval (95 %) of the one that decides."""
+    decides = cell["nDCG@10"]
+    about = {"nDCG@10 interval": [decides["low"], decides["high"]], "n": decides["n"]}
+    return {name: figure["value"] for name, figure in cell.items()} | about
 
 
 def floors(own: list[Case], pooled: Score, config: RunConfig) -> dict[str, dict[str, float]]:
@@ -120,7 +123,7 @@ def neighbours(cases: list[Case]) -> Score:
     return score
 
 
-def render(cells: dict[str, dict[str, dict[str, float]]]) -> str:
+def render(cells: dict[str, dict[str, dict[str, Any]]]) -> str:
     """A row for each market."""
     arms = ("mlray", "kNN", "kNN of all", "popularity")
     rows = [

@@ -6,8 +6,9 @@ RUN is a finished, judged run of jobs/align.py; its weights answer in every arm 
 clients; a peer has its threads, ours those that Serve gives a replica. Each arm is a server of its own
 (`serving_arms.py`; infinity-emb in an environment with `peers/serving.txt`, by its command INFINITY_EMB). First the
 vectors are compared. Then clients ask `/v1/embeddings` for a text of some 16 tokens each, one after the other: 1, 8
-and 32 at a time; then for 64 texts at once; then at random times (Poisson) at 70 % of the most that was reached. All
-are told that the texts are English, as a shop's pages would: ours lets languages wait in lines of their own.
+and 32 at a time; then 32 in six languages; then for 64 texts at once; then at random times (Poisson) at 70 % of the
+most that was reached. A request tells its language, as a shop's pages would, English but in the load of six: ours lets
+languages wait in lines of their own.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ _TOKENS = 16
 _SIZES = ("model_type", "hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size")
 _STARTS_S = 120
 _SAME = 0.9999
-_HEADERS = {"accept-language": "en"}
+_LANGUAGES = ("en", "de", "es", "fr", "ja", "ru")
+"""What the clients say that they speak: all the first, or one each in turn; only ours has lines for them."""
+_MIXED = f"c={CLIENTS[-1]}, six languages"
 
 
 def main() -> int:
@@ -222,10 +225,12 @@ def text(draw: random.Random, words: int) -> str:
     return " ".join(draw.choices(_WORDS, k=words))
 
 
-async def ask(session: aiohttp.ClientSession, url: str, texts: list[str]) -> tuple[float, list[Any]]:
+async def ask(
+    session: aiohttp.ClientSession, url: str, texts: list[str], language: str = _LANGUAGES[0]
+) -> tuple[float, list[Any]]:
     """Seconds, and what was answered."""
     begin = time.perf_counter()
-    async with session.post(url, json=asked(texts)) as told:
+    async with session.post(url, json=asked(texts), headers={"accept-language": language}) as told:
         told.raise_for_status()
         return time.perf_counter() - begin, (await told.json())["data"]
 
@@ -233,7 +238,7 @@ async def ask(session: aiohttp.ClientSession, url: str, texts: list[str]) -> tup
 async def compared(url: str, words: int) -> np.ndarray:
     """Vectors of the same texts."""
     draw = random.Random(0)
-    async with aiohttp.ClientSession(headers=_HEADERS) as session:
+    async with aiohttp.ClientSession() as session:
         _, data = await ask(session, url, [text(draw, words) for _ in range(32)])
     return np.array([row["embedding"] for row in data])
 
@@ -241,10 +246,11 @@ async def compared(url: str, words: int) -> np.ndarray:
 async def measured(url: str, seconds: float, words: int) -> dict[str, Any]:
     """Each load, one after the other."""
     connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(connector=connector, headers=_HEADERS) as session:
+    async with aiohttp.ClientSession(connector=connector) as session:
         ask_for = functools.partial(closed, session, url, words)
         await ask_for(8, 1, seconds / 4)  # warm
         found = {f"c={clients}": await ask_for(clients, 1, seconds) for clients in CLIENTS}
+        found[_MIXED] = await ask_for(CLIENTS[-1], 1, seconds, _LANGUAGES)
         found["bulk of 64"] = await ask_for(1, 64, seconds)
         most = max(found[f"c={clients}"]["per_s"] for clients in CLIENTS)
         found["Poisson"] = await poisson(session, url, words, 0.7 * most, seconds)
@@ -252,7 +258,13 @@ async def measured(url: str, seconds: float, words: int) -> dict[str, Any]:
 
 
 async def closed(
-    session: aiohttp.ClientSession, url: str, words: int, clients: int, size: int, seconds: float
+    session: aiohttp.ClientSession,
+    url: str,
+    words: int,
+    clients: int,
+    size: int,
+    seconds: float,
+    languages: tuple[str, ...] = _LANGUAGES[:1],
 ) -> dict[str, float]:
     """Clients that each ask again as soon as they are answered."""
     until, times = time.perf_counter() + seconds, list[float]()
@@ -260,7 +272,8 @@ async def closed(
     async def client(number: int) -> None:
         draw = random.Random(number)
         while time.perf_counter() < until:
-            taken, _ = await ask(session, url, [text(draw, words) for _ in range(size)])
+            texts = [text(draw, words) for _ in range(size)]
+            taken, _ = await ask(session, url, texts, languages[number % len(languages)])
             times.append(taken)
 
     begin = time.perf_counter()
@@ -315,7 +328,7 @@ def render(report: dict[str, Any]) -> str:
     loads = [f"c={clients}" for clients in CLIENTS]
     rows = []
     for name, own in report["arms"].items():
-        per_s = [f"{own[load]['per_s'].median:,.0f}" for load in [*loads, "bulk of 64"]]
+        per_s = [f"{own[load]['per_s'].median:,.0f}" for load in [*loads, _MIXED, "bulk of 64"]]
         most, random_times = own[loads[-1]], own["Poisson"]
         rows.append(
             (
@@ -325,7 +338,7 @@ def render(report: dict[str, Any]) -> str:
                 f"{random_times['p50_ms'].median:.0f} / {random_times['p99_ms'].median:.0f}",
             )
         )
-    header = ("arm", *loads, "bulk of 64", "p50 / p99 ms, c=32", "p50 / p99 ms, Poisson 70 %")
+    header = ("arm", *loads, _MIXED, "bulk of 64", "p50 / p99 ms, c=32", "p50 / p99 ms, Poisson 70 %")
     return measure.table(header, rows)
 
 

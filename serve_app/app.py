@@ -148,8 +148,8 @@ class Behind:
 
     async def _in_line(self, what: str, tag: str, *told: Any) -> dict[str, Any]:
         """As `_ask`, when it is the language's turn; what the champion does not know has one line together."""
-        primary = tag.partition("-")[0]
-        line, door = primary if primary in self._lines() else languages.UNKNOWN, self._doors[what]
+        known, door = self._lines(), self._doors[what]
+        line = next((one for one in (tag, tag.partition("-")[0]) if one in known), languages.UNKNOWN)
         await door.enter(line)
         asking = asyncio.create_task(self._ask(what, *told))
 
@@ -173,8 +173,10 @@ class Behind:
     async def _learn(self) -> None:
         with contextlib.suppress(ApiError):  # those of before will do
             champion = (await self.about())["champion"] or {}
-            kinds = ("languages", "recommends", "markets")
-            self._known = frozenset(tag.partition("-")[0] for kind in kinds for tag in champion.get(kind, ()))
+            spoken = {tag.partition("-")[0] for tag in champion.get("languages", ())}
+            self._known = frozenset(
+                spoken.union(*(champion.get(kind, ()) for kind in ("recommends", "markets")))
+            )
 
     async def _all(self, asked: list[tuple[Any, ...]]) -> list[Any]:
         found: list[Any] = await self._shared.remote(asked)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import traceback
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -57,11 +58,11 @@ async def in_time(answer: Awaitable[Answer], timeout_s: float) -> Answer:
         raise ApiError(503, "deadline", "no answer in time; try again later", 1.0) from None
 
 
-def failure(error: Exception, request_id: str) -> ApiError:
+def failure(error: Exception, asked: str) -> ApiError:
     """What is told of a fault of ours. The log has where it was, without its message, which may quote a customer."""
-    frames = "".join(traceback.format_tb(error.__traceback__))
-    log.error("request %s failed with %s:\n%s", request_id, type(error).__name__, frames)
-    return ApiError(500, _INTERNAL, "the server failed; its log has this request id")
+    frames, name = "".join(traceback.format_tb(error.__traceback__)), secrets.token_hex(4)
+    log.error("fault %s: %s failed with %s:\n%s", name, asked, type(error).__name__, frames)
+    return ApiError(500, _INTERNAL, f"the server failed; its log has fault {name}")
 
 
 def install(app: FastAPI) -> None:
@@ -78,7 +79,7 @@ def install(app: FastAPI) -> None:
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     if error.code == _INTERNAL:
-        log.error("request %s: a replica has failed; its own log says where", request.state.id)
+        log.error("request %s: %s", request.state.id, error.message)
     return answer(error, request.state.id)
 
 

@@ -57,7 +57,7 @@ class Guards:
             await self._app(scope, await self._admitted(scope, headers, receive), answer)
         except Exception as error:
             # Told here and to nobody else: a message may quote a customer.
-            told = error if isinstance(error, ApiError) else errors.failure(error, request_id)
+            told = error if isinstance(error, ApiError) else errors.failure(error, f"request {request_id}")
             if status:  # half of the answer is out
                 with contextlib.suppress(Exception):
                     await send({"type": "http.response.body", "body": b"", "more_body": False})

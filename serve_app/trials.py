@@ -105,10 +105,10 @@ class Trials:
         if self._trial:
             index = self._trial.reading.champion.event.index
         else:
-            index = promotion.only_index(self._registry, challenger.bundle, "index")
+            index = promotion.only_index(self._registry, challenger.bundle, "index", newest=True)
         knowledge = None
         with contextlib.suppress(ConfigError):  # then the champion alone answers customer service
-            knowledge = promotion.only_index(self._registry, challenger.bundle, "knowledge")
+            knowledge = promotion.only_index(self._registry, challenger.bundle, "knowledge", newest=True)
         return replace(challenger, index=index, knowledge=knowledge)
 
     def reading(self, bundle: str) -> Reading | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
 from mlray import storage
@@ -19,6 +20,8 @@ from mlray.config import RunError
 from mlray.release.registry import NUMBERED, Registry
 
 _FOLDER = "changes"
+_READERS = 16
+"""Changes that are read at a time."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +78,20 @@ class Changes:
         Raises:
             RunError: one is damaged.
         """
-        while storage.exists(place := self._place(number + 1), self.registry.settings):
-            try:
-                told = json.loads(storage.read_bytes(place, self.registry.settings))
-                products = tuple(Product(**one) for one in told["upsert"])
-                yield Change(products, tuple((market, name) for market, name in told["delete"]))
-            except (ValueError, KeyError, TypeError) as error:
-                raise RunError(f"{place} is no change of products: {error!r}") from None
-            number += 1
+        if not storage.exists(self._place(number + 1), self.registry.settings):
+            return
+        # One that starts may have thousands to read, of which each takes a round trip.
+        with ThreadPoolExecutor(_READERS) as readers:
+            yield from readers.map(self._read, range(number + 1, self.position + 1))
+
+    def _read(self, number: int) -> Change:
+        place = self._place(number)
+        try:
+            told = json.loads(storage.read_bytes(place, self.registry.settings))
+            products = tuple(Product(**one) for one in told["upsert"])
+            return Change(products, tuple((market, name) for market, name in told["delete"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{place} is no change of products: {error!r}") from None
 
     def _place(self, number: int) -> str:
         return storage.join(self.registry.uri, _FOLDER, f"{number:08d}.json")

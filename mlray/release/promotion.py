@@ -178,18 +178,19 @@ def _fault(registry: Registry, reign: Event) -> str | None:
     return None
 
 
-def only_index(registry: Registry, name: str, kind: str) -> str:
-    """The index (`kind`: or `knowledge`) that there is of a bundle.
+def only_index(registry: Registry, name: str, kind: str, *, newest: bool = False) -> str:
+    """The index (`kind`: or `knowledge`) that there is of a bundle; with `newest` the one that holds most changes.
 
     Raises:
         ConfigError: there is none, or several.
     """
-    built = []
+    positions = {}
     for one in registry.names("indexes"):
         with suppress(RunError):  # a damaged one is none to choose, and may belong to another bundle
             about = registry.about("indexes", one)
             if about.get("bundle") == name and about.get("kind", "index") == kind:
-                built.append(one)
+                positions[one] = about.get("position", 0) if newest else 0
+    built = [one for one in positions if positions[one] == max(positions.values())]
     if len(built) != 1:
         made = f"jobs/index.py --bundle {name}" + " --knowledge" * (kind == "knowledge")
         told = f"there are {', '.join(built)}; name one" if built else f"{made} makes one"

@@ -62,12 +62,12 @@ async def settled() -> None:
 def played(
     story: Callable[[Guests], Awaitable[None]],
     shared: int = 2,
-    alone: int = 2,
+    full: int = 2,
     waiting: int = 100,
     patience_s: float = 60.0,
 ) -> None:
     async def run() -> None:
-        guests = Guests(Door(shared, alone, waiting, patience_s))
+        guests = Guests(Door(shared, full, waiting, patience_s))
         await story(guests)
         for task in guests.tasks.values():
             task.cancel()
@@ -112,7 +112,7 @@ def test_a_language_has_more_while_it_asks_alone(monkeypatch: pytest.MonkeyPatch
         await guests.come("en6", "en7")
         assert guests.inside == ["en3", "en4", "en5", "en6"]
 
-    played(story, alone=4)
+    played(story, full=4)
 
 
 def test_a_language_is_not_alone_while_another_waits_or_is_inside(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,19 +121,33 @@ def test_a_language_is_not_alone_while_another_waits_or_is_inside(monkeypatch: p
 
     async def story(guests: Guests) -> None:
         nonlocal now
-        await guests.come("en0", "de0", "de1", "de2")
+        await guests.come("en0", "de0")
         now += 2.0
         await guests.come("en1", "en2", "en3")
         assert guests.inside == ["en0", "de0"]
-        await guests.go("de0")
-        assert guests.inside == ["en0", "de1"]
         await guests.go("en0")
-        assert guests.inside == ["de1", "en1"]
-        for name in ("de1", "de2"):
-            await guests.go(name)
+        assert guests.inside == ["de0", "en1"]
+        await guests.go("de0")
         assert guests.inside == ["en1", "en2", "en3"]
 
-    played(story, alone=8)
+    played(story, full=8)
+
+
+def test_languages_that_are_busy_share_the_places_beside_one_that_is_not() -> None:
+    async def story(guests: Guests) -> None:
+        await guests.come("fr0", "en0", "en1", "en2", "en3", "en4")
+        assert guests.inside == ["fr0", "en0"]  # English has as many as French asks for
+        await guests.come("de0", "de1")
+        assert guests.inside == ["fr0", "en0", "de0", "de1", "en1"]
+        await guests.come("de2")  # so English may have three, and whose turn is longer ago goes first
+        assert guests.inside == ["fr0", "en0", "de0", "de1", "en1", "en2"]
+        await guests.go("fr0")
+        assert guests.inside == ["en0", "de0", "de1", "en1", "en2", "de2"]  # six are all that go in
+        await guests.go("de0")
+        await guests.go("en0")
+        assert guests.inside == ["de1", "en1", "en2", "de2"]  # German asks for two by now
+
+    played(story, shared=1, full=6)
 
 
 def test_languages_that_wait_take_turns() -> None:
@@ -203,7 +217,7 @@ def test_two_floods_share_and_a_third_language_goes_before_both() -> None:
             await guests.go(name)
         assert guests.inside == ["en1", "de1", "fr0", "en2"]
 
-    played(story, shared=4, alone=4)
+    played(story, shared=4, full=4)
 
 
 def test_who_goes_at_the_head_of_a_line_does_not_cost_it_its_turn() -> None:
@@ -236,7 +250,11 @@ class Replicas:
         self.calls = list[list[tuple[Any, ...]]]()
         self.go_on = asyncio.Event()
         self.ask = SimpleNamespace(remote=self._answer)
-        champion = {"languages": ["de", "en", "pt-BR"], "recommends": ["mx"], "markets": {"fr": 9}}
+        champion = {
+            "languages": ["de", "en", "pt-BR"],
+            "recommends": ["mx", "shop-uk", "shop-ca"],
+            "markets": {"fr": 9},
+        }
         self.told: Any = {"champion": champion}
         self.readies = self.empty = 0
         self.fault: Exception | None = None
@@ -313,6 +331,24 @@ def test_made_up_languages_and_markets_have_one_line_together() -> None:
         await asyncio.gather(*tasks)
         assert len(replicas.asked) == 44
         assert replicas.asked.index("recommend de-CH") < 40  # before the most of the flood
+
+    asyncio.run(run())
+
+
+@pytest.mark.usefixtures("at_once")
+def test_shops_whose_names_begin_alike_have_lines_of_their_own() -> None:
+    async def run() -> None:
+        replicas = Replicas()
+        behind = Behind(replicas, Serving())  # type: ignore[arg-type]
+        behind._lines()  # asks for the champion's markets
+        await settled()
+        flood = [asyncio.create_task(behind.recommend("shop-uk", [], 3)) for _ in range(40)]
+        await settled()
+        other = asyncio.create_task(behind.recommend("shop-ca", [], 3))
+        await settled()
+        assert replicas.asked == ["recommend shop-uk"] * 32 + ["recommend shop-ca"]
+        replicas.go_on.set()
+        await asyncio.gather(*flood, other)
 
     asyncio.run(run())
 

@@ -508,8 +508,9 @@ def test_a_new_index_of_the_champion_needs_no_gate_and_none_is_dropped_in_silenc
         promotion.promote(config, name, None, "")
     (tmp_path / "second").mkdir()
     (tmp_path / "second" / "vectors.bin").write_bytes(b"more products")
-    second = registry.put("indexes", tmp_path / "second", "products", {"bundle": name})
+    second = registry.put("indexes", tmp_path / "second", "products", {"bundle": name, "position": 7})
     (tmp_path / "registry/indexes/half-written").mkdir()
+    assert promotion.only_index(registry, name, "index", newest=True) == second
     with pytest.raises(ConfigError, match=f"{name} has 2 indexes; there are"):
         promotion.promote(config, name, "auto", "")
     verdict, event = promotion.promote(config, name, second, "")

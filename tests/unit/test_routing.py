@@ -9,7 +9,7 @@ from serve_app import routing
 
 
 @pytest.mark.parametrize(
-    ("text", "spoken", "expected"),
+    ("text", "spoken", "found"),
     [
         ("Wo bleibt meine Bestellung?", (), "de"),
         ("¿Dónde está mi pedido?", (), "es"),
@@ -17,12 +17,15 @@ from serve_app import routing
         ("أين طلبي؟", (), "ar"),
         ("注文はどこですか", ("ja", "zh"), "ja"),
         ("Hvor er pakken min? Jeg har ventet i to uker", ("no", "en"), "no"),
+        ("Gdzie jest moja paczka? Czekam już dwa tygodnie", ("de", "en"), "pl"),
+        ("내 주문은 어디에 있나요?", ("de", "en"), "ko"),
+        ("Rote Schuhe", ("de", "en"), "de"),  # of no language that is likelier than not, but for these two
         ("4711-0815 !!!", (), None),
         ("", (), None),
     ],
 )
-def test_a_language_is_detected(text: str, spoken: tuple[str, ...], expected: str | None) -> None:
-    assert routing.detect(text, spoken) == expected
+def test_a_language_is_detected(text: str, spoken: tuple[str, ...], found: str | None) -> None:
+    assert routing.detect(text, spoken) == found
 
 
 def test_what_is_declared_counts_before_the_header_and_both_before_the_text() -> None:

@@ -33,7 +33,7 @@ class Door:
     def __init__(self, shared: int, full: int, waiting: int, patience_s: float) -> None:
         """
         Args:
-            shared: requests inside, which only the first of a line joins, and a line that has less than another asks for.
+            shared: requests inside, which only the first of a line joins, or one that has fewer than another asks for.
             full: requests inside, which only the first of a line joins; also for a line while nobody of another one is
                 here, or came a moment ago.
             waiting: requests that may stand in one line; one more is refused at once.

@@ -20,7 +20,7 @@ from mlray import languages
 
 _SURE, _FOREIGN = 0.5, 0.9
 """Probability from which a detected language counts, and from which one that is not expected does: of whole sentences
-of eight languages in Tatoeba 0.3 % at most are then taken for others, and four tenths to all of nine others are known."""
+of eight languages in Tatoeba 0.3 % at most are then taken for others, and 39 to 100 % of nine others are known."""
 _MAX_CHARS = 1000
 """Of a text that are looked at."""
 

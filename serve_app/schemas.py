@@ -142,7 +142,7 @@ class TranslateReply(BaseModel):
     translations: list[TranslationReply]
     way: list[str] = Field(description="the languages that the texts went through")
     quality: float | None = Field(
-        description="chrF in the bundle's own evaluation, of 100, of two legs their product; null: nothing is translated"
+        description="chrF in the bundle's evaluation, of 100, of two legs their product; null: nothing is translated"
     )
     served_by: ServedBy
 

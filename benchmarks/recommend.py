@@ -48,7 +48,8 @@ def main() -> int:
     training = json.loads((root / "report.json").read_text(encoding="utf-8"))
     rows, _ = check(config)
     found = ours["cells"][f"recommendation {config.evaluation.negatives}"]
-    pooled = neighbours([case for group in rows.values() for case in group])
+    everyone = [case for group in rows.values() for case in group]
+    pooled = neighbours(everyone) if len(rows) > 1 else None
     cells = {
         market: {"mlray": values(found[market]), **floors(rows[market], pooled, config)} for market in rows
     }
@@ -71,10 +72,10 @@ def values(cell: dict[str, dict[str, float]]) -> dict[str, Any]:
     return {name: figure["value"] for name, figure in cell.items()} | about
 
 
-def floors(own: list[Case], pooled: Score, config: RunConfig) -> dict[str, dict[str, float]]:
+def floors(own: list[Case], pooled: Score | None, config: RunConfig) -> dict[str, dict[str, float]]:
     """What is found without a model."""
     popular = Counter(item for case in own for item in items(case.text))
-    scores = {"kNN": neighbours(own), "kNN of all": pooled}
+    scores = {"kNN": neighbours(own)} | ({"kNN of all": pooled} if pooled else {})
     found: dict[str, list[str]] = {"popularity": [], **{name: [] for name in scores}}
     place = Market.of(own)
     for case in own:
@@ -125,7 +126,7 @@ def neighbours(cases: list[Case]) -> Score:
 
 def render(cells: dict[str, dict[str, dict[str, Any]]]) -> str:
     """A row for each market."""
-    arms = ("mlray", "kNN", "kNN of all", "popularity")
+    arms = [arm for arm in ("mlray", "kNN", "kNN of all", "popularity") if arm in next(iter(cells.values()))]
     rows = [
         [market, *(f"{own[arm]['nDCG@10']:.1f}" for arm in arms), f"{own['mlray']['n']:,.0f}"]
         for market, own in sorted(cells.items())

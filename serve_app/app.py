@@ -82,7 +82,7 @@ class Behind:
         self._doors = {what: Door.of(settings, short=what in _SHORT) for what in _ASKED}
         calls = _CALLS * settings.num_replicas
         self._together = {what: Together[tuple[Any, ...], Any](self._all, calls) for what in _SHORT}
-        self._known: frozenset[str] = frozenset()
+        self._known, self._markets = frozenset[str](), frozenset[str]()
         self._looked = -math.inf
         self._look: asyncio.Task[None] | None = None
         self._ready: asyncio.Task[Any] | None = None
@@ -148,8 +148,10 @@ class Behind:
 
     async def _in_line(self, what: str, tag: str, *told: Any) -> dict[str, Any]:
         """As `_ask`, when it is the language's turn; what the champion does not know has one line together."""
-        known, door = self._lines(), self._doors[what]
-        line = next((one for one in (tag, tag.partition("-")[0]) if one in known), languages.UNKNOWN)
+        known, door, primary = self._lines(), self._doors[what], tag.partition("-")[0]
+        line = primary if primary in known else languages.UNKNOWN
+        if what == "recommend" and tag in self._markets:  # `shop-uk` and `shop-ca` are no dialects of `shop`
+            line = tag
         await door.enter(line)
         asking = asyncio.create_task(self._ask(what, *told))
 
@@ -173,10 +175,9 @@ class Behind:
     async def _learn(self) -> None:
         with contextlib.suppress(ApiError):  # those of before will do
             champion = (await self.about())["champion"] or {}
-            spoken = {tag.partition("-")[0] for tag in champion.get("languages", ())}
-            self._known = frozenset(
-                spoken.union(*(champion.get(kind, ()) for kind in ("recommends", "markets")))
-            )
+            self._markets = frozenset([*champion.get("recommends", ()), *champion.get("markets", ())])
+            tags = self._markets.union(champion.get("languages", ()))
+            self._known = frozenset(tag.partition("-")[0] for tag in tags)
 
     async def _all(self, asked: list[tuple[Any, ...]]) -> list[Any]:
         found: list[Any] = await self._shared.remote(asked)

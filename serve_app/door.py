@@ -13,6 +13,7 @@ import math
 import time
 from collections import Counter, deque
 
+from mlray import languages
 from mlray.config import Serving
 from serve_app import metrics
 from serve_app.batching import IN_LINE, Overloaded
@@ -109,6 +110,7 @@ class Door:
         """Lines whose next one may go on."""
         inside = self._inside.total()
         asks = self._inside + Counter({line: len(turns) for line, turns in self._lines.items()})
+        del asks[languages.UNKNOWN]  # what somebody makes up raises nobody's share
         most = [*asks.most_common(2), ("", 0)]  # of all, and of the others of that line
 
         def fits(line: str) -> bool:

@@ -20,8 +20,8 @@ from mlray.config import RunError
 from mlray.release.registry import NUMBERED, Registry
 
 _FOLDER = "changes"
-_READERS = 16
-"""Changes that are read at a time."""
+_READERS = 10
+"""Changes that are read at a time: as many connections to S3 as botocore keeps."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +80,21 @@ class Changes:
         """
         if not storage.exists(self._place(number + 1), self.registry.settings):
             return
-        # One that starts may have thousands to read, of which each takes a round trip.
+        # One that starts may have thousands to read, of which each takes a round trip; mostly there is one.
+        at_a_time = 1
         with ThreadPoolExecutor(_READERS) as readers:
-            yield from readers.map(self._read, range(number + 1, self.position + 1))
+            while True:
+                for change in readers.map(self._read, range(number + 1, number + 1 + at_a_time)):
+                    if change is None:
+                        return
+                    yield change
+                number, at_a_time = number + at_a_time, min(2 * at_a_time, _READERS)
 
-    def _read(self, number: int) -> Change:
+    def _read(self, number: int) -> Change | None:
+        """The change of a number; None if there is none yet."""
         place = self._place(number)
+        if not storage.exists(place, self.registry.settings):
+            return None
         try:
             told = json.loads(storage.read_bytes(place, self.registry.settings))
             products = tuple(Product(**one) for one in told["upsert"])

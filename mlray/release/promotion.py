@@ -193,7 +193,8 @@ def only_index(registry: Registry, name: str, kind: str, *, newest: bool = False
     built = [one for one in positions if positions[one] == max(positions.values())]
     if len(built) != 1:
         made = f"jobs/index.py --bundle {name}" + " --knowledge" * (kind == "knowledge")
-        told = f"there are {', '.join(built)}; name one" if built else f"{made} makes one"
+        choose = "take one away, as none is newer" if newest else "name one"
+        told = f"there are {', '.join(built)}; {choose}" if built else f"{made} makes one"
         raise ConfigError(f"--{kind} auto: {name} has {len(built)} indexes; {told}")
     return built[0]
 

@@ -15,6 +15,7 @@ import yaml
 from grpc.aio import Metadata
 from ray import serve
 
+from mlray import languages
 from mlray.config import ConfigError, Serving
 from serve_app import app, metrics, together
 from serve_app.app import Behind
@@ -146,6 +147,19 @@ def test_languages_that_are_busy_share_the_places_beside_one_that_is_not() -> No
         await guests.go("de0")
         await guests.go("en0")
         assert guests.inside == ["de1", "en1", "en2", "de2"]  # German asks for two by now
+
+    played(story, shared=1, full=6)
+
+
+def test_made_up_languages_give_a_flood_no_places() -> None:
+    async def story(guests: Guests) -> None:
+        await guests.come("fr0", "en0", "en1", "en2")
+        waiting = [asyncio.create_task(guests.door.enter(languages.UNKNOWN)) for _ in range(5)]
+        await settled()
+        assert sum(one.done() for one in waiting) == 3  # as many as English asks for
+        assert guests.inside == ["fr0", "en0"]  # which has no more for that
+        for one in waiting:
+            one.cancel()
 
     played(story, shared=1, full=6)
 

@@ -511,7 +511,11 @@ def test_a_new_index_of_the_champion_needs_no_gate_and_none_is_dropped_in_silenc
     second = registry.put("indexes", tmp_path / "second", "products", {"bundle": name, "position": 7})
     (tmp_path / "registry/indexes/half-written").mkdir()
     assert promotion.only_index(registry, name, "index", newest=True) == second
-    with pytest.raises(ConfigError, match=f"{name} has 2 indexes; there are"):
+    (tmp_path / "second" / "vectors.bin").write_bytes(b"as many changes")
+    registry.put("indexes", tmp_path / "second", "products", {"bundle": name, "position": 7})
+    with pytest.raises(ConfigError, match="take one away, as none is newer"):
+        promotion.only_index(registry, name, "index", newest=True)
+    with pytest.raises(ConfigError, match=f"{name} has 3 indexes; there are"):
         promotion.promote(config, name, "auto", "")
     verdict, event = promotion.promote(config, name, second, "")
     assert verdict is None

@@ -136,16 +136,15 @@ def detect(text: str, expected: Collection[str] = ()) -> str | None:
     """
     if not any(character.isalpha() for character in text):
         return None
-    among, text = frozenset(tag.split("-")[0] for tag in expected), text[:_MAX_CHARS]
-    language, probability = _detector(frozenset()).classify(text)
-    if among and (language in among or probability < _FOREIGN):
-        language, probability = _detector(among).classify(text)
-    return str(language) if probability >= _SURE else None
+    ranked = _detector().rank(text[:_MAX_CHARS])
+    among = {tag.split("-")[0] for tag in expected}
+    likely = [(language, probability) for language, probability in ranked if language in among]
+    if likely and (ranked[0][0] in among or ranked[0][1] < _FOREIGN):
+        ranked = likely
+    language, probability = ranked[0]
+    return str(language) if probability >= _SURE * sum(own for _, own in ranked) else None
 
 
-@functools.lru_cache(maxsize=8)
-def _detector(expected: frozenset[str]) -> langid.LanguageIdentifier:
-    found = langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
-    if among := sorted(expected & set(found.nb_classes)):
-        found.set_languages(among)
-    return found
+@functools.cache
+def _detector() -> langid.LanguageIdentifier:
+    return langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)

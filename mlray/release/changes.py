@@ -78,17 +78,18 @@ class Changes:
         Raises:
             RunError: one is damaged.
         """
-        if not storage.exists(self._place(number + 1), self.registry.settings):
+        if (change := self._read(number + 1)) is None:
             return
+        yield change
         # One that starts may have thousands to read, of which each takes a round trip; mostly there is one.
-        at_a_time = 1
+        following, at_a_time = number + 2, 1
         with ThreadPoolExecutor(_READERS) as readers:
             while True:
-                for change in readers.map(self._read, range(number + 1, number + 1 + at_a_time)):
-                    if change is None:
+                for one in readers.map(self._read, range(following, following + at_a_time)):
+                    if one is None:
                         return
-                    yield change
-                number, at_a_time = number + at_a_time, min(2 * at_a_time, _READERS)
+                    yield one
+                following, at_a_time = following + at_a_time, min(2 * at_a_time, _READERS)
 
     def _read(self, number: int) -> Change | None:
         """The change of a number; None if there is none yet."""

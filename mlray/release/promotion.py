@@ -190,7 +190,8 @@ def only_index(registry: Registry, name: str, kind: str, *, newest: bool = False
             about = registry.about("indexes", one)
             if about.get("bundle") == name and about.get("kind", "index") == kind:
                 positions[one] = about.get("position", 0) if newest else 0
-    built = [one for one in positions if positions[one] == max(positions.values())]
+    last = max(positions.values(), default=0)
+    built = [one for one, position in positions.items() if position == last]
     if len(built) != 1:
         made = f"jobs/index.py --bundle {name}" + " --knowledge" * (kind == "knowledge")
         choose = "take one away, as none is newer" if newest else "name one"

@@ -131,7 +131,19 @@ def test_a_language_is_not_alone_while_another_waits_or_is_inside(monkeypatch: p
         await guests.go("de0")
         assert guests.inside == ["en1", "en2", "en3"]
 
+    async def waiting(guests: Guests) -> None:
+        nonlocal now
+        await guests.come("en0", "de0", "de1")
+        assert guests.inside == ["en0", "de0"]
+        now += 2.0
+        await guests.come("en1", "en2", "en3")
+        assert guests.inside == ["en0", "de0", "en1", "de1"]  # as many as German, and not all
+        await guests.go("de0")
+        await guests.go("de1")
+        assert guests.inside == ["en0", "en1", "en2", "en3"]
+
     played(story, full=8)
+    played(waiting, full=8)
 
 
 def test_languages_that_are_busy_share_the_places_beside_one_that_is_not() -> None:

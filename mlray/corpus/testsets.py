@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
@@ -82,6 +83,8 @@ def _take(file: sources.SourceFile, config: RunConfig, found: Rows, bad: list[st
             case = Case(record.text, right, file.uri, row, record.key, record.item)
             found.setdefault(record.language, []).append(case)
             continue
+        if not file.language_column or record.language != file.fallback:  # else it names no language
+            found.setdefault(record.language, [])
         bad.append(f"{file.uri}: row {row} cannot be scored: {reason}")
         if len(bad) > config.evaluation.max_bad_rows:
             raise ConfigError(f"{bad[-1]} (evaluation.max_bad_rows={config.evaluation.max_bad_rows})")
@@ -115,7 +118,7 @@ def rows_of(file: sources.SourceFile, config: RunConfig) -> Iterator[tuple[int, 
 def without_rows(config: RunConfig, rows: Rows) -> dict[str, str]:
     """Why a language of the corpus, or of a test set, has no figure."""
     reason = "no test rows: the corpus has it, and evaluation.sources holds no row in it"
-    told = {*config.corpus.languages, *_languages_of(config)}
+    told = {*config.corpus.languages, *_languages_of(config), *_counted(config)}
     named = {name: reason for name in sorted(told) if name not in rows}
     barren = [name for name, group in rows.items() if not group]
     return {**named, **dict.fromkeys(barren, "no test rows: its files hold none that can be scored")}
@@ -135,3 +138,12 @@ def _languages_of(config: RunConfig) -> set[str]:
             if file.language
         }
     return told
+
+
+def _counted(config: RunConfig) -> set[str]:
+    """Languages whose documents the training has counted, where the weights lie in their checkpoint."""
+    weights = config.adapter.path or config.model.path or ""
+    with contextlib.suppress(access.StorageError, ValueError, LookupError, TypeError, AttributeError):
+        beside = storage.join(storage.absolute(weights).rstrip("/").rpartition("/")[0], "progress.json")
+        return set(json.loads(storage.read_bytes(beside, config.storage))["documents"])
+    return set()

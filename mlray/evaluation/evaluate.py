@@ -192,26 +192,33 @@ def _translate(config: RunConfig, folders: Folders, rows: Rows, report: Report) 
     directions = translation.directions(list(rows))
     writer.check(directions)  # before any is translated
     _tell_cuts(report, rows, writer.encoder, writer.room)
-    for (source, target), group in zip(directions, rows.values(), strict=True):
+    for (source, target), (name, group) in zip(directions, rows.items(), strict=True):
         for part in _slices(group):
             texts = [row.text for row in part]
-            yield writer.translate(texts, source, target, config.evaluation, config.run.seed)
+            written = writer.translate(texts, source, target, config.evaluation, config.run.seed)
+            report.count("unfinished", name, writer.unfinished)
+            yield written
 
 
 def _continue(config: RunConfig, folders: Folders, rows: Rows, report: Report) -> Iterator[list[str]]:
     model, adapter, language = folders
     continuer = Continuer(model, adapter, language, _device())
     _tell_cuts(report, rows, continuer.encoder, continuer.room(config.evaluation))
-    for group in rows.values():
+    for name, group in rows.items():
         for part in _slices(group):
-            yield continuer.write([row.text for row in part], config.evaluation, config.run.seed)
+            written = continuer.write([row.text for row in part], config.evaluation, config.run.seed)
+            report.count("unfinished", name, continuer.unfinished)
+            yield written
 
 
 def _label(config: RunConfig, folders: Folders, rows: Rows, report: Report) -> Iterator[list[str]]:
     model, adapter, language = folders
     judge = Judge(config, list(rows), model, adapter, language, _device())
     judge.cuts.check(rows)  # a bad row is told before the model reads any
-    _tell(report, {name: judge.cuts.cut_off(group, name) for name, group in rows.items()})
+    for name, group in rows.items():
+        report.count("cut_off", name, judge.cuts.cut_off(group, name))
+        if unknown := judge.cuts.unknown(group, name):
+            report.about.setdefault("unknown_labels", {})[name] = unknown
     for name, group in rows.items():
         for part in _slices(group):
             yield judge.label(part, name)
@@ -242,15 +249,9 @@ def _recommend(config: RunConfig, folders: Folders, rows: Rows, report: Report) 
 
 def _tell_cuts(report: Report, rows: Rows, encoder: tokenizer.Encoder, room: int) -> None:
     """Counts the texts that the model does not see whole."""
-    longer = {
-        name: sum(len(ids) > room for ids in encoder.encode([case.text for case in group]))
-        for name, group in rows.items()
-    }
-    _tell(report, longer)
-
-
-def _tell(report: Report, cut_off: dict[str, int]) -> None:
-    report.about["cut_off"] = {name: number for name, number in cut_off.items() if number}
+    for name, group in rows.items():
+        encoded = encoder.encode([case.text for case in group])
+        report.count("cut_off", name, sum(len(ids) > room for ids in encoded))
 
 
 def _device() -> str:

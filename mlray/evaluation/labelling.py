@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -80,8 +81,18 @@ class Cuts:
         if self._config.evaluation.unknown_labels == "error" or kind(self._config, name) == "answer":
             return pair
         own = multitask.own_labels(self._labels, languages.task(name))
-        parts = pair.split(" ") if kind(self._config, name) == "tagging" else [pair]
-        return " ".join(part if part in own else next(iter(own), part) for part in parts)
+        return " ".join(part if part in own else next(iter(own), part) for part in self._parts(pair, name))
+
+    def _parts(self, pair: str, name: str) -> list[str]:
+        return pair.split(" ") if kind(self._config, name) == "tagging" else [pair]
+
+    def unknown(self, rows: Sequence[Case], name: str) -> dict[str, int]:
+        """Label that the training did not know -> how often it stands in the rows of a language."""
+        if kind(self._config, name) == "answer":
+            return {}
+        own = multitask.own_labels(self._labels, languages.task(name))
+        told = Counter(part for row in rows for part in self._parts(row.pair, name))
+        return {label: number for label, number in sorted(told.items()) if label not in own}
 
 
 class Judge:

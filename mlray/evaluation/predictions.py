@@ -88,6 +88,8 @@ def _row(entry: object, place: str) -> Row:
     said, truth = (_told(entry.get(key), key, task) for key in ("prediction", name))
     if is_unseen(truth):
         raise ValueError(f"has an empty {name}")
+    if task.partition(" ")[0] in _RANKED and len(set(said.split())) < len(said.split()):
+        raise ValueError("names a candidate twice in its prediction")
     return Row(task, language, said, truth, place, text if isinstance(text, str) else "")
 
 

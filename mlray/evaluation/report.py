@@ -36,6 +36,12 @@ class Report:
     empty: dict[str, dict[str, str]] = field(default_factory=dict)
     """Task -> language without figures -> why it has none."""
 
+    def count(self, what: str, language: str, number: int) -> None:
+        """Adds to a number of texts that `about` tells of a language, such as those that were cut off."""
+        if number:
+            counts = self.about.setdefault(what, {})
+            counts[language] = counts.get(language, 0) + number
+
     def summary(self, task: str) -> dict[str, dict[str, Any]]:
         """Of each metric of a task: mean over the languages, the worst language, and how far it is behind the mean."""
         table = self.cells[task]
@@ -96,6 +102,12 @@ class Report:
             raise ConfigError(f"it is no report of an evaluation: {error!r}") from None
 
 
+_NOTES = {
+    "cut_off": "texts are longer than a row, and were judged without their end",
+    "unfinished": "texts that the model wrote had no end within evaluation.max_new_tokens",
+}
+
+
 def show(report: Report, console: Console) -> None:
     """Prints a table for each task: value +- half the interval, then the mean, the worst language, and the gap."""
     for task, table in report.cells.items():
@@ -104,10 +116,13 @@ def show(report: Report, console: Console) -> None:
         for reason in dict.fromkeys(reasons.values()):
             names = [language for language, own in reasons.items() if own == reason]
             console.print(f"{task}, {', '.join(names)}: {reason}", markup=False)
-    for language, number in report.about.get("cut_off", {}).items():
+    for key, what in _NOTES.items():
+        for language, number in report.about.get(key, {}).items():
+            console.print(f"{language}: {number:,} {what}", markup=False)
+    for language, counts in report.about.get("unknown_labels", {}).items():
+        told = ", ".join(f"{label} ({number:,})" for label, number in counts.items())
         console.print(
-            f"{language}: {number:,} texts are longer than a row, and were judged without their end",
-            markup=False,
+            f"{language}: labels that the training did not know count as wrong: {told}", markup=False
         )
     if left_out := report.about.get("left_out"):
         console.print(f"{len(left_out):,} bad rows were left out, the first: {left_out[0]}", markup=False)

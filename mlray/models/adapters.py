@@ -16,6 +16,7 @@ from typing import Any
 import peft
 import torch
 import transformers
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from mlray.config import Adapter, ConfigError, RunError
@@ -196,7 +197,9 @@ def _fitting() -> Iterator[None]:
                 "ignore", "Found missing adapter keys"
             )  # `check_keys` tells them, as an error
             yield
-    except (ValueError, TypeError) as error:
+    except SafetensorError as error:
+        raise ConfigError(f"the adapter's weights cannot be read: {error}") from None
+    except (ValueError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(
             f"the adapter does not fit; see adapter.kind and adapter.targets (only LoRA and DoRA stack): {reason}"

@@ -54,6 +54,8 @@ class _Model:
         self._model = packed.model.to(device).eval()
         self.encoder = tokenizers.encoder(self._tokens)
         self._positions = int(self._model.config.max_position_embeddings)
+        self.unfinished = 0
+        """Texts of the last call that had no end within `evaluation.max_new_tokens`."""
 
     def _open(self, config: ModelConfig, folder: Path | str) -> Backbone:
         """The model as it is trained on, which adapters fit."""
@@ -70,7 +72,7 @@ class _Model:
 
     def _write(self, rows: list[list[int]], config: Evaluation, seed: int, **told: Any) -> list[str]:
         """What the model writes to each row of tokens, in order; `told` goes to `generate`."""
-        result = [""] * len(rows)
+        result, self.unfinished = [""] * len(rows), 0
         for places in _by_length(rows, config.batch_tokens):
             written = self._batch([rows[place] for place in places], config, seed, told)
             for place, text in zip(places, written, strict=True):
@@ -98,8 +100,8 @@ class _Model:
                 **_choice(config),
                 **told,
             )
-        if continues:
-            written = written[:, longest:]
+        written = written[:, longest if continues else 1 :]  # translations begin with an end
+        self.unfinished += int((written != self.encoder.end_id).all(dim=1).sum())
         texts: list[str] = self._tokens.batch_decode(written, skip_special_tokens=True)
         return texts
 

@@ -22,6 +22,7 @@ from transformers.models.qwen2 import tokenization_qwen2
 from mlray import languages
 from mlray.config import ConfigError
 from mlray.config import Tokenizer as TokenizerConfig
+from mlray.models import byte_level
 from mlray.schema import QUERY
 
 _SPECIAL = {
@@ -32,6 +33,7 @@ _SPECIAL = {
     "mask_token": "<mask>",
 }
 _SPACE = "▁"
+_Form = Literal["NFC", "NFKC"]
 BYTE_WORDS = tokenization_qwen2.PRETOKENIZE_REGEX
 """Words, digits and line ends apart; `AutoTokenizer` gives a Qwen2 folder no other split."""
 _LANGUAGE_TOKEN = re.compile(r"__([\w-]+)__|([a-z]{2,3})_[A-Z]{2}")
@@ -54,6 +56,13 @@ class Encoder:
         encodings = _backend(self.definition).encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
+    @property
+    def space_id(self) -> int | None:
+        """The token of a space alone, which stands before a letter that no token has with its space."""
+        mark = "Ġ" if '"ByteLevel"' in self.definition else _SPACE
+        found: int | None = _backend(self.definition).token_to_id(mark)
+        return found
+
 
 @dataclass(frozen=True)
 class Vocabulary:
@@ -75,20 +84,26 @@ class Vocabulary:
 
 
 def train(
-    texts: Iterable[str], config: TokenizerConfig, language_tokens: Sequence[str] = ()
+    texts: Iterable[str],
+    config: TokenizerConfig,
+    language_tokens: Sequence[str] = (),
+    *,
+    writes: bool = False,
 ) -> transformers.PreTrainedTokenizerFast:
     """Trains Unigram (Kudo 2018), BPE (Sennrich et al. 2016), or BPE over bytes (Radford et al. 2019).
 
-    The first two write one space for all white space, with SentencePiece's mark; the last gives back the text as it was
-    in Unicode form C. Each language of `language_tokens` gets a special token such as `__de__`.
+    The first two write one space for all white space, with SentencePiece's mark, and read what is compatible as one
+    (Unicode form KC); the last, and all of a model that `writes`, give back the text in form C: who reads `，` as `,`
+    never writes it. Each language of `language_tokens` gets a special token such as `__de__`.
 
     Raises:
         ConfigError: the text does not hold `vocab_size` tokens.
     """
     special = special_tokens(language_tokens)
-    model, trainer = _untrained(config, special)
+    form: _Form = "NFC" if writes or config.algorithm == "byte_bpe" else "NFKC"
+    model, trainer = _untrained(config, special, form)
     with tempfile.TemporaryFile("w+", encoding="utf-8", newline="\n") as samples:
-        rare, letters = _cover(texts, config, samples)
+        rare, letters = _cover(texts, config, form, samples)
         if letters + len(special) > config.vocab_size:
             found = "bytes; raise it"
             if config.algorithm != "byte_bpe":
@@ -124,7 +139,7 @@ def wrapped(model: tokenizers.Tokenizer, special: list[str]) -> transformers.Pre
     return transformers.PreTrainedTokenizerFast(tokenizer_object=model, **names)
 
 
-def _untrained(config: TokenizerConfig, special: list[str]) -> tuple[tokenizers.Tokenizer, Any]:
+def _untrained(config: TokenizerConfig, special: list[str], form: _Form) -> tuple[tokenizers.Tokenizer, Any]:
     """The model with its normaliser and its marks of spaces or bytes, and its trainer."""
     common: Any = {"vocab_size": config.vocab_size, "special_tokens": special, "show_progress": False}
     if config.algorithm == "byte_bpe":
@@ -134,7 +149,7 @@ def _untrained(config: TokenizerConfig, special: list[str]) -> tuple[tokenizers.
         to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         model.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
         model.decoder = decoders.ByteLevel()
-        return model, trainers.BpeTrainer(**common, initial_alphabet=sorted(_BYTES))
+        return model, trainers.BpeTrainer(**common, initial_alphabet=sorted(byte_level.LETTERS))
     if config.algorithm == "unigram":
         model = tokenizers.Tokenizer(models.Unigram())
         trainer: Any = trainers.UnigramTrainer(**common, unk_token="<unk>")
@@ -142,7 +157,7 @@ def _untrained(config: TokenizerConfig, special: list[str]) -> tuple[tokenizers.
         model = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
         trainer = trainers.BpeTrainer(**common)
     spaces = normalizers.Replace(tokenizers.Regex(r"\s+"), " ")
-    model.normalizer = normalizers.Sequence([normalizers.NFKC(), spaces])
+    model.normalizer = normalizers.Sequence([getattr(normalizers, form)(), spaces])
     model.pre_tokenizer, model.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     return model, trainer
 
@@ -170,13 +185,14 @@ def _in_order(model: tokenizers.Tokenizer, num_special: int) -> tokenizers.Token
     return tokenizers.Tokenizer.from_str(json.dumps(definition))
 
 
-def _cover(texts: Iterable[str], config: TokenizerConfig, samples: TextIO) -> tuple[dict[int, str], int]:
+def _cover(
+    texts: Iterable[str], config: TokenizerConfig, form: _Form, samples: TextIO
+) -> tuple[dict[int, str], int]:
     """Keeps the texts in a file, a JSON string a line, so that memory does not grow with them.
 
     Returns:
         The rarest characters, each with a space in its place, and how many are left (SentencePiece's coverage).
     """
-    form: Literal["NFC", "NFKC"] = "NFC" if config.algorithm == "byte_bpe" else "NFKC"
     counts: Counter[str] = Counter()
     for text in texts:
         sample = unicodedata.normalize(form, text)
@@ -184,7 +200,7 @@ def _cover(texts: Iterable[str], config: TokenizerConfig, samples: TextIO) -> tu
         samples.write(json.dumps(sample, ensure_ascii=False) + "\n")
     samples.seek(0)
     if config.algorithm == "byte_bpe":
-        return {}, len(_BYTES)
+        return {}, len(byte_level.LETTERS)
     limit = config.character_coverage * counts.total()
     kept, covered = 0, 0
     ordered = counts.most_common()
@@ -244,7 +260,7 @@ def vocabulary(tokenizer: transformers.PreTrainedTokenizerFast) -> Vocabulary:
     if definition["model"]["type"] == "WordPiece":
         surfaces = [(piece.removeprefix("##"), not piece.startswith("##"), 0) for piece in pieces]
     elif "ByteLevel" in marks:
-        surfaces = [_byte_level(piece) for piece in pieces]
+        surfaces = [byte_level.surface(piece) for piece in pieces]
     else:
         surfaces = [(piece.removeprefix(_SPACE), piece.startswith(_SPACE), 1) for piece in pieces]
     starts = np.array([begins or languages.is_unspaced(text[:1] or " ") for text, begins, _ in surfaces])
@@ -263,24 +279,6 @@ def vocabulary(tokenizer: transformers.PreTrainedTokenizerFast) -> Vocabulary:
         characters_V=characters,
         queries_V=queries,
     )
-
-
-def _byte_level(piece: str) -> tuple[str, bool, int]:
-    """Text of a byte-level piece; a character cut by a piece's edge counts where it begins."""
-    raw = bytes(_BYTES[character] for character in piece if character in _BYTES)
-    begins = raw.startswith(b" ")
-    whole = raw.removeprefix(b" ").lstrip(bytes(range(0x80, 0xC0)))
-    return whole.decode("utf-8", "replace"), begins, 1
-
-
-def _byte_letters() -> dict[str, int]:
-    """GPT-2's printable stand-ins for the 256 bytes (Radford et al. 2019)."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
-
-
-_BYTES = _byte_letters()
 
 
 @functools.lru_cache(maxsize=2)

@@ -131,6 +131,8 @@ class Objective:
     """(outputs, targets_N, task) -> loss and rightness of each prediction, without smoothing."""
     of_items: bool = False
     """Whether its tokens are items, of which must be known how often each is there."""
+    writes: bool = False
+    """Whether its model writes text, and so must have a token for whatever it is held against."""
     distinct: bool = False
     """Whether a pair of twice the same text teaches nothing."""
     export: Callable[[Any, Any, dict[str, torch.Tensor], Path], None] = backbone.export
@@ -207,6 +209,7 @@ OBJECTIVES = {
         collate=lambda batch, task: collation.continuations(batch, task.vocabulary),
         families=tuple(decoder.FAMILIES),
         special_tokens=("eos_token",),  # nobody reads padding, and GPT-2 has none
+        writes=True,
     ),
     "translation": Objective(
         cutter=lambda encoder, task, length: translation.pairs(encoder, task.languages, length),
@@ -215,6 +218,7 @@ OBJECTIVES = {
         loss=lambda logits_NV, targets_N, task: translation.loss(logits_NV, targets_N, task.objective),
         families=tuple(translator.FAMILIES),
         paired=True,
+        writes=True,
         special_tokens=("pad_token", "eos_token"),
         language_tokens=lambda names: sorted({one for both in translation.directions(names) for one in both}),
     ),
@@ -228,6 +232,7 @@ OBJECTIVES = {
         families=tuple(translator.FAMILIES),
         special_tokens=("mask_token", "pad_token", "eos_token"),
         language_tokens=sorted,
+        writes=True,
     ),
     **{name: head.alone() for name, head in HEADS.items()},
     "multitask": Objective(

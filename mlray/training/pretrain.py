@@ -120,6 +120,11 @@ def _check_adapter(adapter: Adapter) -> None:
         raise ConfigError(
             "adapter.language_path lies below an adapter, and adapter.kind=none trains the whole model; set the kind"
         )
+    if adapter.language_path and adapter.kind == "dora" and adapter.dropout:
+        # peft scales what lies below it only without dropout: another function would be trained than is judged.
+        raise ConfigError(
+            "adapter.kind=dora above adapter.language_path knows no adapter.dropout; set it to 0, or take lora"
+        )
 
 
 def complete(prepared: Prepared) -> dict[str, Any]:
@@ -235,7 +240,7 @@ def _tokenizer(config: RunConfig, folders: Folders, manifest: Manifest, resumes:
         with storage.local_copy(path, config.storage) as folder:
             tokens = tokenizer.load(folder, objective.special_tokens)
     else:
-        tokens = _trained(config, manifest, objective.language_tokens(manifest.languages))
+        tokens = _trained(config, manifest)
     storage.delete_folder(folders.tokenizer, config.storage)  # of another one files may be left
     with storage.staging() as stage:
         tokens.save_pretrained(str(stage))
@@ -244,10 +249,13 @@ def _tokenizer(config: RunConfig, folders: Folders, manifest: Manifest, resumes:
     return tokens
 
 
-def _trained(config: RunConfig, manifest: Manifest, languages: list[str]) -> Any:
+def _trained(config: RunConfig, manifest: Manifest) -> Any:
+    objective = OBJECTIVES[config.objective.name]
+    languages = objective.language_tokens(manifest.languages)
     if config.tokenizer.algorithm == "items":
         return items.of_items(contents.catalogue(config, manifest), config.tokenizer, languages)
-    return tokenizer.train(_texts(config, manifest), config.tokenizer, languages)
+    texts = _texts(config, manifest)
+    return tokenizer.train(texts, config.tokenizer, languages, writes=objective.writes)
 
 
 def _texts(config: RunConfig, manifest: Manifest) -> Iterator[str]:

@@ -141,7 +141,7 @@ def test_a_run_of_an_adapter_goes_on_from_its_checkpoint(base: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("kind", "stacked"), [("lora", False), ("dora", False), ("ia3", False), ("lora", True)]
+    ("kind", "stacked"), [("lora", False), ("dora", False), ("ia3", False), ("lora", True), ("dora", True)]
 )
 def test_merged_weights_give_the_logits_of_the_adapter(
     base: Path, tmp_path: Path, kind: str, stacked: bool
@@ -171,6 +171,11 @@ def test_an_adapter_of_another_backbone_is_refused(base: Path, tmp_path: Path) -
         adapters.load(other, tmp_path, objective="tagging")
     with pytest.raises(ConfigError, match="no adapter at"):
         adapters.load(other, base, objective="tagging")
+    written = tmp_path / "adapter_model.safetensors"
+    written.write_bytes(written.read_bytes()[:-9])
+    again = test_labels.model("words", TAGS, folder=base)
+    with pytest.raises(ConfigError, match=r"the adapter's weights cannot be read: .*incomplete"):
+        adapters.load(again, tmp_path, objective="tagging")
     with pytest.raises(ConfigError, match="was trained for tagging, not for classification"):
         adapters.load(other, tmp_path, objective="classification")
 

@@ -363,6 +363,16 @@ def test_a_long_prompt_leaves_room_for_what_is_written(learnt: tuple[list[loop.S
     assert 0 < len(test_translation.tokens()(written).input_ids) <= 64 // 2 + 2
 
 
+def test_texts_without_an_end_are_counted(learnt: tuple[list[loop.Step], Path]) -> None:
+    continuer = Continuer(learnt[1])
+    long = Evaluation(num_beams=1, max_new_tokens=32)
+    lengths = [len(ids) + 1 for ids in continuer.encoder.encode(continuer.write(TEXTS, long))]
+    assert continuer.unfinished == 0
+    short = Evaluation(num_beams=1, max_new_tokens=min(lengths), batch_tokens=16)
+    continuer.write(TEXTS, short)
+    assert continuer.unfinished == sum(length > min(lengths) for length in lengths) > 0
+
+
 def test_drawn_tokens_are_the_seeds(learnt: tuple[list[loop.Step], Path]) -> None:
     continuer = Continuer(learnt[1])
     config = Evaluation(temperature=3.0, max_new_tokens=12, num_beams=4)

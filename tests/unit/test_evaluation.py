@@ -45,6 +45,7 @@ from mlray.evaluation import (
 )
 from mlray.evaluation.report import Figure, Report
 from mlray.models import backbone
+from mlray.training.checkpoint import Progress
 from tests.unit import test_labels, tiny
 
 HYPOTHESES = ["the kettle boils water quickly", "a soft blanket keeps warm", "cold evenings come soon"]
@@ -699,13 +700,14 @@ def write(path: Path, rows: list[dict[str, str]]) -> Path:
 
 
 def test_predictions_of_other_editors_are_read_and_what_is_no_text_is_named(tmp_path: Path) -> None:
-    row = {"language": "de", "prediction": "a", "label": "a"}
+    row = {"language": "de", "prediction": "a b a", "label": "a"}
     path = tmp_path / "p.jsonl"
     path.write_text(f"\ufeff{json.dumps(row)}\r\n{json.dumps(row)}\r\n\r\n", encoding="utf-8")
     assert [found.place.rpartition(": ")[2] for found in predictions.read(path)] == ["line 1", "line 2"]
     for key, value, complaint in (
         ("task", "\ud800", "line 1 holds half of a surrogate pair"),
         ("label", "\u200b", "line 1 has an empty label"),
+        ("task", "answer", r"line 1 names a candidate twice in its prediction"),
     ):
         path.write_text(json.dumps(row | {key: value}), encoding="utf-8")
         with pytest.raises(ConfigError, match=complaint):
@@ -1004,6 +1006,11 @@ def test_unknown_labels_may_count_as_wrong(tmp_path: Path) -> None:
         found.cells["tagging"]["de"]["recall"].value == of_each["recall"].value < 100
     )  # one cannot be found
     assert [row["reference"] for row in rows] == ["O B-LOC", "O B-PER"]
+    assert found.about["unknown_labels"] == {"de": {"B-PER": 1}}
+    console = Console(file=io.StringIO(), width=200)
+    report.show(found, console)
+    told = "de: labels that the training did not know count as wrong: B-PER (1)"
+    assert told in console.file.getvalue()  # type: ignore[attr-defined]
     known = [*tagged(tmp_path, [sentences[0], ("im Alltag", "O O")])]
     assert [row["prediction"] for row in evaluate.evaluate(configuration.load(None, known))[1]] == [
         row["prediction"] for row in rows
@@ -1096,6 +1103,32 @@ def test_a_test_set_of_bad_rows_alone_has_an_empty_cell(tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=200)
     report.show(found, console)
     assert "1 bad rows were left out, the first: " in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_language_of_a_column_whose_rows_are_all_bad_has_an_empty_cell(tmp_path: Path) -> None:
+    settings = tagged(tmp_path, [("der Alltag", "O B-LOC")])
+    rows = [
+        {"lang": "de", "text": "der Alltag", "tags": "O B-LOC"},
+        {"lang": "sw", "text": "", "tags": "O"},
+        {"lang": "?", "text": "der", "tags": "O"},
+    ]
+    (tmp_path / "de.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    settings[3] = settings[3].replace("pair: tags", "pair: tags, language: 'column:lang'")
+    found, _ = evaluate.evaluate(configuration.load(None, [*settings, "evaluation.max_bad_rows=2"]))
+    assert found.empty["tagging"] == {"sw": "no test rows: its files hold none that can be scored"}
+    assert [reason.rpartition(": ")[2] for reason in found.about["left_out"]] == [
+        "empty",
+        "no language tag in the language column",
+    ]
+
+
+def test_every_language_that_the_training_has_counted_has_a_cell(tmp_path: Path) -> None:
+    settings = tagged(tmp_path, [("der Alltag", "O B-LOC")])
+    (tmp_path / "progress.json").write_text(Progress(documents={"de": 3.0, "th": 2.0}).to_json())
+    reason = "no test rows: the corpus has it, and evaluation.sources holds no row in it"
+    assert evaluate.evaluate(configuration.load(None, settings))[0].empty["tagging"] == {"th": reason}
+    (tmp_path / "progress.json").write_text("[]")  # somebody else's
+    assert evaluate.evaluate(configuration.load(None, settings))[0].empty == {"tagging": {}}
 
 
 def test_a_model_without_the_head_is_refused(tmp_path: Path) -> None:

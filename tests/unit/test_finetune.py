@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,9 +100,13 @@ def test_a_merged_encoder_makes_the_vectors_of_its_adapter(objective: str, tmp_p
     [
         ({"language_path": "de"}, r"adapter\.language_path lies below an adapter, and adapter\.kind=none"),
         ({"kind": "lora", "path": "trained"}, r"adapter\.path names a trained adapter to judge"),
+        (
+            {"kind": "dora", "language_path": "de", "dropout": 0.1},
+            r"adapter\.kind=dora above adapter\.language_path knows no adapter\.dropout",
+        ),
     ],
 )
-def test_an_adapter_that_a_training_would_not_use_is_refused(adapter: dict[str, str], complaint: str) -> None:
+def test_an_adapter_that_a_training_would_not_use_is_refused(adapter: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
         finetune.finetune(config(adapter=adapter))
 

@@ -16,7 +16,7 @@ import mlray.config
 import mlray.corpus
 from mlray.config import ConfigError
 from mlray.config import Tokenizer as TokenizerConfig
-from mlray.models import tokenizer
+from mlray.models import byte_level, tokenizer
 from mlray.models.fertility import measure_fertility
 
 SAMPLE = Path(mlray.corpus.__file__).parent / "sample"
@@ -132,6 +132,17 @@ WRITTEN = [
 ]
 
 
+@pytest.mark.parametrize("algorithm", ["unigram", "bpe"])
+def test_a_model_that_writes_can_write_whatever_it_is_held_against(algorithm: str) -> None:
+    texts = ["这款水壶很快，很安静。ﾊﾞｽ", "½ kg für 25 m²", "ﬁn de l’année…"]
+    config = TokenizerConfig(algorithm=algorithm, vocab_size=2000, character_coverage=1.0)
+    for writes in (True, False):
+        trained = tokenizer.train([*texts, *sample_texts()], config, ["zh", "de"], writes=writes)
+        encoded = tokenizer.encoder(trained).encode(texts)
+        found = [trained.decode(ids, skip_special_tokens=True) for ids in encoded]
+        assert found == (texts if writes else [unicodedata.normalize("NFKC", text) for text in texts])
+
+
 @pytest.fixture(scope="module")
 def over_bytes() -> transformers.PreTrainedTokenizerFast:
     code = [Path(module.__file__).read_text("utf-8") for module in (tokenizer, mlray.config)]
@@ -154,7 +165,7 @@ def test_bytes_give_back_every_text_as_it_was(
 
 def test_bytes_know_line_ends_and_indentation(over_bytes: transformers.PreTrainedTokenizerFast) -> None:
     pieces = {
-        bytes(tokenizer._BYTES[letter] for letter in piece)
+        bytes(byte_level.LETTERS[letter] for letter in piece)
         for piece in over_bytes.get_vocab()
         if "<" not in piece
     }

@@ -209,6 +209,9 @@ def test_the_language_token_decides_what_is_written(
     texts = ["der Wasserkocher ist leise", "leise", "und schnell und"]
     config = Evaluation(num_beams=num_beams, max_new_tokens=32, batch_tokens=16)
     assert writer.translate(texts, "de", "de", config) == texts
+    assert writer.unfinished == 0
+    writer.translate(texts, "de", "de", Evaluation(num_beams=num_beams, max_new_tokens=3))
+    assert writer.unfinished == 2  # "leise" and its end, behind the token of the language, are three
     told = json.loads((learnt[1] / "generation_config.json").read_text(encoding="utf-8"))
     habits = {
         **told,

@@ -56,13 +56,6 @@ class Encoder:
         encodings = _backend(self.definition).encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
-    @property
-    def space_id(self) -> int | None:
-        """The token of a space alone, which stands before a letter that no token has with its space."""
-        mark = "Ġ" if '"ByteLevel"' in self.definition else _SPACE
-        found: int | None = _backend(self.definition).token_to_id(mark)
-        return found
-
 
 @dataclass(frozen=True)
 class Vocabulary:

@@ -1,7 +1,7 @@
 """Labels of words (NER, slots) and of texts (sentiment, intent, topic), as targets beside packed tokens.
 
-The first piece of a word carries its label, the first token of a text that of the text; all else is `NO_TARGET`. A
-space alone is no piece of its word: it would carry most labels of Chinese and Japanese, and hardly one of English.
+The first piece of a word carries its label (in SentencePiece's vocabularies often the mark of a space, as wherever
+`transformers` trains), the first token of a text that of the text; all else is `NO_TARGET`.
 Shape letters: B rows, T tokens, N labelled positions, K labels.
 """
 
@@ -60,15 +60,13 @@ class Words:
         return pieces
 
     def _rows(self, parts: list[list[int]], numbers: list[int]) -> list[tuple[list[int], list[int]]]:
-        room, space = self.sequence_length - 2, self.encoder.space_id
+        room = self.sequence_length - 2
         rows: list[tuple[list[int], list[int]]] = [([], [])]
         for part, number in zip(parts, numbers, strict=True):
             if len(rows[-1][0]) + len(part[:room]) > room:
                 rows.append(([], []))
-            targets = [NO_TARGET] * len(part[:room])
-            targets[part[0] == space and len(targets) > 1] = number
             rows[-1][0].extend(part[:room])
-            rows[-1][1].extend(targets)
+            rows[-1][1].extend([number, *[NO_TARGET] * (len(part[:room]) - 1)])
         start, end = self.encoder.start_id, self.encoder.end_id
         return [([start, *tokens, end], [NO_TARGET, *targets, NO_TARGET]) for tokens, targets in rows]
 

@@ -53,9 +53,8 @@ def test_the_first_piece_of_a_word_carries_its_label() -> None:
     (piece,) = cut(Window(0, ["im kalten Wetter"], ["O O B-LOC"], [1], [7]))
     parts = encoder().encode(["im", "kalten", "Wetter"])
     assert piece.tokens == [encoder().start_id, *parts[0], *parts[1], *parts[2], encoder().end_id]
-    assert [part[0] == encoder().space_id for part in parts] == [False, True, False]
     rest = [[NO_TARGET] * (len(part) - 1) for part in parts]
-    assert piece.targets == [NO_TARGET, 1, *rest[0], NO_TARGET, 1, *rest[1][1:], 0, *rest[2], NO_TARGET]
+    assert piece.targets == [NO_TARGET, 1, *rest[0], 1, *rest[1], 0, *rest[2], NO_TARGET]
     assert (piece.language, piece.document) == (1, 7)
 
 
@@ -258,32 +257,6 @@ def test_words_are_the_same_tokens_alone_and_in_their_sentence(algorithm: str) -
         tags = " ".join("O" for _ in text.split())
         (piece,) = labels.Words(own, labels.numbered(["O"]), 512)(Window(0, [text], [tags], [0], [0]))
         assert piece.tokens[1:-1] == own.encode([text])[0]
-
-
-@pytest.mark.parametrize("algorithm", ["unigram", "bpe", "byte_bpe"])
-def test_a_space_alone_carries_no_label(algorithm: str) -> None:
-    texts = [*sentences("de"), *["的今天天气很好"] * 50]  # of its letters none ever follows a space
-    config = Tokenizer.model_validate({"algorithm": algorithm, "vocab_size": 400})
-    own = tokenizer.encoder(tokenizer.train(iter(texts), config))
-    words, tags = ["今天", "天气", "schnell", "好"], ["B-LOC", "O", "O", "B-LOC"]
-    (piece,) = labels.Words(own, labels.numbered(TAGS), 512)(
-        Window(0, [" ".join(words)], [" ".join(tags)], [0], [0])
-    )
-    assert piece.tokens[1:-1] == own.encode([" ".join(words)])[0]
-    expected: list[int] = [NO_TARGET]
-    for number, (word, tag) in enumerate(zip(words, tags, strict=True)):
-        part = own.encode([f" {word}" if number else word])[0]
-        # Byte-level, the first word has no space; else each of these has one that is a token alone.
-        alone = word != "schnell" and (number > 0 or algorithm != "byte_bpe")
-        assert (part[0] == own.space_id) == alone
-        expected += [NO_TARGET] * alone + [TAGS.index(tag)] + [NO_TARGET] * (len(part) - 1 - alone)
-    assert piece.targets == [*expected, NO_TARGET]
-
-
-def test_a_word_of_a_space_alone_keeps_its_label() -> None:
-    own = tokenizer.encoder(tokenizer.train(iter(sentences("de")), Tokenizer(vocab_size=400)))
-    (piece,) = labels.Words(own, labels.numbered(TAGS), 8)(Window(0, ["\u3000 und"], ["O O"], [0], [0]))
-    assert [target for target in piece.targets or [] if target != NO_TARGET] == [1, 1]
 
 
 def test_texts_are_classified_by_their_first_token_as_the_export_says(tmp_path: Path) -> None:

@@ -106,8 +106,8 @@ def test_both_heads_learn_in_one_run_and_are_judged_in_one(tmp_path: Path) -> No
     encoder = test_labels.encoder()
     table = packing.pack(window(), task().cutter(encoder, LENGTH), LENGTH, 0)
     model = test_labels.model("words", LABELS)
-    config = tiny.train(steps=100, lr=1e-2)
-    batches = tiny.deal(table, 8) * 50
+    config = tiny.train(steps=60, lr=1e-2)
+    batches = tiny.deal(table, 8) * 30
     engine = Engine(model, config, 1)
     losses = [step.loss for step in loop.steps(engine, batches, task(), config, start=0, seed=0)]
     seen = window()

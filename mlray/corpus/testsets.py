@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
-from mlray import access, languages, storage
+from mlray import access, configuration, languages, storage
 from mlray.config import ConfigError, RunConfig, Source
 from mlray.corpus import lines, records, sources
 from mlray.corpus.cleaning import is_unseen
@@ -142,8 +142,12 @@ def _languages_of(config: RunConfig) -> set[str]:
 
 def _counted(config: RunConfig) -> set[str]:
     """Languages whose documents the training has counted, where the weights lie in their checkpoint."""
-    weights = config.adapter.path or config.model.path or ""
-    with contextlib.suppress(access.StorageError, ValueError, LookupError, TypeError, AttributeError):
-        beside = storage.join(storage.absolute(weights).rstrip("/").rpartition("/")[0], "progress.json")
-        return set(json.loads(storage.read_bytes(beside, config.storage))["documents"])
+    weights = storage.absolute(config.adapter.path or config.model.path or "")
+    folder = weights.rstrip("/").rpartition("/")[0]
+    with contextlib.suppress(access.StorageError, ConfigError, ValueError, LookupError, TypeError):
+        progress = json.loads(storage.read_bytes(storage.join(folder, "progress.json"), config.storage))
+        place = storage.join(folder, "config.yaml")
+        trained = configuration.parse(storage.read_bytes(place, config.storage).decode(), place)
+        if trained.objective.name == config.objective.name:  # else it was the backbone's
+            return set(progress["documents"])
     return set()

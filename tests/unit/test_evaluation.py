@@ -1124,10 +1124,14 @@ def test_a_language_of_a_column_whose_rows_are_all_bad_has_an_empty_cell(tmp_pat
 
 def test_every_language_that_the_training_has_counted_has_a_cell(tmp_path: Path) -> None:
     settings = tagged(tmp_path, [("der Alltag", "O B-LOC")])
-    (tmp_path / "progress.json").write_text(Progress(documents={"de": 3.0, "th": 2.0}).to_json())
+    progress, trained = tmp_path / "progress.json", tmp_path / "config.yaml"
+    progress.write_text(Progress(documents={"de": 3.0, "th": 2.0}).to_json())
     reason = "no test rows: the corpus has it, and evaluation.sources holds no row in it"
-    assert evaluate.evaluate(configuration.load(None, settings))[0].empty["tagging"] == {"th": reason}
-    (tmp_path / "progress.json").write_text("[]")  # somebody else's
+    for name, told in (("tagging", {"th": reason}), ("masked", {})):
+        trained.write_text(f"objective: {{name: {name}}}\n")
+        assert evaluate.evaluate(configuration.load(None, settings))[0].empty == {"tagging": told}
+    trained.write_text("objective: {name: tagging}\n")
+    progress.write_text("[]")  # somebody else's
     assert evaluate.evaluate(configuration.load(None, settings))[0].empty == {"tagging": {}}
 
 

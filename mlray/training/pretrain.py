@@ -110,7 +110,7 @@ def _check_adapter(adapter: Adapter) -> None:
     """Refuses what a training would not use.
 
     Raises:
-        ConfigError: a trained adapter, or one that lies below none.
+        ConfigError: a trained adapter, one that lies below none, or DoRA with dropout above one.
     """
     if adapter.path:
         raise ConfigError(

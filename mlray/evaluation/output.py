@@ -69,6 +69,7 @@ def page(result: Report) -> str:
         if task not in result.cells
         for language, reason in reasons.items()
     )
+    tables += "".join(f"<p>{html.escape(note)}</p>" for note in result.notes())
     about = html.escape(json.dumps(result.about, ensure_ascii=False, indent=1))
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '

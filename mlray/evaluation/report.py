@@ -14,6 +14,10 @@ from rich.table import Table
 from mlray.config import ConfigError
 
 LOWER_IS_BETTER = {"TER", "own above", "others above", "language bias"}
+_NOTES = {
+    "cut_off": "texts are longer than a row, and were judged without their end",
+    "unfinished": "texts that the model wrote had no end within evaluation.max_new_tokens",
+}
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,20 @@ class Report:
         if number:
             counts = self.about.setdefault(what, {})
             counts[language] = counts.get(language, 0) + number
+
+    def notes(self) -> list[str]:
+        """A line each on what a figure does not show: texts cut off, outputs without an end, labels and rows left out."""
+        result = [
+            f"{language}: {number:,} {what}"
+            for key, what in _NOTES.items()
+            for language, number in self.about.get(key, {}).items()
+        ]
+        for language, counts in self.about.get("unknown_labels", {}).items():
+            told = ", ".join(f"{label} ({number:,})" for label, number in counts.items())
+            result.append(f"{language}: labels that the training did not know count as wrong: {told}")
+        if left_out := self.about.get("left_out"):
+            result.append(f"{len(left_out):,} bad rows were left out, the first: {left_out[0]}")
+        return result
 
     def summary(self, task: str) -> dict[str, dict[str, Any]]:
         """Of each metric of a task: mean over the languages, the worst language, and how far it is behind the mean."""
@@ -102,12 +120,6 @@ class Report:
             raise ConfigError(f"it is no report of an evaluation: {error!r}") from None
 
 
-_NOTES = {
-    "cut_off": "texts are longer than a row, and were judged without their end",
-    "unfinished": "texts that the model wrote had no end within evaluation.max_new_tokens",
-}
-
-
 def show(report: Report, console: Console) -> None:
     """Prints a table for each task: value +- half the interval, then the mean, the worst language, and the gap."""
     for task, table in report.cells.items():
@@ -116,16 +128,8 @@ def show(report: Report, console: Console) -> None:
         for reason in dict.fromkeys(reasons.values()):
             names = [language for language, own in reasons.items() if own == reason]
             console.print(f"{task}, {', '.join(names)}: {reason}", markup=False)
-    for key, what in _NOTES.items():
-        for language, number in report.about.get(key, {}).items():
-            console.print(f"{language}: {number:,} {what}", markup=False)
-    for language, counts in report.about.get("unknown_labels", {}).items():
-        told = ", ".join(f"{label} ({number:,})" for label, number in counts.items())
-        console.print(
-            f"{language}: labels that the training did not know count as wrong: {told}", markup=False
-        )
-    if left_out := report.about.get("left_out"):
-        console.print(f"{len(left_out):,} bad rows were left out, the first: {left_out[0]}", markup=False)
+    for note in report.notes():
+        console.print(note, markup=False)
 
 
 def _shown(figure: Figure) -> str:

@@ -266,6 +266,28 @@ def test_summary_tells_the_mean_the_worst_and_the_gap() -> None:
     assert "30.0 ± 1.0" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
+def test_what_a_figure_does_not_show_is_told_in_the_terminal_and_on_the_page() -> None:
+    about = {
+        "cut_off": {"de": 1200},
+        "unfinished": {"en-zh": 3},
+        "unknown_labels": {"fr": {"B-X": 2, "I-X": 1}},
+        "left_out": ["a.txt: row 3 cannot be scored: empty", "a.txt: row 9 cannot be scored: empty"],
+    }
+    found = Report(about, {"answer": {"de": figures(30, 50)}})
+    console = Console(file=io.StringIO(), width=200)
+    report.show(found, console)
+    page = output.page(found)
+    for note in (
+        "de: 1,200 texts are longer than a row, and were judged without their end",
+        "en-zh: 3 texts that the model wrote had no end within evaluation.max_new_tokens",
+        "fr: labels that the training did not know count as wrong: B-X (2), I-X (1)",
+        "2 bad rows were left out, the first: a.txt: row 3 cannot be scored: empty",
+    ):
+        assert f"{note}\n" in console.file.getvalue()  # type: ignore[attr-defined]
+        assert f"<p>{note}</p>" in page
+    assert "<p>" not in output.page(Report({}, found.cells))
+
+
 def test_a_hostile_name_is_shown_as_it_is() -> None:
     name = "[/red]<b>x"
     found = Report({"left_out": [f"{name}: row 0"]}, {name: {name: figures(30, 50)}}, {name: {"de": name}})

@@ -47,7 +47,7 @@ class Report:
             counts[language] = counts.get(language, 0) + number
 
     def notes(self) -> list[str]:
-        """A line each on what a figure does not show: texts cut off, outputs without an end, labels and rows left out."""
+        """A line each on what a figure does not show: texts cut, outputs without an end, labels and rows left out."""
         result = [
             f"{language}: {number:,} {what}"
             for key, what in _NOTES.items()

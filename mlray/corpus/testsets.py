@@ -141,13 +141,19 @@ def _languages_of(config: RunConfig) -> set[str]:
 
 
 def _counted(config: RunConfig) -> set[str]:
-    """Languages whose documents the training has counted, where the weights lie in their checkpoint."""
+    """Languages whose documents the training has counted, where the weights lie in their checkpoint or run.
+
+    Of a model of several tasks those of the tasks that are asked.
+    """
     weights = storage.absolute(config.adapter.path or config.model.path or "")
     folder = weights.rstrip("/").rpartition("/")[0]
-    with contextlib.suppress(access.StorageError, ConfigError, ValueError, LookupError, TypeError):
-        progress = json.loads(storage.read_bytes(storage.join(folder, "progress.json"), config.storage))
-        place = storage.join(folder, "config.yaml")
-        trained = configuration.parse(storage.read_bytes(place, config.storage).decode(), place)
-        if trained.objective.name == config.objective.name:  # else it was the backbone's
-            return set(progress["documents"])
+    for name in ("progress.json", "report.json"):  # of a checkpoint; of a run, for its `merged`
+        with contextlib.suppress(access.StorageError, ConfigError, ValueError, LookupError, TypeError):
+            counted = json.loads(storage.read_bytes(storage.join(folder, name), config.storage))["documents"]
+            place = storage.join(folder, "config.yaml")
+            trained = configuration.parse(storage.read_bytes(place, config.storage).decode(), place)
+            if trained.objective.name != config.objective.name:
+                return set()  # it was the backbone's
+            asked = {*config.objective.heads} or {""}
+            return {language for language in counted if languages.task(language) in asked}
     return set()

@@ -18,7 +18,7 @@ from rich.table import Table
 from mlray import languages
 from mlray.config import ConfigError, Storage
 from mlray.evaluation import labels, ranking, significance, texts, translation
-from mlray.evaluation.predictions import DEFAULT, Row, by_language, mark_spans, read, tags
+from mlray.evaluation.predictions import DEFAULT, Row, by_language, kind_of, mark_spans, read, tags
 
 _MEANS: dict[str, tuple[str, Callable[[str, str], float]]] = {
     "answer": ("MRR", ranking.reciprocal_rank),
@@ -31,7 +31,7 @@ _MEANS: dict[str, tuple[str, Callable[[str, str], float]]] = {
 
 def metric_of(task: str, metrics: Collection[str]) -> str:
     """The metric of a task whose paired test is made first; that of tags is the one that the task's metrics hold."""
-    kind = task.partition(" ")[0]
+    kind = kind_of(task)
     if kind == "tagging":
         return _of_tags(spans=labels.SPAN_METRICS[0] in metrics)
     return _MEANS[kind][0] if kind in _MEANS else "BLEU"
@@ -121,7 +121,7 @@ def _check_rows(key: tuple[str, str], *sides: tuple[str | Path, Sequence[Row]]) 
 def _differences(
     task: str, language: str, first: Sequence[Row], second: Sequence[Row], trials: int, *, spans: bool
 ) -> Iterator[Difference]:
-    kind = task.partition(" ")[0]
+    kind = kind_of(task)
     if kind in _MEANS:
         metric, worth = _MEANS[kind]
         a, b = (

@@ -91,7 +91,9 @@ class Cuts:
         if kind(self._config, name) == "answer":
             return {}
         own = multitask.own_labels(self._labels, languages.task(name))
-        told = Counter(part for row in rows for part in self._parts(row.pair, name))
+        # As the model has learnt them.
+        read = labels.scheme(own) if kind(self._config, name) == "tagging" else list
+        told = Counter(part for row in rows for part in read(self._parts(row.pair, name)))
         return {label: number for label, number in sorted(told.items()) if label not in own}
 
 

@@ -83,6 +83,7 @@ class Index:
     """
 
     def __init__(self, rows: testsets.Rows, spaces: Mapping[str, Set[Space]]) -> None:
+        self._languages = list(rows)
         self.cases: list[tuple[str, Case]] = [
             (language, case) for language, group in rows.items() for case in group
         ]
@@ -116,10 +117,10 @@ class Index:
         self._note(TRANSLATED, self._ids.get((space, key), []), file, row)
 
     def cells(self) -> dict[str, Cell]:
-        """What was found, by language."""
-        numbers: dict[str, list[int]] = {}
+        """What was found, by language; also of one without rows."""
+        numbers: dict[str, list[int]] = {language: [] for language in self._languages}
         for number, (language, _) in enumerate(self.cases):
-            numbers.setdefault(language, []).append(number)
+            numbers[language].append(number)
         return {language: self._cell(own) for language, own in numbers.items()}
 
     def _cell(self, numbers: list[int]) -> Cell:
@@ -246,7 +247,7 @@ def show(leakage: Leakage, console: Console) -> None:
     for language, cell in leakage.cells.items():
         counts = (cell.rows, cell.exact, cell.near, cell.translated, cell.leaked)
         shown = ("-" if count is None else f"{count:,}" for count in counts)
-        table.add_row(language, *shown, f"{cell.leaked / cell.rows:.1%}")
+        table.add_row(language, *shown, f"{cell.leaked / cell.rows:.1%}" if cell.rows else "-")
     console.print(table)
     for language, cell in leakage.cells.items():
         for example in cell.examples:
@@ -258,3 +259,7 @@ def show(leakage: Leakage, console: Console) -> None:
             )
     read, skipped = leakage.about["training_rows"], leakage.about["skipped"]
     console.print(f"{read:,} training rows were read, and {skipped:,} that training refuses were skipped")
+    if left_out := leakage.about["left_out"]:
+        console.print(
+            f"{len(left_out):,} bad test rows were left out, the first: {left_out[0]}", markup=False
+        )

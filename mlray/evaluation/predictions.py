@@ -40,6 +40,11 @@ class Row:
     """What was asked, where that is known."""
 
 
+def kind_of(task: str) -> str:
+    """The kind of a task, which its own name may follow, as in `tagging ner`."""
+    return task.partition(" ")[0]
+
+
 def read(uri: str | Path, settings: Storage = DEFAULT) -> list[Row]:
     """The rows of a file, also an `s3://` one.
 
@@ -77,7 +82,7 @@ def _row(entry: object, place: str) -> Row:
         raise ValueError("holds half of a surrogate pair, which is no text")
     name = "label" if "label" in entry else "reference"
     task = str(entry.get("task") or ("classification" if name == "label" else "text"))
-    if task.partition(" ")[0] not in _KINDS:
+    if kind_of(task) not in _KINDS:
         if name == "reference":
             raise ValueError(f"is of the task {task!r}; take one of {', '.join(sorted(_KINDS))}")
         task = f"classification {task}"
@@ -88,14 +93,14 @@ def _row(entry: object, place: str) -> Row:
     said, truth = (_told(entry.get(key), key, task) for key in ("prediction", name))
     if is_unseen(truth):
         raise ValueError(f"has an empty {name}")
-    if task.partition(" ")[0] in _RANKED and len(set(said.split())) < len(said.split()):
+    if kind_of(task) in _RANKED and len(set(said.split())) < len(said.split()):
         raise ValueError("names a candidate twice in its prediction")
     return Row(task, language, said, truth, place, text if isinstance(text, str) else "")
 
 
 def _told(value: object, key: str, task: str) -> str:
     """A text, a label (which may be a number, true or false), or tags (which may be a list)."""
-    kind = task.partition(" ")[0]
+    kind = kind_of(task)
     if isinstance(value, str):
         return value
     if kind == "classification" and isinstance(value, int):
@@ -151,7 +156,7 @@ def fill_gaps(report: Report) -> None:
 
 def _is_direction(task: str, language: str) -> bool:
     """Whether a language of a task is a direction of translation; labels have none, and `de-ba` is a dialect there."""
-    return languages.is_direction(language) and task.partition(" ")[0] not in HEADS
+    return languages.is_direction(language) and kind_of(task) not in HEADS
 
 
 def mark_spans(rows: Sequence[Row]) -> dict[str, bool]:
@@ -162,7 +167,7 @@ def mark_spans(rows: Sequence[Row]) -> dict[str, bool]:
     """
     found: dict[str, dict[str, str]] = {}
     for row in rows:
-        if row.task.partition(" ")[0] == "tagging":
+        if kind_of(row.task) == "tagging":
             places = found.setdefault(row.task, {})
             for tag in f"{row.truth} {row.prediction}".split():
                 places.setdefault(tag, row.place)
@@ -182,13 +187,11 @@ def figures(
 ) -> dict[str, Figure]:
     """Every metric of a task on the rows of one language; of tags those of spans, or of words.
 
-    A name may follow the kind of the task, as in `tagging ner`.
-
     Raises:
         ConfigError: tags of another number than the true ones; the row is named.
     """
     predicted, truth = [row.prediction for row in rows], [row.truth for row in rows]
-    kind = task.partition(" ")[0]
+    kind = kind_of(task)
     if kind == "classification":
         return labels.score_texts(predicted, truth, resamples)
     if kind == "tagging":

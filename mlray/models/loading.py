@@ -32,10 +32,12 @@ def load(
     What it has no tensors for, such as the head of a task, is drawn anew and named in `fresh_tensors`.
 
     Raises:
-        ConfigError: it is no safetensors checkpoint, or does not fit (see `check_loaded`).
+        ConfigError: it is no safetensors checkpoint, of another family, or does not fit (see `check_loaded`).
     """
     try:
         settings = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, **names)
+        if settings.model_type != config.family:  # of which `kind` may know nothing
+            raise ConfigError(f"{config.path} is a {settings.model_type} checkpoint; set model.family to it")
         _set_dropout(settings, config)
         model, told = kind.from_pretrained(
             folder,
@@ -80,13 +82,11 @@ def check_loaded(
     config: ModelConfig,
     tokenizer: transformers.PreTrainedTokenizerFast,
 ) -> None:
-    """Refuses a checkpoint of another family, with a smaller vocabulary or with other special tokens.
+    """Refuses a checkpoint with a smaller vocabulary or with other special tokens.
 
     Raises:
         ConfigError: it names the two things that do not fit.
     """
-    if model.config.model_type != config.family:
-        raise ConfigError(f"{config.path} is a {model.config.model_type} checkpoint; set model.family to it")
     if model.config.vocab_size < len(tokenizer):
         raise ConfigError(
             f"{config.path} has {model.config.vocab_size} token embeddings and the tokenizer {len(tokenizer)} tokens; "

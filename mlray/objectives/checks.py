@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import replace
@@ -19,7 +20,7 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def check_places(config: RunConfig) -> None:
-    """Refuses checkpoints and tokenizers that are not where the configuration says, before anything costs time.
+    """Refuses what is not where the configuration says, or is of another family, before anything costs time.
 
     Raises:
         ConfigError: it names the key and the folder.
@@ -35,6 +36,8 @@ def check_places(config: RunConfig) -> None:
     for key, (uri, file) in wanted.items():
         if uri:
             _check_place(key, uri, file, config.storage)
+    if config.model.path:
+        _check_kind(config.model, config.storage)
 
 
 def _check_place(key: str, uri: str, file: str | None, settings: Storage) -> None:
@@ -52,6 +55,18 @@ def _check_place(key: str, uri: str, file: str | None, settings: Storage) -> Non
     below = storage.exists(storage.join(place, "weights", file), settings)
     hint = f"take {storage.join(uri, 'weights')}" if below else "name its weights"
     raise ConfigError(f"{key}={uri} holds no checkpoint of `transformers` ({file}); {hint}")
+
+
+def _check_kind(model: ModelConfig, settings: Storage) -> None:
+    place = storage.join(storage.absolute(model.path or ""), "config.json")
+    if not storage.exists(place, settings):
+        return  # on a hub: told when it is opened
+    try:
+        found = json.loads(storage.read_bytes(place, settings)).get("model_type", model.family)
+    except (ValueError, AttributeError):
+        raise ConfigError(f"model.path={model.path}: its config.json is no JSON object") from None
+    if found != model.family:
+        raise ConfigError(f"{model.path} is a {found} checkpoint; set model.family to it")
 
 
 def check_family(objective: ObjectiveConfig, model: ModelConfig) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,7 +51,7 @@ class Words:
         once = list(dict.fromkeys(word for words in told for word in words))  # most words come many times
         encoded = dict(zip(once, self.encoder.encode(once), strict=True))
         pieces: list[Piece] = []
-        same_scheme = begun if _is_iob2(self.labels) else list
+        same_scheme = scheme(self.labels)
         for i, (_, tags) in enumerate(sentences):
             numbers = [number_of(tag, self.labels, window.document[i]) for tag in same_scheme(tags)]
             parts = [encoded[word] or [self.encoder.pad_id] for word in told[i]]
@@ -141,6 +141,11 @@ def begun(tags: Sequence[str]) -> list[str]:
         f"B-{tag[2:]}" if tag.startswith("I-") and before not in {tag, f"B-{tag[2:]}"} else tag
         for before, tag in itertools.pairwise(["O", *tags])
     ]
+
+
+def scheme(names: Collection[str]) -> Callable[[Sequence[str]], list[str]]:
+    """How tags are read by a model of these labels: `begun`, where theirs are of IOB2, or as they are."""
+    return begun if _is_iob2(names) else list
 
 
 def _is_iob2(names: Collection[str]) -> bool:

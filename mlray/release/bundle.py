@@ -109,7 +109,10 @@ def make(run_uri: str, registry: Registry, beside: Beside = ALONE) -> str:
 def _run(uri: str, settings: Storage) -> _Run:
     uri = _winner(storage.absolute(uri), settings)
     config, folders = _config(uri, settings), Folders(uri)
-    step, weights = _trained(folders, settings)
+    step, weights, trained_on = _trained(folders, settings)
+    # Each of them has a cell wherever the bundle is judged again.
+    named = config.corpus.model_copy(update={"languages": trained_on})
+    config = config.model_copy(update={"corpus": named})
     judged = storage.join(folders.root, "evaluation")
     missing = f"the run was never evaluated: jobs/evaluate.py --output {judged}"
     return _Run(folders, config, step, weights, judged, evaluations.read(judged, settings, missing))
@@ -182,8 +185,8 @@ def _config(run_uri: str, settings: Storage) -> RunConfig:
     return configuration.parse(storage.read_bytes(place, settings).decode(), place)
 
 
-def _trained(folders: Folders, settings: Storage) -> tuple[str, str]:
-    """The step whose weights a run has chosen, and where they lie.
+def _trained(folders: Folders, settings: Storage) -> tuple[str, str, tuple[str, ...]]:
+    """The step whose weights a run has chosen, where they lie, and the languages that it was trained on.
 
     Raises:
         ConfigError: the run has not ended, or its checkpoint is not whole.
@@ -196,7 +199,7 @@ def _trained(folders: Folders, settings: Storage) -> tuple[str, str]:
     chosen = storage.join(folders.checkpoints, step)
     if fault := checkpoints.verify(chosen, settings):
         raise ConfigError(f"{chosen} is no checkpoint: {fault}")
-    return step, storage.join(chosen, "weights")
+    return step, storage.join(chosen, "weights"), tuple(told["documents"])
 
 
 def _parts(config: RunConfig, weights: str) -> list[tuple[str, str]]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import transformers
 
+from jobs import finetune as job
 from mlray import storage
 from mlray.config import ConfigError
 from mlray.evaluation import evaluate
@@ -75,3 +77,41 @@ def test_an_adapter_is_trained_and_judged_in_every_language(undisturbed: dict[st
         judge(nothing, evaluate.check(elsewhere))
     assert str(told.value).startswith("adapter.kind=lora but adapter.path is empty; name the trained adapter")
     assert "\n" not in str(told.value)
+
+
+def test_rows_that_the_training_cannot_answer_end_the_job_before_it_trains(
+    undisturbed: dict[str, Any],
+    bucket: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def rows(name: str, *told: tuple[str, str]) -> dict[str, str]:
+        lines = [json.dumps({"text": text, "pair": pair}) + "\n" for text, pair in told]
+        (tmp_path / name).write_text("".join(lines), encoding="utf-8")
+        return {"uri": f"{tmp_path}/{name}", "pair": "pair", "language": "de"}
+
+    known = [(f"der Tee {number}", ("O B-DRINK O", "O B-MEAL O")[number % 2]) for number in range(40)]
+    for objective, pair, complaint in (
+        ("tagging", "O B-CITY", r"test\.jsonl: row 1: the label 'B-CITY' is none of the 3"),
+        ("tagging", "O O O", r"test\.jsonl: row 1 has 2 words and 3 tags"),
+        ("classification", "O B-CITY", r"test\.jsonl: row 1: the label 'O B-CITY' is none of the 2"),
+    ):
+        config = sample.config(
+            bucket,
+            f"unheard-{objective}",
+            corpus={"sources": [rows("training.jsonl", *known)]},
+            model={"path": undisturbed["weights"]},
+            tokenizer={},
+            objective={"name": objective},
+            train={"steps": 2},
+            evaluation={"sources": [rows("test.jsonl", known[0], ("in Rom", pair))]},
+        )
+        (tmp_path / "run.yaml").write_text(config.to_yaml(), encoding="utf-8")
+        monkeypatch.setattr("sys.argv", ["finetune.py", "--config", f"{tmp_path}/run.yaml"])
+        capfd.readouterr()
+        assert job.main() == 2
+        said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("configuration: ")]
+        assert len(said) == 1
+        assert re.search(complaint, said[0])
+        assert not storage.exists(f"s3://{bucket}/runs/unheard-{objective}/report.json", config.storage)

@@ -1028,6 +1028,10 @@ def test_unknown_labels_may_count_as_wrong(tmp_path: Path) -> None:
         found.cells["tagging"]["de"]["recall"].value == of_each["recall"].value < 100
     )  # one cannot be found
     assert [row["reference"] for row in rows] == ["O B-LOC", "O B-PER"]
+    # Training would have read it as B-LOC, which it knew.
+    other = [*tagged(tmp_path, [("der Alltag", "O I-LOC")]), "evaluation.unknown_labels=wrong"]
+    assert "unknown_labels" not in evaluate.evaluate(configuration.load(None, other))[0].about
+    tagged(tmp_path, sentences)
     assert found.about["unknown_labels"] == {"de": {"B-PER": 1}}
     console = Console(file=io.StringIO(), width=200)
     report.show(found, console)
@@ -1153,8 +1157,26 @@ def test_every_language_that_the_training_has_counted_has_a_cell(tmp_path: Path)
         trained.write_text(f"objective: {{name: {name}}}\n")
         assert evaluate.evaluate(configuration.load(None, settings))[0].empty == {"tagging": told}
     trained.write_text("objective: {name: tagging}\n")
+    progress.rename(tmp_path / "report.json")  # of a run, beside its merged model
+    assert evaluate.evaluate(configuration.load(None, settings))[0].empty == {"tagging": {"th": reason}}
     progress.write_text("[]")  # somebody else's
+    (tmp_path / "report.json").write_text('{"weights": "x"}')
     assert evaluate.evaluate(configuration.load(None, settings))[0].empty == {"tagging": {}}
+
+
+def test_one_task_of_several_is_not_asked_for_the_languages_of_the_others(tmp_path: Path) -> None:
+    documents = {"ner:de": 3.0, "ner:th": 2.0, "slots:de": 4.0, "slots:sw": 1.0}
+    (tmp_path / "progress.json").write_text(Progress(documents=documents).to_json())
+    (tmp_path / "config.yaml").write_text(
+        "objective: {name: multitask, tasks: [{name: ner, objective: tagging}]}\n"
+    )
+    asked = [
+        f"model.path={tmp_path}/weights",
+        "objective.name=multitask",
+        "objective.tasks=[{name: ner, objective: tagging}]",
+    ]
+    rows = {"ner:de": [Case("der Alltag", "O O", "f", 0)]}
+    assert list(testsets.without_rows(configuration.load(None, asked), rows)) == ["ner:th"]
 
 
 def test_a_model_without_the_head_is_refused(tmp_path: Path) -> None:

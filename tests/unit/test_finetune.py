@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
+from jobs import finetune as job
 from mlray.config import ConfigError, Contrastive, RunConfig, RunError
 from mlray.evaluation import evaluate
 from mlray.evaluation.labelling import Judge
@@ -146,3 +148,31 @@ def test_a_test_set_that_is_not_there_ends_the_job_first() -> None:
         finetune.finetune(config(evaluation=nowhere, objective={"name": "tagging"}))
     with pytest.raises(ConfigError, match=r"objective\.name=masked has no test"):
         finetune.finetune(config(evaluation=nowhere))
+
+
+def test_the_job_ends_with_one_line_on_what_cannot_be_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"text": "der Tee", "pair": "the tea"}, {"text": "die Uhr", "pair": " "}]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
+    source = f"evaluation.sources=[{{uri: {tmp_path}/test.jsonl, language: de-en%s}}]"
+    told = ["objective.name=translation", "model.family=m2m_100"]
+    for own, complaint in (
+        ([source % ", pair: pair"], f"{tmp_path}/test.jsonl: row 1 cannot be scored: empty"),
+        ([source % ""], f"{tmp_path}/test.jsonl: row 0 has no reference or label"),
+        (
+            [source % ", pair: pair", f"model.path={tmp_path}"],
+            f"{tmp_path} is a bert checkpoint; set model.family",
+        ),
+        (
+            [source % ", pair: pair", "model.family=bert"],
+            "model.family=bert does not fit objective.name=translation",
+        ),
+    ):
+        monkeypatch.setattr("sys.argv", ["finetune.py", *told, *own])
+        assert job.main() == 2
+        printed, said = capsys.readouterr()
+        assert printed == ""
+        assert said.startswith(f"configuration: {complaint}")
+        assert said.count("\n") == 1

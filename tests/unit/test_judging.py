@@ -59,6 +59,7 @@ def test_a_bundle_is_judged_as_its_model_is(
         assert found["about"]["evaluation"]["resamples"] == 10
         assert found["cells"] == json.loads(expected.to_json())["cells"]
         assert found["cells"]["retrieval"]["de-en"]["MRR"]["n"] == 3
+        assert found["empty"]["retrieval"]["sw-en"].startswith("no test rows: the corpus has it")
 
 
 def test_what_is_no_bundle_or_not_whole_is_told(

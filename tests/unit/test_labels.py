@@ -218,6 +218,14 @@ def test_a_checkpoint_that_is_not_there_is_told_at_once(
     ):
         with pytest.raises(ConfigError, match=complaint):
             check_places(RunConfig.model_validate({section: {"path": path}}))
+    for content, complaint in (
+        ('{"model_type": "m2m_100"}', r"weights is a m2m_100 checkpoint; set model\.family to it"),
+        ("[]", r"model\.path=.*weights: its config\.json is no JSON object"),
+        ("{", r"model\.path=.*weights: its config\.json is no JSON object"),
+    ):
+        (weights / "config.json").write_text(content, encoding="utf-8")
+        with pytest.raises(ConfigError, match=complaint):
+            check_places(RunConfig.model_validate({"model": {"path": str(weights), "family": "bert"}}))
 
 
 def test_a_source_without_labels_or_a_task_without_a_source_is_named(tmp_path: Path) -> None:

@@ -309,6 +309,15 @@ def test_bad_training_rows_are_counted_and_bad_test_rows_refused(tmp_path: Path)
     settings = overrides(tmp_path, [*TEST[:1], ("de", " ", "-")], TRAINING)
     with pytest.raises(ConfigError, match=r"test\.jsonl: row 1 cannot be scored: empty"):
         leakage.check(configuration.load(None, settings))
+    settings = overrides(tmp_path, [*TEST[:1], ("sw", " ", "-")], TRAINING)
+    found = leakage.check(configuration.load(None, [*settings, "evaluation.max_bad_rows=1"]))
+    assert found.cells["sw"] == leakage.Cell(0, 0, 0, None, 0, ())  # nothing of it is silently skipped
+    console = Console(file=io.StringIO(), width=200)
+    leakage.show(found, console)
+    said = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
+    assert "│ sw │ 0 │ 0 │ 0 │ - │ 0 │ - │" in said
+    assert "1 bad test rows were left out, the first: " in said
+    settings = overrides(tmp_path, TEST[:1], TRAINING)
     with pytest.raises(ConfigError, match=r"corpus\.sources is empty; name the training text"):
         leakage.check(configuration.load(None, settings[2:]))
     with pytest.raises(ConfigError, match=r"evaluation\.sources is empty"):

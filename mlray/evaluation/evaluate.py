@@ -20,7 +20,7 @@ from mlray.corpus import testsets
 from mlray.corpus.testsets import Case, Checked, Rows
 from mlray.evaluation import labelling, recommendation, retrieval
 from mlray.evaluation.labelling import Judge
-from mlray.evaluation.predictions import Row, figures, fill_gaps
+from mlray.evaluation.predictions import Row, figures, fill_gaps, kind_of
 from mlray.evaluation.report import Report
 from mlray.evaluation.retrieval import Finder
 from mlray.models import backbone, tokenizer
@@ -164,7 +164,7 @@ def _truths(kind: str, group: list[Case]) -> list[str]:
     """What predictions are held against: of an answer the number of the right sentence, of a text that of its pair."""
     if kind == "retrieval":
         return retrieval.truths(group)
-    answer = kind.startswith("answer")
+    answer = kind_of(kind) == "answer"
     return [str(answers.parse(row.pair, row.row)[0]) if answer else row.pair for row in group]
 
 
@@ -181,7 +181,7 @@ def _kind(config: RunConfig, name: str) -> str:
 
 
 def _line(row: Row, text: str) -> dict[str, Any]:
-    truth = "label" if row.task.startswith("classification") else "reference"
+    truth = "label" if kind_of(row.task) == "classification" else "reference"
     shared = {"task": row.task, "language": row.language, "place": row.place, "text": text}
     return {**shared, "prediction": row.prediction, truth: row.truth}
 

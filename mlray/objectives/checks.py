@@ -34,39 +34,37 @@ def check_places(config: RunConfig) -> None:
         "adapter.language_path": (config.adapter.language_path, "adapter_config.json"),
     }
     for key, (uri, file) in wanted.items():
-        if uri:
-            _check_place(key, uri, file, config.storage)
-    if config.model.path:
-        _check_kind(config.model, config.storage)
+        if uri and _check_place(key, uri, file, config.storage) and key == "model.path":
+            _check_kind(config.model, uri, config.storage)
 
 
-def _check_place(key: str, uri: str, file: str | None, settings: Storage) -> None:
+def _check_place(key: str, uri: str, file: str | None, settings: Storage) -> bool:
+    """Whether a folder or prefix holds what is wanted; else it is the name of a model on a hub."""
     path = Path(uri).expanduser()
     if not access.is_s3(uri) and not path.is_dir():
         # On a hub is what could be a name there, and does not lie in a folder that is here.
         if _HUB_NAME.fullmatch(uri) and not (path.parent != Path() and path.parent.is_dir()):
-            return
+            return False
         raise ConfigError(
             f"{key}={uri}: there is no such folder; name a folder, an s3:// prefix or a model of a hub"
         )
     place = storage.absolute(uri)
     if file is None or storage.exists(storage.join(place, file), settings):
-        return
+        return True
     below = storage.exists(storage.join(place, "weights", file), settings)
     hint = f"take {storage.join(uri, 'weights')}" if below else "name its weights"
     raise ConfigError(f"{key}={uri} holds no checkpoint of `transformers` ({file}); {hint}")
 
 
-def _check_kind(model: ModelConfig, settings: Storage) -> None:
-    place = storage.join(storage.absolute(model.path or ""), "config.json")
-    if not storage.exists(place, settings):
-        return  # on a hub: told when it is opened
+def _check_kind(model: ModelConfig, uri: str, settings: Storage) -> None:
+    """Refuses a checkpoint of another family; one on a hub is refused when it is opened."""
+    place = storage.join(storage.absolute(uri), "config.json")
     try:
         found = json.loads(storage.read_bytes(place, settings)).get("model_type", model.family)
     except (ValueError, AttributeError):
-        raise ConfigError(f"model.path={model.path}: its config.json is no JSON object") from None
+        raise ConfigError(f"model.path={uri}: its config.json is no JSON object") from None
     if found != model.family:
-        raise ConfigError(f"{model.path} is a {found} checkpoint; set model.family to it")
+        raise ConfigError(f"{uri} is a {found} checkpoint; set model.family to it")
 
 
 def check_family(objective: ObjectiveConfig, model: ModelConfig) -> None:

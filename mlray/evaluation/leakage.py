@@ -260,6 +260,4 @@ def show(leakage: Leakage, console: Console) -> None:
     read, skipped = leakage.about["training_rows"], leakage.about["skipped"]
     console.print(f"{read:,} training rows were read, and {skipped:,} that training refuses were skipped")
     if left_out := leakage.about["left_out"]:
-        console.print(
-            f"{len(left_out):,} bad test rows were left out, the first: {left_out[0]}", markup=False
-        )
+        console.print(f"bad test rows left out: {len(left_out):,}, the first: {left_out[0]}", markup=False)

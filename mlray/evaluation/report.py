@@ -15,8 +15,8 @@ from mlray.config import ConfigError
 
 LOWER_IS_BETTER = {"TER", "own above", "others above", "language bias"}
 _NOTES = {
-    "cut_off": "texts are longer than a row, and were judged without their end",
-    "unfinished": "texts that the model wrote had no end within evaluation.max_new_tokens",
+    "cut_off": "texts longer than a row, judged without their end",
+    "unfinished": "texts that the model wrote without an end within evaluation.max_new_tokens",
 }
 
 
@@ -49,7 +49,7 @@ class Report:
     def notes(self) -> list[str]:
         """A line each on what a figure does not show: texts cut, outputs without an end, labels and rows left out."""
         result = [
-            f"{language}: {number:,} {what}"
+            f"{language}: {what}: {number:,}"
             for key, what in _NOTES.items()
             for language, number in self.about.get(key, {}).items()
         ]
@@ -57,7 +57,7 @@ class Report:
             told = ", ".join(f"{label} ({number:,})" for label, number in counts.items())
             result.append(f"{language}: labels that the training did not know count as wrong: {told}")
         if left_out := self.about.get("left_out"):
-            result.append(f"{len(left_out):,} bad rows were left out, the first: {left_out[0]}")
+            result.append(f"bad rows left out: {len(left_out):,}, the first: {left_out[0]}")
         return result
 
     def summary(self, task: str) -> dict[str, dict[str, Any]]:

@@ -116,4 +116,4 @@ def _show(index: ProductIndex, refused: list[str], title: str) -> None:
     console = wide()
     console.print(table)
     if refused:
-        console.print(f"{len(refused):,} bad rows were left out, the first: {refused[0]}", markup=False)
+        console.print(f"bad rows left out: {len(refused):,}, the first: {refused[0]}", markup=False)

@@ -85,7 +85,7 @@ def open_embedder(config: RunConfig, model: str) -> TextEmbedder:
 
 
 def _told(refused: list[str]) -> str:
-    return f"; {len(refused):,} bad rows were left out, the first: {refused[0]}" if refused else ""
+    return f"; bad rows left out: {len(refused):,}, the first: {refused[0]}" if refused else ""
 
 
 def _width(table: pa.Table) -> int:

@@ -278,10 +278,10 @@ def test_what_a_figure_does_not_show_is_told_in_the_terminal_and_on_the_page() -
     report.show(found, console)
     page = output.page(found)
     for note in (
-        "de: 1,200 texts are longer than a row, and were judged without their end",
-        "en-zh: 3 texts that the model wrote had no end within evaluation.max_new_tokens",
+        "de: texts longer than a row, judged without their end: 1,200",
+        "en-zh: texts that the model wrote without an end within evaluation.max_new_tokens: 3",
         "fr: labels that the training did not know count as wrong: B-X (2), I-X (1)",
-        "2 bad rows were left out, the first: a.txt: row 3 cannot be scored: empty",
+        "bad rows left out: 2, the first: a.txt: row 3 cannot be scored: empty",
     ):
         assert f"{note}\n" in console.file.getvalue()  # type: ignore[attr-defined]
         assert f"<p>{note}</p>" in page
@@ -1128,7 +1128,7 @@ def test_a_test_set_of_bad_rows_alone_has_an_empty_cell(tmp_path: Path) -> None:
     assert found.empty["tagging"] == {"fr": "no test rows: its files hold none that can be scored"}
     console = Console(file=io.StringIO(), width=200)
     report.show(found, console)
-    assert "1 bad rows were left out, the first: " in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "bad rows left out: 1, the first: " in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_a_language_of_a_column_whose_rows_are_all_bad_has_an_empty_cell(tmp_path: Path) -> None:

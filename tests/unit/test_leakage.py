@@ -316,7 +316,7 @@ def test_bad_training_rows_are_counted_and_bad_test_rows_refused(tmp_path: Path)
     leakage.show(found, console)
     said = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
     assert "│ sw │ 0 │ 0 │ 0 │ - │ 0 │ - │" in said
-    assert "1 bad test rows were left out, the first: " in said
+    assert "bad test rows left out: 1, the first: " in said
     settings = overrides(tmp_path, TEST[:1], TRAINING)
     with pytest.raises(ConfigError, match=r"corpus\.sources is empty; name the training text"):
         leakage.check(configuration.load(None, settings[2:]))

@@ -7,7 +7,8 @@ import unicodedata
 
 SURROGATE = re.compile(r"[\ud800-\udfff]")
 """Half of a pair, which no UTF-8 file can hold."""
-_CONTROL = re.compile(r"[\x01-\x08\x0b\x0c\x0e-\x1f\x7f\x80-\x9f\ufeff]")
+CONTROL = re.compile(r"[\x01-\x08\x0b\x0c\x0e-\x1f\x7f\x80-\x9f\ufeff]")
+"""What is taken out of every text."""
 
 
 class BadRecord(Exception):
@@ -51,7 +52,7 @@ def _without_control(text: str) -> str:
         raise BadRecord("NUL character")
     if SURROGATE.search(text):
         raise BadRecord("lone surrogate")
-    return _CONTROL.sub("", text).strip()
+    return CONTROL.sub("", text).strip()
 
 
 def is_unseen(text: str) -> bool:

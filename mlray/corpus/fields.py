@@ -49,12 +49,13 @@ def record(row: int, cells: list[object], file: SourceFile, max_chars: int) -> R
         named = _named(cells.pop(), file) if file.language_column else language
         language = named if isinstance(named, str) else language
         others = cells.pop() if file.negatives else None
-        beside = cells.pop() if file.pair or file.pair_uri else None
+        halves = file.pair or file.pair_uri
+        beside = cells.pop() if halves else None
         words = (
             cells[0] if len(cells) == 1 and isinstance(cells[0], list) and isinstance(beside, list) else None
         )
         if words is not None:  # tags belong to them, one to each
-            cells = [" ".join("".join(str(word).split()) for word in words)]
+            cells = [_spaced(words, "word", max_chars)]
         text = clean(_joined(list(map(_items, file.columns, cells))), max_chars)
         if isinstance(query, str):
             text = sessions.with_query(text, query)
@@ -63,7 +64,7 @@ def record(row: int, cells: list[object], file: SourceFile, max_chars: int) -> R
         if not _inside(file, row, share):
             raise BadRecord(OUTSIDE)
         _known(named)
-        pair = clean(_beside(_known(beside), words), max_chars) if file.pair or file.pair_uri else ""
+        pair = clean(_beside(_known(beside), words, max_chars), max_chars) if halves else ""
         if file.last_is_pair:
             text, pair = sessions.before_last(text)
         pair = _told(pair, text, others, file, max_chars)
@@ -151,14 +152,26 @@ def _named(cell: object, file: SourceFile) -> str | BadRecord:
     return BadRecord("no language tag in the language column") if normal is None else file.name(normal)
 
 
-def _beside(pair: object, words: list[object] | None) -> object:
-    """What belongs to a text: a text, the number of a label, or tags where the text is a list of words.
+def _beside(pair: object, words: list[object] | None, max_chars: int) -> object:
+    """What belongs to a text: a text, the number of a label, or tags where the text is a list of words."""
+    if words is not None and isinstance(pair, list):
+        return _spaced(pair, "tag", max_chars)
+    return str(pair).lower() if isinstance(pair, int) else pair  # a label's number, or true and false
+
+
+def _spaced(parts: Sequence[object], what: str, max_chars: int) -> str:
+    """Words or tags with a space between, so that each belongs to the one at its place.
 
     Whether there are as many tags as words is for those to see who read them.
     """
-    if words is not None and isinstance(pair, list):
-        return " ".join("".join(str(tag).split()) for tag in pair)
-    return str(pair).lower() if isinstance(pair, int) else pair  # a label's number, or true and false
+    found = []
+    for place, part in enumerate(parts):
+        try:
+            text = clean(str(part) if isinstance(part, int) else part, max_chars)
+        except BadRecord as error:  # left out, it would move all that follow
+            raise BadRecord(f"{what} {place}: {error}") from None
+        found.append("".join(text.split()))
+    return " ".join(found)
 
 
 def _items(column: str, cell: object) -> object:

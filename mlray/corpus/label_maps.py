@@ -23,7 +23,7 @@ def read(spec: str, settings: Storage) -> LabelMap:
     """
     uri, *columns = spec.rsplit(":", 2)
     if len(columns) != 2:
-        raise ConfigError(f"corpus.sources[].label_map={spec!r} is not of the form uri:from:to")
+        raise ConfigError(f"sources[].label_map={spec!r} is not of the form uri:from:to")
     try:
         text = storage.read_bytes(storage.absolute(uri), settings).decode("utf-8-sig")
     except UnicodeDecodeError as error:

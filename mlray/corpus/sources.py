@@ -144,7 +144,7 @@ def _matching(root: str, source: Source, settings: Storage) -> list[storage.File
     listed = storage.list_files(root, settings)
     found = [file for file in listed if fnmatch.fnmatch(file.uri.removeprefix(root).lstrip("/"), pattern)]
     if not found:
-        raise ConfigError(f"{source.uri}: no file matches corpus.sources[].files={source.files!r}")
+        raise ConfigError(f"{source.uri}: no file matches sources[].files={source.files!r}")
     return found
 
 
@@ -152,19 +152,19 @@ def _check(source: Source) -> None:
     for key, (first, last) in (("part", source.part), ("rows", source.rows or (0, 1))):
         if first >= last:
             raise ConfigError(
-                f"corpus.sources[].{key}=[{first}, {last}] holds no row; the first must be below the last"
+                f"{source.uri}: sources[].{key}=[{first}, {last}] holds no row; the first must be below the last"
             )
     if source.negatives and not source.pair:
         raise ConfigError(
-            f"corpus.sources[].negatives={source.negatives!r} needs corpus.sources[].pair, what is to be told from them"
+            f"{source.uri}: sources[].negatives={source.negatives!r} needs sources[].pair, what is to be told from them"
         )
     if source.last_is_pair and (source.pair or source.pair_uri):
         raise ConfigError(
-            "corpus.sources[].last_is_pair makes the pair itself; leave corpus.sources[].pair out"
+            f"{source.uri}: sources[].last_is_pair makes the pair itself; leave sources[].pair out"
         )
     if source.label_map and not source.pair:
         raise ConfigError(
-            f"corpus.sources[].label_map={source.label_map!r} needs corpus.sources[].pair, the column of the labels"
+            f"{source.uri}: sources[].label_map={source.label_map!r} needs sources[].pair, the column of the labels"
         )
 
 
@@ -172,11 +172,9 @@ def _check_columns(uri: str, kind: str, language: str | None, source: Source) ->
     """Refuses settings that name a column of a format without any."""
     part_by, halves = source.part_by, source.pair or source.pair_uri
     if kind == "text" and part_by == "pair" and not halves:
-        raise ConfigError(f"{uri}: corpus.sources[].part_by=pair needs corpus.sources[].pair")
+        raise ConfigError(f"{uri}: sources[].part_by=pair needs sources[].pair")
     if language:
-        raise ConfigError(
-            f"{uri}: format={kind} has no columns; set corpus.sources[].language to a tag or filename"
-        )
+        raise ConfigError(f"{uri}: format={kind} has no columns; set sources[].language to a tag or filename")
     known = _NO_COLUMNS[kind]
     for key, column, allowed in (
         ("part_by", part_by, known),
@@ -185,7 +183,7 @@ def _check_columns(uri: str, kind: str, language: str | None, source: Source) ->
     ):
         if column and column not in allowed:
             raise ConfigError(
-                f"{uri}: format={kind} has no column {column!r}; leave corpus.sources[].{key} out"
+                f"{uri}: format={kind} has no column {column!r}; leave sources[].{key} out"
                 + (f" or take one of {', '.join(sorted(allowed))}" if allowed else "")
             )
 
@@ -193,7 +191,7 @@ def _check_columns(uri: str, kind: str, language: str | None, source: Source) ->
 def _aligned(file: SourceFile, halves: list[storage.File]) -> SourceFile:
     if file.format != "text" or len(halves) != 1 or file.language is None or "-" not in file.language:
         raise ConfigError(
-            f"{file.uri}: corpus.sources[].pair_uri takes one text file beside one text file, and a language such as "
+            f"{file.uri}: sources[].pair_uri takes one text file beside one text file, and a language such as "
             "en-de"
         )
     other = halves[0]
@@ -245,21 +243,19 @@ def _describe(file: storage.File, root: str, source: Source) -> SourceFile:
     kind = source.format if source.format != "auto" else _FORMATS.get(PurePosixPath(stem).suffix.lower(), "")
     if not kind:
         raise ConfigError(
-            f"{file.uri}: unknown file type; set corpus.sources[].format to parquet, jsonl, text, csv, tsv, conll, "
+            f"{file.uri}: unknown file type; set sources[].format to parquet, jsonl, text, csv, tsv, conll, "
             "squad or file"
         )
     if kind == "parquet" and codec:
         raise ConfigError(f"{file.uri}: parquet compresses inside; a compressed parquet file cannot be read")
     language, column = _language(file.uri, root, stem, source)
     if source.negatives and kind in {"text", "file"}:
-        raise ConfigError(f"{file.uri}: format={kind} has no column for corpus.sources[].negatives")
+        raise ConfigError(f"{file.uri}: format={kind} has no column for sources[].negatives")
     if source.rows and kind not in {"csv", "tsv", "conll"}:
-        raise ConfigError(
-            f"{file.uri}: corpus.sources[].rows is for csv, tsv and conll, not for format={kind}"
-        )
+        raise ConfigError(f"{file.uri}: sources[].rows is for csv, tsv and conll, not for format={kind}")
     if source.session and (kind not in {"csv", "tsv"} or not isinstance(source.text, str)):
         raise ConfigError(
-            f"{file.uri}: corpus.sources[].session is for one column of csv and tsv, not for format={kind} and "
+            f"{file.uri}: sources[].session is for one column of csv and tsv, not for format={kind} and "
             f"text={source.text}"
         )
     if kind in _NO_COLUMNS:
@@ -293,7 +289,7 @@ def _language(uri: str, root: str, stem: str, source: Source) -> tuple[str | Non
     normal = languages.normalize(tag)
     if normal is None:
         raise ConfigError(
-            f"{uri}: no language in {tag!r} (corpus.sources[].language={source.language!r}); use column:<name>, "
+            f"{uri}: no language in {tag!r} (sources[].language={source.language!r}); use column:<name>, "
             "partition:<key>, folder, filename, or a fixed tag such as de"
         )
     return normal, None

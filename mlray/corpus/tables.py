@@ -2,8 +2,9 @@
 
     csv, tsv    RFC 4180: a quoted cell may hold separators and line breaks; with a session column a record is what
                 neighbouring rows with one value there have in their text column, with a space between
-    conll       a word a line, sentences apart by a blank line or where the word's number falls back; a column is named
-                by its number from 0, `# name = value` before a sentence by its name
+    conll       a word a line, columns apart by tabs, sentences by a blank line or where the word's number falls back;
+                a column is named by its number from 0, `# name = value` before a sentence by its name; CoNLL-U's lines
+                of several words (1-2) and of words that are not there (1.1) are none, nor is -DOCSTART-
     squad       see `squad.py`
     file        one document, such as program code
 
@@ -14,15 +15,17 @@ from __future__ import annotations
 
 import csv
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 
 from mlray.config import Storage
 from mlray.corpus import lines, sessions, squad
-from mlray.corpus.cleaning import BadRecord
+from mlray.corpus.cleaning import CONTROL, BadRecord
 from mlray.corpus.lines import BrokenChunk, Chunk
 
 FORMATS = {"csv", "tsv", "conll", "squad", "file"}
 _WHOLE_BYTES = 1 << 30
+_NO_WORD = re.compile(r"\d+[-.]\d+")
 
 
 def rows(
@@ -128,7 +131,7 @@ def _sentences(texts: Iterator[str], names: Sequence[str]) -> Iterator[list[obje
         if line.startswith("# ") and len(cells) == 1:
             name, _, value = line[2:].partition("=")
             notes.setdefault(name.strip(), value.strip())
-        elif line.strip():
+        elif line.strip() and cells[0] != "-DOCSTART-" and not (numbered and _NO_WORD.fullmatch(cells[0])):
             words.append(cells)
 
 
@@ -143,8 +146,9 @@ def _sentence(
             cells.append(notes[name])
             continue
         column = int(name)
-        if any(len(word) <= column or not word[column].strip() for word in words):
-            return BadRecord(f"a word without column {column}")
+        # One that is left out, or of which cleaning leaves nothing, would move all that follow.
+        if any(len(word) <= column or not CONTROL.sub("", word[column]).strip() for word in words):
+            return BadRecord(f"a word without column {column}; columns are apart by tabs")
         cells.append(" ".join("".join(word[column].split()) for word in words))
     return _checked(cells)
 

@@ -119,7 +119,12 @@ def without_rows(config: RunConfig, rows: Rows) -> dict[str, str]:
     """Why a language of the corpus, or of a test set, has no figure."""
     reason = "no test rows: the corpus has it, and evaluation.sources holds no row in it"
     told = {*config.corpus.languages, *_languages_of(config), *_counted(config)}
-    named = {name: reason for name in sorted(told) if name not in rows}
+    asked = config.objective.heads  # of a model of several tasks those that are judged
+    named = {
+        name: reason
+        for name in sorted(told)
+        if name not in rows and (not asked or languages.task(name) in asked)
+    }
     barren = [name for name, group in rows.items() if not group]
     return {**named, **dict.fromkeys(barren, "no test rows: its files hold none that can be scored")}
 
@@ -141,10 +146,7 @@ def _languages_of(config: RunConfig) -> set[str]:
 
 
 def _counted(config: RunConfig) -> set[str]:
-    """Languages whose documents the training has counted, where the weights lie in their checkpoint or run.
-
-    Of a model of several tasks those of the tasks that are asked.
-    """
+    """Languages whose documents the training has counted, where the weights lie in their checkpoint or run."""
     weights = storage.absolute(config.adapter.path or config.model.path or "")
     folder = weights.rstrip("/").rpartition("/")[0]
     for name in ("progress.json", "report.json"):  # of a checkpoint; of a run, for its `merged`
@@ -154,6 +156,5 @@ def _counted(config: RunConfig) -> set[str]:
             trained = configuration.parse(storage.read_bytes(place, config.storage).decode(), place)
             if trained.objective.name != config.objective.name:
                 return set()  # it was the backbone's
-            asked = {*config.objective.heads} or {""}
-            return {language for language in counted if languages.task(language) in asked}
+            return set(counted)
     return set()

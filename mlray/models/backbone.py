@@ -198,12 +198,20 @@ def export(
     Raises:
         OSError: a file could not be written, by either library.
     """
-    encoder.model.save_pretrained(folder, state_dict=plain_names(encoder, weights), safe_serialization=True)
+    state = _buffers(encoder.model) | plain_names(encoder, weights)
+    encoder.model.save_pretrained(folder, state_dict=state, safe_serialization=True)
     # `save_pretrained` notes the dtype that the model computes in, and `from_pretrained` would cast to it.
     path = folder / "config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({**settings, "dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
     save_tokenizer(tokenizer, folder)
+
+
+def _buffers(model: transformers.PreTrainedModel) -> dict[str, torch.Tensor]:
+    """What belongs to a checkpoint and is no parameter, such as the bias that mBART adds to its logits."""
+    names = {name for name, _ in model.named_buffers()}
+    kept = {name: tensor for name, tensor in model.state_dict().items() if name in names}
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in kept.items()}
 
 
 def plain_names(encoder: Backbone, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

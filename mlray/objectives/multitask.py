@@ -88,7 +88,7 @@ def check(names: Sequence[str], tasks: Mapping[str, object]) -> None:
     for name in names:
         if languages.task(name) not in tasks:
             raise ConfigError(
-                f"the rows of {name!r} belong to no task of the run; set corpus.sources[].task to one of "
+                f"the rows of {name!r} belong to no task of the run; set sources[].task to one of "
                 f"{', '.join(tasks) or 'objective.tasks, which is empty'}"
             )
 

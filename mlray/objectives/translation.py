@@ -31,8 +31,8 @@ def directions(names: Sequence[str]) -> list[tuple[str, str]]:
     for name in names:
         if not languages.is_direction(name):
             raise ConfigError(
-                f"objective.name=translation needs pairs in a language such as en-de, and the corpus has {name!r}; set "
-                "corpus.sources[].language"
+                f"objective.name=translation needs pairs in a language such as en-de, and a source is in {name!r}; "
+                "set its sources[].language"
             )
     return [languages.halves(name) for name in names]
 

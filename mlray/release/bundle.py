@@ -141,9 +141,8 @@ def _check_backbone(stage: Path, config: RunConfig) -> None:
     """Refuses an adapter whose backbone is not any more what it was trained on."""
     weights, labels = stage / "weights", stage / "labels.json"
     row = OBJECTIVES[config.objective.name]
-    known = config.model_copy(update={"model": checkpoint_of(config.model, str(weights), Storage())})
     names = json.loads(labels.read_text(encoding="utf-8")) if labels.is_file() else []
-    model = row.build(known, tokenizer.load(weights), weights, names)
+    model = row.build(config, tokenizer.load(weights, row.special_tokens), weights, names)
     origin.check_backbone(stage / "adapter", adapters.digest(model))
 
 

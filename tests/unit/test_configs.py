@@ -125,3 +125,19 @@ def test_a_folder_beside_the_job_means_the_same_to_workers(
     assert placed.model.path == str(tmp_path / "runs/encoder")
     assert placed.run.storage_uri == str(tmp_path / "runs")
     assert (placed.tokenizer.path, placed.adapter.language_path) == ("org/name", "s3://b/a")
+
+
+def test_the_readme_names_the_run_that_a_configuration_starts_from() -> None:
+    makers = {
+        configuration.load(path).run.name: path.stem for path in CONFIGS if path.stem.split("_")[0] != "sweep"
+    }
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1:3] for line in text.splitlines() if line.startswith("| `")]
+    for path in CONFIGS:
+        place = configuration.load(path).model.path or ""
+        if not place.startswith("runs/") or path.stem.endswith("_sample"):
+            continue
+        maker = makers[place.split("/")[1]]
+        needed = [needs for named, needs in rows if f"`{path.stem}`" in named]
+        assert len(needed) == 1, path.stem
+        assert f"`{maker}`" in needed[0], path.stem

@@ -1177,6 +1177,14 @@ def test_one_task_of_several_is_not_asked_for_the_languages_of_the_others(tmp_pa
     ]
     rows = {"ner:de": [Case("der Alltag", "O O", "f", 0)]}
     assert list(testsets.without_rows(configuration.load(None, asked), rows)) == ["ner:th"]
+    (tmp_path / "progress.json").unlink()
+    (tmp_path / "x.jsonl").write_text('{"text": "a"}\n')
+    ner, slots = (
+        f"{{uri: {tmp_path}/x.jsonl, language: {language}, task: {task}}}"
+        for task, language in (("ner", "ja"), ("slots", "ko"))
+    )
+    of_both = configuration.load(None, [*asked, f"corpus.sources=[{ner}, {slots}]"])
+    assert list(testsets.without_rows(of_both, rows)) == ["ner:ja"]
 
 
 def test_a_model_without_the_head_is_refused(tmp_path: Path) -> None:

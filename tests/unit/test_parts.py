@@ -404,6 +404,27 @@ def test_labels_may_be_numbers_and_words_may_be_lists(tmp_path: Path) -> None:
     assert (uneven.text, uneven.pair) == ("a b", "O")  # the job ends here, and names the row
 
 
+@pytest.mark.parametrize(
+    ("words", "tags", "reason"),
+    [
+        (["Haus", None], ["NOUN", "X"], "word 1: null"),
+        (["Haus", ["da"]], ["NOUN", "X"], "word 1: not text but list"),
+        (["", "b"], ["O", "B-LOC"], "word 0: empty"),
+        (["a", "\ufeff", "b"], ["O", "O", "O"], "word 1: empty"),
+        (["Haus", "da"], ["NOUN", None], "tag 1: null"),
+        (["Haus", "da"], ["NOUN", {"a": 1}], "tag 1: not text but dict"),
+        (["Haus", "da"], ["NOUN", " "], "tag 1: empty"),
+    ],
+)
+def test_what_is_no_word_or_tag_moves_no_other(
+    tmp_path: Path, words: list[object], tags: list[object], reason: str
+) -> None:
+    rows = [{"w": words, "t": tags}, {"w": ["gut", 7], "t": ["O", "B-X"]}]
+    odd, plain = read({"uri": lines(tmp_path / "de.jsonl", rows), "text": "w", "pair": "t"})
+    assert (odd.text, odd.pair, odd.reason) == ("", "", reason)
+    assert (plain.text, plain.pair, plain.reason) == ("gut 7", "O B-X", "")
+
+
 def test_both_directions_hold_out_the_same_pairs() -> None:
     assert (
         scan.content_hash("Wort", "word")

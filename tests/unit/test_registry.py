@@ -14,15 +14,19 @@ from typing import Any
 
 import boto3
 import pytest
+import torch
+import transformers
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from rich.console import Console
 from werkzeug.serving import make_server
 
 from mlray import configuration, seal, storage
-from mlray.config import ConfigError, RunConfig, RunError, Storage
+from mlray.config import Adapter, ConfigError, Model, RunConfig, RunError, Storage
 from mlray.evaluation.predictions import Row, report_of
+from mlray.models import adapters, backbone, decoder, translator
 from mlray.release import bundle, promotion
 from mlray.release.registry import ConflictError, History, Registry, open_registry
+from tests.unit import test_causal, test_labels, test_translation, tiny
 
 LOCAL = Storage()
 
@@ -585,3 +589,66 @@ def test_report_of_a_bundle_is_that_of_the_run(tmp_path: Path) -> None:
     name = promotion.challenge(config, run, "").bundle
     report, _ = bundle.report_of(open_registry(config), name)
     assert report.to_json() == (Path(run) / "evaluation" / "report.json").read_text()
+
+
+def _tagger(folder: Path) -> tuple[Any, Any]:
+    network = (
+        test_labels.model("words", test_labels.TAGS, folder=folder) if folder.is_dir() else tiny.encoder()
+    )
+    return network, tiny.tokens()
+
+
+def _llama(folder: Path) -> tuple[Any, Any]:
+    """A decoder whose tokenizer has neither a padding nor a mask token, as Llama's own."""
+    tokens = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=test_causal.code_tokens().backend_tokenizer, eos_token="</s>"
+    )
+    config = Model(family="llama", hidden_size=16, num_layers=2, num_heads=2, intermediate_size=32)
+    return decoder.build(config, tokens, folder if folder.is_dir() else None), tokens
+
+
+def _translator(folder: Path) -> tuple[Any, Any]:
+    config = Model(family="m2m_100", hidden_size=16, num_layers=2, num_heads=2, intermediate_size=32)
+    tokens = test_translation.tokens()
+    return translator.build(config, tokens, folder if folder.is_dir() else None), tokens
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning:transformers")
+@pytest.mark.parametrize(
+    ("objective", "family", "opened"),
+    [("tagging", "bert", _tagger), ("causal", "llama", _llama), ("translation", "m2m_100", _translator)],
+)
+def test_an_adapter_of_every_kind_of_model_becomes_a_bundle_with_its_backbone(
+    tmp_path: Path, objective: str, family: str, opened: Callable[[Path], tuple[Any, Any]]
+) -> None:
+    backbones = [tmp_path / "one", tmp_path / "other"]
+    for folder in backbones:
+        torch.manual_seed(backbones.index(folder))
+        network, tokens = opened(folder)
+        for parameter in network.parameters():
+            parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
+        backbone.export(network, tokens, dict(network.named_parameters()), folder)
+
+    def write(weights: Path) -> None:
+        network, tokens = opened(backbones[0])
+        digest = adapters.digest(network)
+        wrapped = adapters.add(network, Adapter(kind="lora"))
+        moved = {name: one.detach() + 0.1 for name, one in network.named_parameters() if one.requires_grad}
+        adapters.export(wrapped, digest, objective, tokens, moved, weights)
+
+    def run(name: str, folder: Path) -> str:
+        overrides = [f"objective.name={objective}", f"model.family={family}", f"model.path={folder}"]
+        root = tmp_path / "runs" / name
+        trained_on = configured(tmp_path, *overrides, "adapter.kind=lora", f"run.name={name}")
+        ended(root, write, WEAK, trained_on)
+        if objective == "tagging":
+            (root / "labels.json").write_text(json.dumps(test_labels.TAGS))
+        return str(root)
+
+    registry = open_registry(configured(tmp_path))
+    name = bundle.make(run("fits", backbones[0]), registry)
+    place = Path(registry.place("bundles", name))
+    assert seal.digest(place / "weights") == seal.digest(backbones[0])
+    assert (place / "adapter" / "adapter_model.safetensors").is_file()
+    with pytest.raises(ConfigError, match=r"was trained on the backbone [0-9a-f]{12} and this one is"):
+        bundle.make(run("moved", backbones[1]), registry)

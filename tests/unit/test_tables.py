@@ -102,13 +102,42 @@ def test_conll_words_and_tags_stay_side_by_side(tmp_path: Path) -> None:
         good(0, "Regnet es", "O O"),
         good(1, "Weck mich", "O B-who"),
         good(2, "Weiter so", "O O"),
-        bad(3, "a word without column 3"),
+        bad(3, "a word without column 3; columns are apart by tabs"),
     ]
     assert read_file(listed(tmp_path / "x.conllu", text="1", pair="intent")) == [
         good(0, "Regnet es", "weather/find"),
         good(1, "Weck mich", "alarm/set"),
         bad(2, "no line '# intent = ...' before the sentence"),
         bad(3, "no line '# intent = ...' before the sentence"),
+    ]
+
+
+CONLLU = """\
+# text = Wir gehen zum Haus .
+1\tWir\tPRON
+2\tgehen\tVERB
+3-4\tzum\t_
+3\tzu\tADP
+4\tdem\tDET
+5\tHaus\tNOUN
+5.1\tgehen\tVERB
+
+1\ta\tX
+2\t\ufeff\tX
+
+"""
+
+
+def test_the_lines_of_conll_that_are_no_words_are_none(tmp_path: Path) -> None:
+    (tmp_path / "x.conllu").write_text(CONLLU, encoding="utf-8")
+    assert read_file(listed(tmp_path / "x.conllu", text="1", pair="2")) == [
+        good(0, "Wir gehen zu dem Haus", "PRON VERB ADP DET NOUN"),
+        bad(1, "a word without column 1; columns are apart by tabs"),
+    ]
+    (tmp_path / "y.conll").write_text("-DOCSTART-\tO\n\n1-2\tO\nBayern\tB-ORG\n\na O\n", encoding="utf-8")
+    assert read_file(listed(tmp_path / "y.conll", text="0", pair="1")) == [
+        good(0, "1-2 Bayern", "O B-ORG"),
+        bad(1, "a word without column 1; columns are apart by tabs"),
     ]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+import transformers
 
 from mlray.config import Adapter, ConfigError, Evaluation, Model, Objective, Tokenizer, Train
 from mlray.corpus import packing
@@ -236,6 +237,17 @@ def test_batches_are_of_like_length_and_hold_every_row_once() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning:transformers")
+def test_the_bias_of_the_logits_is_written_with_the_weights(tmp_path: Path) -> None:
+    network = model("mbart")
+    network.model.final_logits_bias[0, 7] = 5.0  # a buffer: nothing trains it
+    backbone.export(network, tokens(), dict(network.named_parameters()), tmp_path)
+    plain = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
+    config = Model(family="mbart", path=str(tmp_path), dropout=0.0)
+    for opened in (plain, translator.build(config, tokens(), tmp_path).model):
+        assert opened.final_logits_bias[0, 7] == 5.0
+        assert opened.final_logits_bias.abs().sum() == 5.0
+
+
 @pytest.mark.parametrize(("family", "kind"), [("m2m_100", "lora"), ("m2m_100", "ia3"), ("mbart", "dora")])
 def test_adapters_of_both_stacks_are_trained_saved_opened_by_the_writer_and_merged(
     family: str, kind: str, tmp_path: Path

@@ -219,15 +219,15 @@ def test_bad_rows_keep_their_task(tmp_path: Path) -> None:
     ("values", "message"),
     [
         ({"part": (0.5, 0.5)}, "holds no row; the first must be below the last"),
-        ({"label_map": "map.csv:a:b"}, "needs corpus.sources\\[\\].pair, the column of the labels"),
-        ({"part_by": "id"}, "format=text has no column 'id'; leave corpus.sources\\[\\].part_by out"),
+        ({"label_map": "map.csv:a:b"}, "needs sources\\[\\].pair, the column of the labels"),
+        ({"part_by": "id"}, "format=text has no column 'id'; leave sources\\[\\].part_by out"),
         ({"pair": "tab", "part_by": "id"}, "format=text has no column 'id'"),
         ({"format": "file", "part_by": "text"}, "format=file has no column 'text'"),
         (
             {"format": "squad", "part_by": "title"},
             "or take one of answer, id, others, paragraph, question, sentences",
         ),
-        ({"language": "column:l"}, "format=text has no columns; set corpus.sources\\[\\].language"),
+        ({"language": "column:l"}, "format=text has no columns; set sources\\[\\].language"),
     ],
 )
 def test_what_the_format_cannot_give_is_refused(tmp_path: Path, values: dict[str, Any], message: str) -> None:

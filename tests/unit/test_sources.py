@@ -105,7 +105,7 @@ def test_name_without_language_is_an_error(rule: str, name: str, tag: str, tmp_p
 
 @pytest.mark.parametrize("name", ["README", "de.xml", "de.txt.bz2"])
 def test_unknown_format_is_an_error(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"unknown file type; set corpus\.sources"):
+    with pytest.raises(ConfigError, match=r"unknown file type; set sources\[\]\.format"):
         only(tmp_path, name, Source(uri=str(tmp_path), language="de"))
 
 

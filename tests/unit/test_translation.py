@@ -135,9 +135,9 @@ def test_smoothed_loss_by_hand() -> None:
 
 def test_what_is_no_direction_or_has_no_token_is_refused() -> None:
     encoder = tokenizer.encoder(tokens())
-    with pytest.raises(ConfigError, match="in a language such as en-de, and the corpus has 'de'"):
+    with pytest.raises(ConfigError, match="in a language such as en-de, and a source is in 'de'"):
         translation.pairs(encoder, ["en-de", "de"], LENGTH)
-    with pytest.raises(ConfigError, match="the corpus has 'pt-BR'"):
+    with pytest.raises(ConfigError, match="a source is in 'pt-BR'"):
         translation.pairs(encoder, ["pt-BR"], LENGTH)
     assert translation.directions(["en-zh-Hans", "pt-BR-de"]) == [("en", "zh-Hans"), ("pt-BR", "de")]
     with pytest.raises(ConfigError, match="no token for the language 'fr', only for de, en"):

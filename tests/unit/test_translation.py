@@ -236,7 +236,6 @@ def test_batches_are_of_like_length_and_hold_every_row_once() -> None:
     assert batches == [[6], [1], [3, 4, 0], [5, 2]]
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning:transformers")
 def test_the_bias_of_the_logits_is_written_with_the_weights(tmp_path: Path) -> None:
     network = model("mbart")
     network.model.final_logits_bias[0, 7] = 5.0  # a buffer: nothing trains it
@@ -248,6 +247,7 @@ def test_the_bias_of_the_logits_is_written_with_the_weights(tmp_path: Path) -> N
         assert opened.final_logits_bias.abs().sum() == 5.0
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning:transformers")
 @pytest.mark.parametrize(("family", "kind"), [("m2m_100", "lora"), ("m2m_100", "ia3"), ("mbart", "dora")])
 def test_adapters_of_both_stacks_are_trained_saved_opened_by_the_writer_and_merged(
     family: str, kind: str, tmp_path: Path

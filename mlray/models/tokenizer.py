@@ -106,7 +106,7 @@ def train(
     if model.get_vocab_size() < config.vocab_size:
         raise ConfigError(
             f"tokenizer.vocab_size={config.vocab_size} is larger than the text allows: "
-            f"{model.get_vocab_size()} tokens were found; lower it or raise tokenizer.train_rows"
+            f"{model.get_vocab_size()} tokens were found; set it to that or less, or take more text"
         )
     if config.algorithm == "unigram":
         model = _in_order(model, len(special))

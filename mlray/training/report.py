@@ -73,25 +73,16 @@ def save(report: dict[str, Any], root: str, config: RunConfig) -> None:
 
 
 def plot(report: dict[str, Any]) -> bytes:
-    """Validation loss per language over the steps, and their mean (PNG)."""
-    steps = [entry["step"] for entry in report["validations"]]
+    """Validation loss per language over the steps, and their mean; of training where nothing is held out (PNG)."""
     last = report["validations"][-1]["languages"]
     names = sorted((name for name in last if name != _MACRO), key=lambda name: -last[name]["loss"])
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.subplots()
-    colors = _colors(len(names))
-    for number, (color, name) in enumerate(zip(colors, names, strict=True)):
-        values = [entry["languages"].get(name, {}).get("loss") for entry in report["validations"]]
-        label = f"{name}  {last[name]['loss']:.2f}" if number < _NAMED else None
-        axes.plot(steps, values, color=color, linewidth=1.4, label=label)
-    if _MACRO in last:
-        values = [entry["languages"].get(_MACRO, {}).get("loss") for entry in report["validations"]]
-        axes.plot(steps, values, "k--", linewidth=2.4, label=f"mean  {last[_MACRO]['loss']:.2f}")
-    axes.set(
-        xlabel="step",
-        ylabel="validation loss (nats a prediction)",
-        title=f"Loss per language: {report['run']}",
-    )
+    if names:
+        _draw_languages(axes, report["validations"], names)
+    else:
+        _draw_training(axes, report["losses"])
+    axes.set(xlabel="step", title=f"Loss: {report['run']}")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     columns = 1 if len(names) <= 20 else 2
@@ -100,6 +91,25 @@ def plot(report: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=130)
     return buffer.getvalue()
+
+
+def _draw_languages(axes: Any, validations: list[dict[str, Any]], names: list[str]) -> None:
+    steps, last = [entry["step"] for entry in validations], validations[-1]["languages"]
+    colors = _colors(len(names))
+    for number, (color, name) in enumerate(zip(colors, names, strict=True)):
+        values = [entry["languages"].get(name, {}).get("loss") for entry in validations]
+        label = f"{name}  {last[name]['loss']:.2f}" if number < _NAMED else None
+        axes.plot(steps, values, color=color, linewidth=1.4, label=label)
+    if _MACRO in last:
+        values = [entry["languages"].get(_MACRO, {}).get("loss") for entry in validations]
+        axes.plot(steps, values, "k--", linewidth=2.4, label=f"mean  {last[_MACRO]['loss']:.2f}")
+    axes.set_ylabel("validation loss (nats a prediction)")
+
+
+def _draw_training(axes: Any, losses: list[Any]) -> None:
+    label = f"training  {losses[-1][1]:.2f}" if losses else "training"
+    axes.plot([one[0] for one in losses], [one[1] for one in losses], "k", label=label)
+    axes.set_ylabel("training loss (nats a prediction)")
 
 
 def _colors(count: int) -> list[Any]:

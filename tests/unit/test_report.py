@@ -78,6 +78,16 @@ def test_plot_draws_a_line_for_each_language_and_the_mean() -> None:
     assert dark > 500  # axes, text and the dashed mean
 
 
+def test_where_nothing_is_held_out_the_training_loss_is_drawn() -> None:
+    barren = {**finished(), "validations": [{"step": 0, "languages": {}}, {"step": 9, "languages": {}}]}
+    drawn, empty = (
+        image.imread(io.BytesIO(report.plot({**barren, "losses": losses})), format="png")[:, :800]
+        for losses in ([(1, 3.0, 0), (9, 1.0, 0)], [(1, 3.0, 0)])
+    )
+    dark = [int((pixels[..., :3].sum(axis=-1) < 0.3).sum()) for pixels in (drawn, empty)]
+    assert dark[0] > dark[1] + 500  # a line and no lone point
+
+
 def test_the_legend_of_many_languages_ends_on_the_plot() -> None:
     found = finished()
     for entry in found["validations"]:

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from mlray import languages, storage
 from mlray.config import ConfigError, Objective, RunConfig, Source
+from mlray.console import left_out
 from mlray.corpus import lines, sources, testsets
 from mlray.corpus.cleaning import fold
 from mlray.corpus.testsets import Case
@@ -259,5 +260,5 @@ def show(leakage: Leakage, console: Console) -> None:
             )
     read, skipped = leakage.about["training_rows"], leakage.about["skipped"]
     console.print(f"{read:,} training rows were read, and {skipped:,} that training refuses were skipped")
-    if left_out := leakage.about["left_out"]:
-        console.print(f"bad test rows left out: {len(left_out):,}, the first: {left_out[0]}", markup=False)
+    if bad := leakage.about["left_out"]:
+        console.print(left_out(bad, "bad test rows"), markup=False)

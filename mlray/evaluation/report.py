@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mlray.config import ConfigError
+from mlray.console import left_out
 
 LOWER_IS_BETTER = {"TER", "own above", "others above", "language bias"}
 _NOTES = {
@@ -56,8 +57,8 @@ class Report:
         for language, counts in self.about.get("unknown_labels", {}).items():
             told = ", ".join(f"{label} ({number:,})" for label, number in counts.items())
             result.append(f"{language}: labels that the training did not know count as wrong: {told}")
-        if left_out := self.about.get("left_out"):
-            result.append(f"bad rows left out: {len(left_out):,}, the first: {left_out[0]}")
+        if bad := self.about.get("left_out"):
+            result.append(left_out(bad))
         return result
 
     def summary(self, task: str) -> dict[str, dict[str, Any]]:

@@ -36,8 +36,7 @@ def load(
     """
     try:
         settings = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, **names)
-        if settings.model_type != config.family:  # of which `kind` may know nothing
-            raise ConfigError(f"{config.path} is a {settings.model_type} checkpoint; set model.family to it")
+        check_family(settings.model_type, config)  # `kind` may know nothing of another
         _set_dropout(settings, config)
         model, told = kind.from_pretrained(
             folder,
@@ -75,6 +74,16 @@ def _set_dropout(settings: Any, config: ModelConfig) -> None:
     for name, rate in rates.items():
         if rate is not None and hasattr(settings, name):
             setattr(settings, name, rate)
+
+
+def check_family(found: str, config: ModelConfig) -> None:
+    """Refuses a checkpoint of another family than that of the section.
+
+    Raises:
+        ConfigError: it names the checkpoint and its family.
+    """
+    if found != config.family:
+        raise ConfigError(f"{config.path} is a {found} checkpoint; set model.family to it")
 
 
 def check_loaded(

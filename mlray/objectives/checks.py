@@ -14,6 +14,7 @@ from mlray.config import Model as ModelConfig
 from mlray.config import Objective as ObjectiveConfig
 from mlray.corpus import records, testsets
 from mlray.corpus.sources import SourceFile
+from mlray.models import loading
 from mlray.objectives.table import HEADS, OBJECTIVES
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -63,8 +64,7 @@ def _check_kind(model: ModelConfig, uri: str, settings: Storage) -> None:
         found = json.loads(storage.read_bytes(place, settings)).get("model_type", model.family)
     except (ValueError, AttributeError):
         raise ConfigError(f"model.path={uri}: its config.json is no JSON object") from None
-    if found != model.family:
-        raise ConfigError(f"{uri} is a {found} checkpoint; set model.family to it")
+    loading.check_family(found, model)
 
 
 def check_family(objective: ObjectiveConfig, model: ModelConfig) -> None:

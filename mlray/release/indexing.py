@@ -12,7 +12,7 @@ from rich.table import Table
 
 from mlray import storage
 from mlray.config import ConfigError, RunConfig, Source
-from mlray.console import wide
+from mlray.console import left_out, wide
 from mlray.corpus import vectors
 from mlray.models import backbone
 from mlray.release import bundle, markets
@@ -116,4 +116,4 @@ def _show(index: ProductIndex, refused: list[str], title: str) -> None:
     console = wide()
     console.print(table)
     if refused:
-        console.print(f"bad rows left out: {len(refused):,}, the first: {refused[0]}", markup=False)
+        console.print(left_out(refused), markup=False)

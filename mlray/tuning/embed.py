@@ -13,6 +13,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn
 
 from mlray import storage
 from mlray.config import ConfigError, RunConfig, Source
+from mlray.console import left_out
 from mlray.corpus import vectors
 from mlray.models import backbone, embedder
 from mlray.objectives.embedding import TextEmbedder
@@ -85,7 +86,7 @@ def open_embedder(config: RunConfig, model: str) -> TextEmbedder:
 
 
 def _told(refused: list[str]) -> str:
-    return f"; bad rows left out: {len(refused):,}, the first: {refused[0]}" if refused else ""
+    return f"; {left_out(refused)}" if refused else ""
 
 
 def _width(table: pa.Table) -> int:

@@ -128,9 +128,7 @@ def test_a_folder_beside_the_job_means_the_same_to_workers(
 
 
 def test_the_readme_names_the_run_that_a_configuration_starts_from() -> None:
-    makers = {
-        configuration.load(path).run.name: path.stem for path in CONFIGS if path.stem.split("_")[0] != "sweep"
-    }
+    makers = {configuration.load(path).run.name: path.stem for path in CONFIGS}
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     rows = [line.split("|")[1:3] for line in text.splitlines() if line.startswith("| `")]
     for path in CONFIGS:
